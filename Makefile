@@ -1,0 +1,50 @@
+# Every target does its own set-up in .venv: Python 3.10 or newer, git and make are enough, root is not needed.
+# `make` alone lists the targets. Another Python: make test PYTHON=python3.12
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs readme address
+
+BIN := .venv/bin
+CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python)
+METADATA := settings.ini pyproject.toml setup.py
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(shell test -t 2 || echo --quiet)
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no data, no network)
+	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --epochs 4 --split patient --pretrained no --out runs/demo
+
+test: export MALARIA_DATA = sample
+test: .venv/ready ## check the repository's rules, run every notebook, then every test
+	$(BIN)/python -m pytest -q -x --no-header --durations=0 --durations-min=5 tests/test_repo.py
+	$(BIN)/nbdev-test nbs --n-workers 1 --timing
+	$(BIN)/python -m pytest --ignore=tests/test_repo.py
+
+lab: .venv/ready ## open the notebooks in Jupyter
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+docs: .venv/docs ## build the site in _docs (start at _docs/index.html)
+	$(BIN)/python tools/make_docs.py
+
+readme: .venv/ready ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/make_readme.py
+
+address: .venv/ready ## write git_url of settings.ini wherever the repository's address is repeated
+	$(BIN)/python tools/set_address.py
+	$(BIN)/nbdev-export
+
+.venv/ready: $(METADATA)
+	@python=; old=; for p in $(CANDIDATES); do \
+	    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue; \
+	    "$$p" -c 'import venv, ensurepip' 2>/dev/null && { python=$$p; break; } || old=$$p; \
+	done; \
+	if [ -n "$$python" ]; then :; \
+	elif [ -n "$$old" ]; then echo "$$old cannot make environments: install its venv package (Debian, Ubuntu: python3-venv) or name another one: make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3" >&2; exit 1; \
+	else echo "No Python 3.10 or newer among: $(CANDIDATES). Install one, or name it: make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	[ -x $(BIN)/python ] || { echo "Setting up .venv with $$($$python --version): once, some minutes."; "$$python" -m venv .venv; }
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv/docs: .venv/ready
+	$(PIP) --editable '.[dev,docs]'
+	@touch $@

@@ -1,0 +1,5 @@
+"Learn, and do, malaria cell classification with fastai."
+import warnings
+
+# fastai 2.8 compiles one of its functions while it is imported, and torch calls that deprecated; nobody here can mend it
+warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)

@@ -1,0 +1,39 @@
+"What the tests share: quiet libraries, no network, the drawn sample, and the real cells where there are any."
+import os
+os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
+
+import socket
+from pathlib import Path
+import pytest
+
+def pytest_collection_modifyitems(items):
+    "What uses the real cells is marked `real`; what is marked `real` is skipped, with the reason, where there are none."
+    there = os.environ.get('MALARIA_NIH_ZIP')
+    for o in items:
+        if 'nih_root' in getattr(o, 'fixturenames', ()): o.add_marker('real')
+        if o.get_closest_marker('real') and not there: o.add_marker(pytest.mark.skip(reason='MALARIA_NIH_ZIP names no archive'))
+
+@pytest.fixture(scope='session', autouse=True)
+def offline():
+    "Only this machine answers: a test that reaches for the network fails, on every machine alike."
+    connect = socket.socket.connect
+    def refuse(self, address):
+        if self.family!=socket.AF_UNIX and str(address[0]) not in ('127.0.0.1', '::1', 'localhost'):
+            raise OSError(f'tests are offline, and this one connects to {address}')
+        return connect(self, address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, 'connect', refuse)
+        yield
+
+@pytest.fixture(scope='session')
+def sample_root(tmp_path_factory):
+    "The folder of the drawn sample, drawn once. Do not write into it."
+    from malaria_fastai.source import draw_sample
+    return draw_sample(tmp_path_factory.mktemp('sample'))
+
+@pytest.fixture(scope='session')
+def nih_root(tmp_path_factory):
+    "The folder of the real cells, extracted once. Do not write into it."
+    from malaria_fastai.source import locate
+    return locate(Path(os.environ['MALARIA_NIH_ZIP']), folder=tmp_path_factory.mktemp('nih'))

@@ -1,0 +1,402 @@
+"""Rules of the repository that no single notebook can check.
+
+A rule is a function: the folder of a repository -> complaints, each beginning with the file's name. `RULES`, below, is the table:
+every rule beside the faults it must find. A rule has to be silent on this repository and on a small healthy one, and to name the
+file in which a fault was planted."""
+import ast,filecmp,json,os,re,shutil,subprocess,sys,tarfile,zipfile
+from configparser import ConfigParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+import pandas as pd
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from make_readme import readme
+from set_address import files,owner,owners,readdress,text_files
+try: import tomllib
+except ImportError: import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PKG = 'malaria_fastai'
+
+# Modules in the order of their notebooks' numbers, and what each may import of the others.
+MAY_IMPORT = dict(
+    source    = '',
+    cells     = 'source',
+    split     = 'source',
+    data      = 'source cells split',
+    learner   = 'source cells split data',
+    resume    = 'source cells split data learner',
+    interpret = 'source cells split data learner',
+    evaluate  = '',
+    report    = 'evaluate',
+    recipes   = '',
+    study     = 'source cells split data learner resume interpret evaluate report recipes',
+    deploy    = 'source cells split data learner',
+    cli       = 'source cells split interpret evaluate report recipes study deploy',
+    all       = 'source cells split data learner resume interpret evaluate report recipes study deploy cli')
+LIGHT = 'source cells split evaluate report recipes cli'.split() # these import neither torch nor fastai
+
+# ---- reading a repository
+
+def modules(tree):
+    "Name and path of every module that is exported from a notebook."
+    return {o.stem: o for o in sorted((tree/PKG).glob('*.py')) if not o.stem.startswith('_')}
+
+def notebooks(tree):
+    "Path, as text, and content of every notebook."
+    return {o.relative_to(tree).as_posix(): json.loads(o.read_text(encoding='utf-8')) for o in sorted((tree/'nbs').rglob('*.ipynb'))
+            if not any(p[0] in '._' for p in o.relative_to(tree).parts)}
+
+def code_cells(nb): return [(i, ''.join(c['source'])) for i,c in enumerate(nb['cells']) if c['cell_type']=='code']
+def outputs(nb): return [(i, o) for i,c in enumerate(nb['cells']) for o in c.get('outputs', [])]
+def directive(source, names): return re.search(rf'^#\|\s*({names})\b', source, re.M)
+
+def plain(source):
+    "A code cell as plain Python: magics become calls; None for a cell in another language."
+    if re.match(r'%%(?!(time|timeit|capture)\b)', re.sub(r'^(#.*)?\n', '', source, flags=re.M)): return None
+    return TransformerManager().transform_cell(source)
+
+def settings(tree):
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read_string((tree/'settings.ini').read_text(encoding='utf-8'))
+    return cfg['DEFAULT']
+
+def python(tree, code):
+    "Run `code` where `tree`'s package is the one that is imported; returns the last line of its complaint, or ''."
+    env = {k:v for k,v in os.environ.items() if k!='IN_TEST'} | {'PYTHONPATH': str(tree), 'PYTHONDONTWRITEBYTECODE': '1'}
+    out = subprocess.run([sys.executable, '-c', code], cwd=tree, env=env, capture_output=True, text=True)
+    return '' if not out.returncode else out.stderr.strip().splitlines()[-1]
+
+def copy(tree, to):
+    "Copy what git would commit."
+    for path in files(tree):
+        new = to/path.relative_to(tree)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, new)
+    return to
+
+# ---- the rules
+
+def siblings(path):
+    "The modules of this package that the file at `path` imports, at its top or inside a function."
+    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(o, ast.ImportFrom):
+            base = '.'.join([PKG]*bool(o.level) + [o.module or '']*bool(o.module))
+            names = [f'{base}.{a.name}' for a in o.names] if base==PKG else [base]
+        elif isinstance(o, ast.Import): names = [a.name for a in o.names]
+        elif isinstance(o, ast.Call) and re.search(r'import', ast.unparse(o.func)):
+            names = [a.value if a.value[0]!='.' else PKG+a.value for a in o.args if isinstance(a, ast.Constant) and a.value]
+        else: continue
+        yield from (n.split('.')[1] for n in names if n.startswith(f'{PKG}.'))
+
+def imports_go_one_way(tree):
+    for mod,path in modules(tree).items():
+        if mod not in MAY_IMPORT: yield f'{PKG}/{mod}.py is not in the table of modules'; continue
+        for o in sorted({*siblings(path)} - {*MAY_IMPORT[mod].split()} - {'_modidx'}): yield f'{PKG}/{mod}.py imports {o}'
+
+NO_TORCH = """
+import importlib,sys
+class Refuse:
+    def find_spec(self, name, *args):
+        if name.split('.')[0] in ('torch','fastai','torchvision','timm'): raise SystemError(f'imports {name}')
+sys.meta_path.insert(0, Refuse())
+"""
+
+def light_modules_stay_light(tree):
+    for mod in LIGHT:
+        if mod in modules(tree) and (said := python(tree, f'{NO_TORCH}import {PKG}.{mod}')): yield f'{PKG}/{mod}.py: {said}'
+
+UNTOUCHED = """
+import sys
+from types import ModuleType
+import torch, fastai.vision.all, fastai.callback.all
+
+def attributes():
+    homes = {m for n,m in sys.modules.items() if n.split('.')[0] in ('fastai','fastcore') and isinstance(m, ModuleType)}
+    homes |= {o for m in homes for o in vars(m).values() if isinstance(o, type) and o.__module__.split('.')[0] in ('fastai','fastcore','torch')}
+    homes |= {torch.nn.Module, torch.Tensor, torch.optim.Optimizer}
+    return {o: {k:v for k,v in vars(o).items() if k[:2]!='__' or callable(v)} for o in homes}
+
+def ours(v): return str(getattr(getattr(v, 'fget', v), '__module__', None)).split('.')[0] not in ('fastai','fastcore','torch')
+
+before = attributes()
+import malaria_fastai.all
+after = attributes()
+found = [f'{o.__name__}.{k}' for o,old in before.items() for k in {*old, *after[o]} if after[o].get(k) is not old.get(k)
+         and not isinstance(after[o].get(k), ModuleType) and (k not in after[o] or ours(after[o][k]))]
+if found: sys.exit('patches ' + ' '.join(sorted(found)))
+"""
+
+def fastai_is_left_alone(tree):
+    if 'all' in modules(tree) and (said := python(tree, UNTOUCHED)): yield f'{PKG}/all.py {said}'
+
+def notebooks_are_small(tree):
+    for name in notebooks(tree):
+        if (size := (tree/name).stat().st_size) > 300_000: yield f'{name} has {size/1000:.0f} KB, more than 300'
+
+MACHINE = re.compile(r'(?<![\w.~-])/(home|Users|root|tmp|work|farm|var/folders)/\w|(?<![\w.~-])/content/(?!drive)\w|\b[A-Z]:\\{1,2}Users', re.M)
+
+def no_path_of_a_machine(tree):
+    for path,text in text_files(tree):
+        if found := MACHINE.search(text): yield f'{path.relative_to(tree).as_posix()} names a place on one machine: {found[0]}…'
+
+REGISTRY = re.compile(r'(?i)pypi[.]org|pythonhosted[.]org|npmjs[.](com|org)|deb[.]debian[.]org|download[.]pytorch[.]org/whl')
+
+def no_registry_is_named(tree):
+    for path,text in text_files(tree):
+        if found := REGISTRY.search(text): yield f'{path.relative_to(tree).as_posix()} names a package registry: {found[0]}'
+
+def changed(tree, names, make):
+    "Of the files that `names` finds: those that `make`, run in a copy, changes, adds or removes."
+    with TemporaryDirectory() as tmp:
+        new = copy(tree, Path(tmp))
+        if said := python(new, make): yield said
+        for o in sorted({p.relative_to(t).as_posix() for t in (tree, new) for p in t.glob(names)}):
+            if not (tree/o).exists() or not (new/o).exists() or not filecmp.cmp(tree/o, new/o, shallow=False): yield o
+
+EXPORT = f"""
+from pathlib import Path
+from nbdev.doclinks import nbdev_export
+for o in Path('{PKG}').glob('*.py'): o.name=='__init__.py' or o.unlink()
+nbdev_export.__wrapped__()
+"""
+
+def export_in_sync(tree):
+    for o in changed(tree, f'{PKG}/*.py', EXPORT): yield f'{o} is not what nbdev-export writes from nbs'
+
+def notebooks_are_clean(tree):
+    for o in changed(tree, 'nbs/**/*.ipynb', 'from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()'):
+        yield f'{o} is not what nbdev-clean leaves'
+
+def notebooks_are_numbered(tree):
+    want = {f'nbs/api/{i:02}_{o}.ipynb': o for i,o in enumerate(MAY_IMPORT)}
+    for name,nb in notebooks(tree).items():
+        if not name.startswith('nbs/api/'): continue
+        exports = [m[1] for _,s in code_cells(nb) for m in re.finditer(r'^#\|\s*default_exp:?\s+(\S+)', s, re.M)]
+        if name not in want or exports!=[want[name]]: yield f'{name} exports {exports}; number, name and module must be those of the table'
+
+def tutorials_export_nothing(tree):
+    for name,nb in notebooks(tree).items():
+        if not name.startswith('nbs/api/') and any(directive(s, 'export[si]?|default_exp') for _,s in code_cells(nb)): yield f'{name} exports'
+
+def imports_stand_alone(tree):
+    for name,nb in notebooks(tree).items():
+        for i,source in code_cells(nb):
+            if directive(source, 'eval: *false') or 'nbdev_export()' in source or plain(source) is None: continue
+            kinds = {isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(plain(source)).body}
+            if len(kinds)==2: yield f'{name} mixes imports with other code in cell {i}, which breaks the site: give them a cell of their own'
+
+def parses_as_python_310(tree):
+    cells = [(f'{name}, cell {i}', plain(s)) for name,nb in notebooks(tree).items() for i,s in code_cells(nb)]
+    files = [(p.relative_to(tree).as_posix(), text) for p,text in text_files(tree) if p.suffix=='.py']
+    for name,text in cells+files:
+        try: text and ast.parse(text, feature_version=(3, 10))
+        except SyntaxError as e: yield f'{name} is not Python 3.10: {e}'
+
+NOISE = re.compile(r'\d%\|.*\|? *\d+/|\d(it/s|s/it)\b|<progress\b|progress \{|\r(?!\n)|\w+Warning: |Traceback \(most recent')
+
+def outputs_are_tidy(tree):
+    for name,nb in notebooks(tree).items():
+        for i,o in outputs(nb):
+            text = ''.join(''.join(t) for t in [o.get('text', ''), *(v for k,v in o.get('data', {}).items() if k.startswith('text/'))])
+            if o['output_type']=='error' or o.get('name')=='stderr' or NOISE.search(text):
+                yield f'{name} stores an error, a warning or a progress bar below cell {i}'
+
+def cells_ran_in_order(tree):
+    for name,nb in notebooks(tree).items():
+        ran = [c['execution_count'] for c in nb['cells'] if c.get('execution_count')]
+        if ran!=sorted({*ran}): yield f'{name} was not run from top to bottom: {ran}'
+
+def functions_are_short_and_said(tree):
+    for mod,path in modules(tree).items():
+        body = ast.parse(path.read_text(encoding='utf-8'))
+        for o in ast.walk(body):
+            if isinstance(o, ast.FunctionDef) and (n := o.end_lineno-o.body[0].lineno+1) > 40: yield f'{PKG}/{mod}.py: {o.name} has {n} lines'
+        for o in body.body:
+            if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name[0]!='_' and not ast.get_docstring(o):
+                yield f'{PKG}/{mod}.py: {o.name} does not say what it does'
+
+def requirements_are_said_once(tree):
+    seen = {}
+    for key,value in settings(tree).items():
+        if not key.endswith('requirements'): continue
+        names = [re.match(r'[\w.-]+', o)[0].lower().replace('_', '-') for o in value.split()]
+        for o in sorted({o for o in names if names.count(o)>1}): yield f'settings.ini: {key} names {o} twice'
+        for o,req in zip(names, value.split()):
+            if seen.setdefault(o, req)!=req: yield f'settings.ini: {o} is {seen[o]} here and {req} there'
+
+def metadata_agrees(tree):
+    s = settings(tree)
+    proj = tomllib.loads((tree/'pyproject.toml').read_text(encoding='utf-8'))['project']
+    cite = dict(re.findall(r'^(\S+): *"?(.*?)"?$', (tree/'CITATION.cff').read_text(encoding='utf-8'), re.M))
+    log = (tree/'CHANGELOG.md').read_text(encoding='utf-8')
+    pairs = [('pyproject.toml', proj['name'], s['lib_name']), ('pyproject.toml', proj['license'], s['license']),
+             ('pyproject.toml', proj['authors'][0]['name'], s['author']), ('pyproject.toml', proj['keywords'], s['keywords'].split()),
+             ('pyproject.toml', proj['urls']['Repository'], s['git_url']), ('pyproject.toml', proj['urls']['Documentation'], s['doc_url']),
+             ('CITATION.cff', cite['version'], s['version']), ('CITATION.cff', cite['license'], s['license']),
+             ('CITATION.cff', cite['repository-code'], s['git_url']), ('CITATION.cff', cite['url'], s['doc_url'])]
+    for name,there,here in pairs:
+        if there!=here: yield f'{name} says {there!r}, settings.ini {here!r}'
+    if s['version'] not in log: yield f"CHANGELOG.md does not know version {s['version']}"
+
+def one_address(tree):
+    for path,text in text_files(tree):
+        if strays := owners(text) - {owner(tree)}: yield f'{path.relative_to(tree).as_posix()} has the address of {strays}: run make address'
+
+def readme_is_made(tree):
+    text,pictures = readme(tree/'nbs/index.ipynb')
+    if (tree/'README.md').read_text(encoding='utf-8')!=text: yield 'README.md is not what make readme writes from nbs/index.ipynb'
+    for o,data in pictures.items():
+        if not (tree/o).exists() or (tree/o).read_bytes()!=data: yield f'{o} is not what make readme writes from nbs/index.ipynb'
+
+def links_lead_somewhere(tree):
+    ours = re.escape(settings(tree)['git_url']) + r'/(?:blob|tree)/main/'
+    for path,text in text_files(tree):
+        if path.suffix!='.md': continue
+        for own,link in re.findall(rf'\]\(({ours})?([^)#\s]+)', text):
+            if ':' in link: continue
+            if not ((tree if own else path.parent)/link).exists(): yield f'{path.relative_to(tree).as_posix()} links to {link}, which is not there'
+
+def no_real_cell_is_stored(tree):
+    real = {Path(o).name for o in pd.read_csv(tree/'data/facts/manifest.csv.gz', usecols=[0]).iloc[:, 0]}
+    yield from (f'{o.relative_to(tree).as_posix()} has the name of a real picture' for o in files(tree) if o.name in real)
+
+WHEEL = """
+import os,tarfile
+from pathlib import Path
+from setuptools import build_meta
+tarfile.open(build_meta.build_sdist('.')).extractall('unpacked')
+os.chdir(next(Path('unpacked').iterdir()))
+build_meta.build_wheel('../..')
+"""
+
+def wheel_is_whole(tree):
+    "The wheel, built from the source archive, holds the modules and the facts, and nothing else."
+    with TemporaryDirectory() as tmp:
+        new = copy(tree, Path(tmp))
+        if said := python(new, WHEEL): yield f'setup.py: {said}'; return
+        there = {o for o in zipfile.ZipFile(next(new.glob('*.whl'))).namelist() if '.dist-info/' not in o}
+    want = {f'{PKG}/{o.name}' for o in (tree/PKG).glob('*.py')} | {f'{PKG}/facts/{o.name}' for o in (tree/'data/facts').iterdir()}
+    for o in sorted(there ^ want): yield f'{o} is {"not " if o in want else ""}in the wheel'
+
+# ---- a small healthy repository, and faults to plant in it
+
+MOD,NB,TUT = f'{PKG}/cells.py','nbs/api/01_cells.ipynb','nbs/tutorials/01_lesson.ipynb'
+
+def write_nb(path, *sources):
+    "A notebook of code cells; a source that begins with `# ` is a markdown cell."
+    cells = [dict(cell_type='markdown', metadata={}, source=[s]) if s[:2]=='# ' else
+             dict(cell_type='code', metadata={}, source=s.splitlines(True), outputs=[], execution_count=None) for s in sources]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(cells=[dict(id=f'cell{i}', **c) for i,c in enumerate(cells)], metadata={}, nbformat=4, nbformat_minor=5)))
+
+@pytest.fixture(scope='session')
+def healthy(tmp_path_factory):
+    tree = tmp_path_factory.mktemp('healthy')
+    for o in 'settings.ini pyproject.toml setup.py MANIFEST.in CITATION.cff CHANGELOG.md LICENSE'.split(): shutil.copy(ROOT/o, tree)
+    write_nb(tree/'nbs/index.ipynb', '# A title')
+    write_nb(tree/'nbs/api/00_source.ipynb', '# source', '#| default_exp source', '#| export\ndef there():\n    "Say where."\n    return 1')
+    write_nb(tree/NB, '# cells', '#| default_exp cells', '#| export\nfrom malaria_fastai.source import *',
+             '#| export\ndef count():\n    "Count."\n    return there()')
+    write_nb(tree/TUT, '# A lesson', 'from malaria_fastai.cells import count', '%time count()')
+    (tree/'data/facts').mkdir(parents=True)
+    pd.DataFrame({'name': ['C1P1_IMG_1_cell_1.png']}).to_csv(tree/'data/facts/manifest.csv.gz', index=False)
+    (tree/PKG).mkdir()
+    (tree/PKG/'__init__.py').write_text('"A package."\n')
+    (tree/'README.md').write_text(readme(tree/'nbs/index.ipynb')[0])
+    assert not python(tree, f'from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()\n{EXPORT}')
+    return tree
+
+# A fault is what a complaint must begin with, mostly the file's name, and a function that plants it.
+def fault(name, change):
+    def plant(tree):
+        path = tree/name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(change(path.read_text(encoding='utf-8') if path.exists() else ''), encoding='utf-8')
+    return name,plant
+
+def add(name, text): return fault(name, lambda old: f'{old}{text}\n')
+def swap(name, a, b): return fault(name, lambda old: old.replace(a, b))
+def gone(name): return name, lambda tree: (tree/name).unlink()
+
+def cell(notebook, source, /, count=None, **output):
+    "Append a code cell, perhaps with its count and an output, to `notebook`."
+    def change(old):
+        nb = json.loads(old)
+        nb['cells'].append(dict(cell_type='code', id='fault', metadata={}, source=source.splitlines(True), execution_count=count,
+                                outputs=[output] if output else []))
+        return json.dumps(nb, indent=1, sort_keys=True, ensure_ascii=False)+'\n'
+    return fault(notebook, change)
+
+def shows(text, name='stdout'): return cell(TUT, 'f()', output_type='stream', name=name, text=[text])
+
+def blame(name, fault): return name,fault[1]
+
+PATCHES = """
+import fastai.learner
+from fastai.learner import Learner
+from torch import nn
+Learner.added = 1
+Learner.fit = lambda self: 1
+Learner.model = property(lambda self: 1)
+del Learner.predict
+nn.Module.moved = print
+fastai.learner.load_learner = lambda path: path
+"""
+
+RULES = {
+    imports_go_one_way: [add(MOD, 'from .learner import cnn_learner'), add(MOD, 'from malaria_fastai import learner'),
+        add(MOD, 'def f():\n    import malaria_fastai.learner'), add(MOD, 'def f():\n    from malaria_fastai.all import *'),
+        add(MOD, 'import importlib\nimportlib.import_module("malaria_fastai.learner")'), add(f'{PKG}/{"utils"}.py', 'x = 1')],
+    light_modules_stay_light: [add(MOD, 'import torch'), add(MOD, 'from fastai.vision.all import *'),
+        blame(MOD, add(f'{PKG}/source.py', 'def f(): pass\nimport timm'))],
+    fastai_is_left_alone: [blame(f'{PKG}/all.py patches Learner.added Learner.fit Learner.model Learner.predict Module.moved '
+        'fastai.learner.load_learner', add(f'{PKG}/all.py', PATCHES))],
+    notebooks_are_small: [cell(TUT, '#'*300_000)],
+    no_path_of_a_machine: [add('README.md', f'see /{"home"}/ann/cells'), shows(f'saved in /{"tmp"}/x1'), add(MOD, f'# C:\\{"Users"}\\ann'),
+        shows(f"PosixPath('/{'content'}/data')"), add('CHANGELOG.md', f'`/{"work"}/main`')],
+    no_registry_is_named: [add('README.md', f'https://py{"pi"}.org/project/fastai')],
+    export_in_sync: [add(MOD, 'x = 1'), blame(MOD, cell(NB, '#| export\nx = 1')), blame(MOD, gone(NB)), gone(MOD), add(f'{PKG}/old.py', 'x = 1')],
+    notebooks_are_clean: [cell(TUT, '1', count=3), swap(TUT, '"metadata": {}', '"metadata": {"tags": ["x"]}')],
+    notebooks_are_numbered: [swap(NB, 'default_exp cells', 'default_exp split'), add('nbs/api/05_source.ipynb', '{"cells": []}')],
+    tutorials_export_nothing: [cell(TUT, '#| export\nx = 1'), cell(TUT, '#|default_exp x'), cell('nbs/index.ipynb', '#| exports\nx = 1')],
+    imports_stand_alone: [cell(TUT, 'import os\nos.getcwd()'), cell(NB, '#| export\nfrom os import sep\nx = sep')],
+    parses_as_python_310: [cell(TUT, 'try: 1\nexcept* ValueError: 2'), cell(TUT, 'def f(:'), add(MOD, 'type X = int')],
+    outputs_are_tidy: [shows(' 50%|#####     | 5/10 [00:01<00:01,  4.9it/s]'), shows('oh', 'stderr'), shows('UserWarning: oh'), shows('a\rb'),
+        cell(TUT, 'f()', output_type='error', ename='E', evalue='', traceback=[]),
+        cell(TUT, 'f()', output_type='display_data', metadata={}, data={'text/html': ['<progress value=1>']})],
+    cells_ran_in_order: [('nbs/api/01_cells.ipynb', lambda t: [cell(NB, '1', count=o)[1](t) for o in (2, 1)])],
+    functions_are_short_and_said: [add(MOD, 'def f(): return 1'), add(MOD, 'class A: pass'), add(MOD, 'def f():\n    "F."\n'+'    1\n'*41)],
+    requirements_are_said_once: [swap('settings.ini', 'timm>=1.0.12', 'timm>=1.0.12 Timm'), add('settings.ini', 'x_requirements = timm>=2')],
+    metadata_agrees: [swap('CITATION.cff', 'version: 0', 'version: 9'), swap('pyproject.toml', 'Apache-2.0', 'MIT'),
+        swap('CHANGELOG.md', '0.1.0', 'none')],
+    one_address: [add('README.md', f'https://github.com/{"ann"}/malaria_fastai'), add(TUT, f'https://{"ann"}.github.io/malaria_fastai'),
+        blame('CITATION.cff', swap('settings.ini', 'github.com/', 'github.com/ann-'))],
+    readme_is_made: [add('README.md', 'More.'), blame('README.md', swap('nbs/index.ipynb', 'A title', 'Another'))],
+    links_lead_somewhere: [add('README.md', '[x](missing.md)'),
+        add('README.md', f'[x]({settings(ROOT)["git_url"]}/blob/main/missing.md)')],
+    no_real_cell_is_stored: [add('tests/C1P1_IMG_1_cell_1.png', 'x')],
+    wheel_is_whole: [blame(f'{PKG}/facts/x.json', add('data/facts/x.json', '{}')), blame('setup.py', gone('MANIFEST.in'))],
+}
+
+@pytest.mark.parametrize('rule', RULES, ids=lambda o: o.__name__)
+def test_holds_here(rule):
+    if found := [*rule(ROOT)]: pytest.fail('\n'.join(found), pytrace=False)
+
+@pytest.mark.parametrize('rule', RULES, ids=lambda o: o.__name__)
+def test_holds_in_a_healthy_repository(rule, healthy): assert [*rule(healthy)]==[]
+
+@pytest.mark.parametrize('rule,fault', [pytest.param(r, f, id=f'{r.__name__}-{i}') for r,fs in RULES.items() for i,f in enumerate(fs)])
+def test_finds_a_planted_fault(rule, fault, healthy, tmp_path):
+    blamed,plant = fault
+    tree = copy(healthy, tmp_path/'tree')
+    plant(tree)
+    found = [*rule(tree)]
+    assert any(o.startswith(blamed) for o in found), f'expected a complaint that begins with {blamed}, got {found}'
+
+def test_the_table_has_no_circle():
+    for i,(mod,may) in enumerate(MAY_IMPORT.items()): assert {*may.split()} <= {*list(MAY_IMPORT)[:i]}, mod
+
+def test_the_address_is_written_everywhere():
+    text = 'https://github.com/{0}/malaria_fastai https://{0}.github.io/malaria_fastai https://github.com/fastai/fastai'
+    assert readdress(text.format('bob'), 'ann')==text.format('ann')
