@@ -64,7 +64,7 @@ class OneClass(ValueError):
 
 # %% ../nbs/api/07_evaluate.ipynb #3ad74a07
 def _need(preds, *columns):
-    if not isinstance(preds, pd.DataFrame): raise BadPredictions(f"predictions must be a pandas table, got {type(preds).__name__}")
+    if not isinstance(preds, pd.DataFrame): raise BadPredictions(f"predictions must be a table, got {type(preds).__name__}")
     if missing := [c for c in columns if c not in preds]:
         raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
     if not len(preds): raise EmptyPredictions("the table of predictions has no row. Was a part of the split left empty?")
@@ -74,11 +74,12 @@ def _need(preds, *columns):
 
 def _check_positive(preds, positive):
     seen = set(preds['label'].unique()) | set(preds['pred'].dropna().unique() if 'pred' in preds else [])
-    if len(seen)>2: raise NotBinary(f"two classes are needed, found {len(seen)}: {sorted(map(str, seen))[:5]}. Evaluate one against the rest")
+    names = sorted(map(str, seen))
+    if len(seen)>2: raise NotBinary(f"two classes are needed, found {len(seen)}: {names[:5]}. Evaluate one against the rest")
     near = difflib.get_close_matches(str(positive).lower(), [str(s).lower() for s in seen], 1, .6)
     if positive in seen or (len(seen)<2 and not near): return
     hint = next((s for s in seen if near and str(s).lower()==near[0]), None)
-    raise NotBinary(f"no class is called {positive!r}, found {sorted(map(str, seen))}" + (f". Did you mean {hint!r}?" if hint else ''))
+    raise NotBinary(f"no class is called {positive!r}, found {names}" + (f". Did you mean {hint!r}?" if hint else ''))
 
 # %% ../nbs/api/07_evaluate.ipynb #a4fdffd3
 def _check_p(preds, positive):
@@ -253,7 +254,7 @@ def bootstrap(
     positive:str, # Name of the positive class
     draws:int=2000, # Number of draws
     seed:int=42, # Same seed, same draws
-    by:str='patient', # 'patient': honest. 'cell': as if cells were independent, to teach the difference or where no patient is known
+    by:str='patient', # 'patient', or 'cell': as if cells were independent, to teach or where no patient is known
     threshold:float=.5, # A cell with `p` at or above it is called positive
 )->pd.DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
@@ -342,10 +343,12 @@ def read_predictions(
 def _aligned(a, b):
     "Both tables in the order of `path`, if they hold the same cells with the same labels."
     for t in (a, b): _need(t, 'path', 'label', 'p')
-    if a['path'].duplicated().any() or b['path'].duplicated().any(): raise BadPredictions("a path occurs twice in a table of predictions")
+    if a['path'].duplicated().any() or b['path'].duplicated().any(): raise BadPredictions("a path occurs twice in one table")
+    lone = len(set(a['path']) ^ set(b['path']))
+    if lone: raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
     a,b = (t.sort_values('path').reset_index(drop=True) for t in (a, b))
-    if set(a['path'])!=set(b['path']): raise BadPredictions(f"the tables hold different cells: {len(set(a['path'])^set(b['path']))} are in one only")
-    if (odd := (a['label'].astype(str)!=b['label'].astype(str)).sum()): raise BadPredictions(f"{odd} cells have another label in the other table")
+    odd = (a['label'].astype(str)!=b['label'].astype(str)).sum()
+    if odd: raise BadPredictions(f"{odd} cells have another label in the other table")
     return a, b
 
 def paired_difference(
@@ -369,8 +372,8 @@ def per_patient(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
-)->pd.DataFrame: # One row per patient: infected, cells, positives, called, found, false_positives, sensitivity, fpr, share_true, share_called
-    "Count hits and false alarms of each patient; `sensitivity` is NaN for controls."
+)->pd.DataFrame: # One row per patient: whether infected, counts of cells, rates and shares in [0,1]; NaN where undefined
+    "Count hits and false alarms of each patient."
     check_predictions(preds, positive)
     _groups(preds, 'patient')
     y,said = preds['label']==positive, preds['p']>=threshold
@@ -390,7 +393,7 @@ def _limit(f, sd, s):
 def detection_limit(
     patients:pd.DataFrame, # As `per_patient` gives it
     cells:int=5000, # Red cells looked at in one patient
-)->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank and limit_of_detection (shares of infected cells, None if undefined)
+)->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection (shares of cells; None if undefined)
     "Work out which share of infected cells could be told from false alarms."
     controls,infected = patients[~patients.infected], patients[patients.infected]
     f,sd,s = controls.fpr.mean(), controls.fpr.std(), infected.sensitivity.mean()
@@ -402,11 +405,11 @@ def patient_scores(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
-)->pd.DataFrame: # A predictions table of patients: path, patient, label ('infected' or 'healthy'), p (share of cells called positive), cells
-    "Turn predictions of cells into one prediction per patient."
-    t = per_patient(preds, positive, threshold)
+)->pd.DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells
+    "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
+    t = per_patient(preds, positive, threshold).reset_index()
     label = np.where(t.infected, 'infected', 'healthy')
-    return pd.DataFrame(dict(path=t.index, patient=t.index.astype('string'), label=label, p=t.share_called.to_numpy(), cells=t.cells.to_numpy()))
+    return pd.DataFrame(dict(path=t.patient, patient=t.patient.astype('string'), label=label, p=t.share_called, cells=t.cells))
 
 # %% ../nbs/api/07_evaluate.ipynb #d9bde14e
 class PatientOverlap(ValueError):
@@ -429,8 +432,9 @@ class Fitted:
         "Refuse predictions of a patient or a picture that it was chosen on."
         for column,mine in (('patient',self.patients), ('path',self.paths)):
             shared = mine & _known(preds, column)
-            if shared: raise PatientOverlap(f"this {self.kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
-                                            "Choose it on validation patients and judge it on others")
+            if shared: raise PatientOverlap(
+                f"this {self.kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
+                "Choose it on validation patients and judge it on others")
         return preds
 
     def to_dict(self)->dict: # Ready for JSON, without names of patients
@@ -440,8 +444,8 @@ class Fitted:
 def _known(preds, column): return frozenset(preds[column].dropna().astype(str)) if column in preds else frozenset()
 
 def _fitted(kind, value, preds, positive, **about):
-    about = dict(n=len(preds), patients=_n_patients(preds)) | about
-    return Fitted(kind, float(value), positive, negative_of(preds, positive), about, _known(preds, 'patient'), _known(preds, 'path'))
+    about,who = dict(n=len(preds), patients=_n_patients(preds)) | about, [_known(preds, c) for c in ('patient','path')]
+    return Fitted(kind, float(value), positive, negative_of(preds, positive), about, *who)
 
 # %% ../nbs/api/07_evaluate.ipynb #113d916e
 def _cut(p, k):
@@ -460,8 +464,8 @@ def _wanted(s, sensitivity, specificity):
 def choose_threshold(
     valid:pd.DataFrame, # Predictions of validation patients; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    sensitivity:float|None=None, # Wanted share of the positive cells, in [0,1]; the highest threshold that finds it is taken
-    specificity:float|None=None, # Or: wanted share of the negative cells, in [0,1]; the lowest threshold that leaves it alone is taken
+    sensitivity:float|None=None, # Wanted share of the positive cells, in [0,1]; gives the highest such threshold
+    specificity:float|None=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
 )->Fitted: # The threshold, with what it reached on `valid`
     "Choose the threshold that reaches a wanted sensitivity or specificity."
     if (sensitivity is None)==(specificity is None): raise ValueError("give either sensitivity= or specificity=")
@@ -470,7 +474,8 @@ def choose_threshold(
     s = _scores(valid, positive)
     value = _cut(s.p[s.ends], _wanted(s, sensitivity, specificity))
     reached = metrics(valid, positive, value)
-    return _fitted('threshold', value, valid, positive, aim=aim, wanted=float(wanted), **{k: reached[k] for k in ('sensitivity','specificity')})
+    return _fitted('threshold', value, valid, positive, aim=aim, wanted=float(wanted),
+                   sensitivity=reached['sensitivity'], specificity=reached['specificity'])
 
 # %% ../nbs/api/07_evaluate.ipynb #d974a3ca
 def apply_threshold(
@@ -507,8 +512,9 @@ def operating_points(
     found = _decisions(np.ones((1,len(test))), s, cuts).iloc[0]
     ci = interval(pd.concat([_decisions(w, s, cuts) for w in _weights(s, draws, seed)])) if s.n_groups>1 else {}
     sens,spec = range(len(cuts)), range(len(cuts), 2*len(cuts))
-    return [dict(aim=f.about['aim'], wanted=f.about['wanted'], threshold=f.value, sensitivity=_plain(found[i]), sensitivity_ci=ci.get(i),
-                 specificity=_plain(found[j]), specificity_ci=ci.get(j)) for f,i,j in zip(fitted, sens, spec)]
+    return [dict(aim=f.about['aim'], wanted=f.about['wanted'], threshold=f.value,
+                 sensitivity=_plain(found[i]), sensitivity_ci=ci.get(i), specificity=_plain(found[j]), specificity_ci=ci.get(j))
+            for f,i,j in zip(fitted, sens, spec)]
 
 # %% ../nbs/api/07_evaluate.ipynb #9d11adcd
 def _bins(p, bins): return np.minimum((np.asarray(p)*bins).astype(int), bins-1)
@@ -572,7 +578,7 @@ def fit_temperature(
     from scipy.optimize import minimize_scalar
     check_predictions(valid, positive)
     if valid['label'].nunique()<2: raise OneClass("a temperature can only be fitted where there are cells of both classes")
-    best = minimize_scalar(lambda t: log_loss(valid, positive, np.exp(t)), bounds=np.log([.05,20]), method='bounded', options=dict(xatol=1e-6))
+    best = minimize_scalar(lambda t: log_loss(valid, positive, np.exp(t)), bounds=np.log([.05,20]), method='bounded')
     value = float(np.exp(best.x))
     return _fitted('temperature', value, valid, positive, log_loss=log_loss(valid, positive, value))
 
@@ -635,8 +641,9 @@ def patient_summary(
 )->dict: # infected, controls (counts), quantiles of sensitivity and fpr over patients, share_error, detection; ready for JSON
     "Sum up how patients differ."
     sick,well = patients[patients.infected], patients[~patients.infected]
-    return dict(infected=len(sick), controls=len(well), sensitivity=_quantiles(sick.sensitivity), fpr_infected=_quantiles(sick.fpr),
-                fpr_controls=_quantiles(well.fpr), false_positives_controls=int(well.false_positives.sum()), cells_controls=int(well.cells.sum()),
+    return dict(infected=len(sick), controls=len(well), sensitivity=_quantiles(sick.sensitivity),
+                fpr_infected=_quantiles(sick.fpr), fpr_controls=_quantiles(well.fpr),
+                false_positives_controls=int(well.false_positives.sum()), cells_controls=int(well.cells.sum()),
                 share_error=_plain((patients.share_called-patients.share_true).abs().mean()), detection=detection_limit(patients))
 
 # %% ../nbs/api/07_evaluate.ipynb #a2e1a950
@@ -658,15 +665,17 @@ def patient_rule(
     specificity:float=.9, # Wanted share of the healthy patients that are left alone
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-)->dict|None: # share (above which a patient is called infected), wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
+)->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
     a,b = (patient_scores(t, positive, threshold) for t in (valid, test))
     if a.label.nunique()<2 or b.label.nunique()<2: return None
     share = choose_threshold(a, 'infected', specificity=specificity)
     share.check(b)
-    found,(tn,fp,fn,tp) = evaluate(b, 'infected', share.value, draws, seed), confusion(b, 'infected', share.value).to_numpy().ravel()
+    found = evaluate(b, 'infected', share.value, draws, seed)
+    tn,fp,fn,tp = confusion(b, 'infected', share.value).to_numpy().ravel()
     kept = {k: found[k] for k in ('n_positive','n_negative','auc','auc_ci','sensitivity','specificity')}
-    return dict(share=share.value, wanted=specificity) | kept | dict(sensitivity_ci=wilson(tp, tp+fn), specificity_ci=wilson(tn, tn+fp))
+    return (dict(share=share.value, wanted=specificity) | kept
+            | dict(sensitivity_ci=wilson(tp, tp+fn), specificity_ci=wilson(tn, tn+fp)))
 
 def calibration(
     valid:pd.DataFrame, # Predictions of validation patients
@@ -676,8 +685,8 @@ def calibration(
     "Fit a temperature on `valid` and measure on `test` what it does."
     fitted = fit_temperature(valid, positive)
     tables = [test, apply_temperature(test, fitted)]
-    return dict(temperature=fitted.value, ece=[ece(t, positive) for t in tables], log_loss=[log_loss(t, positive) for t in tables],
-                brier=[metrics(t, positive)['brier'] for t in tables])
+    return dict(temperature=fitted.value, ece=[ece(t, positive) for t in tables],
+                log_loss=[log_loss(t, positive) for t in tables], brier=[metrics(t, positive)['brier'] for t in tables])
 
 # %% ../nbs/api/07_evaluate.ipynb #133cbb1b
 def _choices(valid, test, positive, threshold, draws, seed):
@@ -687,7 +696,8 @@ def _choices(valid, test, positive, threshold, draws, seed):
         if t['label'].nunique()<2: return none | dict(refused=f"there are no {name} cells of both classes")
     try: points = operating_points(valid, test, positive, draws=draws, seed=seed)
     except PatientOverlap as e: return none | dict(refused=str(e))
-    rule = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed) if has_patients(valid) and has_patients(test) else None
+    grouped = has_patients(valid) and has_patients(test)
+    rule = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed) if grouped else None
     return dict(rule=rule, thresholds=points, calibration=calibration(valid, test, positive), refused=None)
 
 def examine(
@@ -696,7 +706,7 @@ def examine(
     threshold:float=.5, # A cell with `p` at or above it is called positive
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-)->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON, None where it cannot be computed
+)->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON
     "Look at the predictions of a run from every side."
     _need(preds, 'split')
     valid,test = (preds[preds['split']==s] for s in ('valid','test'))

@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -211,6 +212,11 @@ class OneCycle(Callback):
         pct = (i-up)/max(1, n-up)
         return _cos(self.lr_max, self.end, pct),float(_cos(*self.ends[::-1], pct))
 
+    def config(self)->dict:
+        "What a continued run must have in common with its beginning."
+        return dict(kind='one cycle', lr_max=self.lr_max.tolist(), start=self.start.tolist(), end=self.end.tolist(), moms=list(self.ends),
+                    pct_start=self.pct_start, tot_epochs=self.tot_epochs)
+
     def before_batch(self):
         lr,mom = self.at(self.epoch*self.n_iter + self.iter, self.n_iter*self.tot_epochs)
         self.opt.set_hyper('lr', lr.tolist())
@@ -233,10 +239,11 @@ class Recorder(_Recorder):
     def before_fit(self):
         names = ['train_loss', 'valid_loss', *self.metrics.attrgot('name')]
         self.metric_names = L('epoch', *names, 'time')
-        if not self.learn.fitting: return
-        if self.learn.first_epoch == 0 or not self.stages:
-            self.stages.append(len(self.losses))
-            self.smooth_loss.reset()
+
+    def begin_stage(self):
+        "From here on, epochs are counted from 0 again."
+        self.stages.append(len(self.losses))
+        self.smooth_loss.reset()
 
     def rewind(self,
         epoch:int # The epoch of the present stage that comes next
@@ -373,7 +380,8 @@ class Draws(Callback):
     order = -20
     def before_train(self):
         dl = self.dls.train
-        if hasattr(dl, 'seed'): dl.stage,dl.epoch = self.learn.stage,self.epoch
+        if hasattr(dl, 'seed'): dl.stage,dl.epoch,dl.first_batch = self.learn.stage,self.epoch,self.learn.first_batch*(self.epoch == self.learn.first_epoch)
+    def after_train(self): self.dls.train.first_batch = 0
     def before_batch(self):
         if self.training: torch.manual_seed(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1))
 
@@ -387,7 +395,8 @@ class CNNLearner(Learner):
         cbs=None,              # More callbacks
         **kwargs               # As in fastai's `Learner`
     ):
-        self.spec,self.seed,self.stage,self.first_epoch,self.fitting = spec,getattr(data, 'seed', 42),-1,0,False
+        self.spec,self.seed,self.stage = spec,getattr(data, 'seed', 42),-1
+        self.first_epoch,self.first_batch,self.fitting = 0,0,False
         own = [TrainEvalCallback, Recorder, CastToTensor, Progress, Draws]
         super().__init__(data, model, cbs=[*own, *L(cbs)], default_cbs=False, **kwargs)
 
@@ -399,13 +408,25 @@ class CNNLearner(Learner):
         self.dls = data
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
-        "Train from `start_epoch` to `n_epoch`; callbacks that know `jump_to_epoch` bring back what was reached."
+        "Train from `start_epoch` (a number, or 'last') to `n_epoch`; callbacks that know `jump_to_epoch` bring back what was reached."
         if len(self.dls.train) == 0: raise ValueError("there is nothing to train on: this bunch has no training batch")
-        if not 0 <= start_epoch < max(1, n_epoch): raise ValueError(f"start_epoch must lie in 0…{n_epoch-1}, got {start_epoch}")
-        self.first_epoch,self.fitting = start_epoch,True
-        if start_epoch == 0 or self.stage < 0: self.stage += 1
-        try: super().fit(n_epoch, lr, wd, L(cbs) + L(callbacks), reset_opt)
-        finally: self.fitting = False
+        if start_epoch != 'last' and not 0 <= start_epoch < max(1, n_epoch): raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch}")
+        cbs = L(cbs) + L(callbacks)
+        self.cycle = next((cb.config() for cb in cbs if hasattr(cb, 'config')), dict(kind='fit', lr=str(lr), tot_epochs=n_epoch))
+        self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
+        if start_epoch == 0: self.begin_stage()
+        try: super().fit(n_epoch, lr, wd, cbs, reset_opt)
+        finally: self.fitting,self.dls.train.first_batch = False,0
+
+    def begin_stage(self):
+        "Count epochs from 0 again; chance is drawn anew."
+        self.first_epoch = 0
+        self.stage += 1
+        self.recorder.begin_stage()
+
+    def all_batches(self):
+        self.n_iter = len(self.dl)
+        for o in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(*o)
 
     @contextmanager
     def no_bar(self):
@@ -413,12 +434,20 @@ class CNNLearner(Learner):
         with self.removed_cbs(L(self._grab_cbs(Progress))): yield self
 
     def _do_fit(self):
-        if self.first_epoch:
-            self.recorder.rewind(self.first_epoch)
-            for cb in self.cbs.sorted('order'):
-                if hasattr(cb, 'jump_to_epoch'): cb.jump_to_epoch(self.first_epoch)
+        if self.first_epoch != 0: self._continue()
         for self.epoch in range(self.first_epoch, self.n_epoch):
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+    def _continue(self):
+        "Bring back what was reached: from the files of a callback, or from this very learner."
+        back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
+        if any(back): return
+        if self.first_epoch == 'last': return self.begin_stage()
+        done = self.recorder.history
+        if not done or (done[-1]['stage'], done[-1]['epoch']) < (self.stage, self.first_epoch-1):
+            raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=[SaveModelCallback(learn, every='epoch', name=…)] "
+                             "with the name the run was saved under")
+        self.recorder.rewind(self.first_epoch)
 
 # %% ../nbs/api/04_learner.ipynb #3b172d20
 def _one_of(**pairs):
@@ -439,7 +468,7 @@ def fit_one_cycle(self:CNNLearner,
     wd:float|None=None,          # Weight decay; None is the learner's
     callbacks=None,              # Callbacks of this fit
     tot_epochs:int|None=None,    # Length of the whole cycle, where this fit is a piece of it
-    start_epoch:int|None=None,   # First epoch to train; the cycle goes on as if it had never stopped
+    start_epoch:int|str|None=None, # First epoch to train, or 'last': the cycle goes on as if it had never stopped
     *, n_epoch:int|None=None, lr_max=None, div:float|None=None, div_final:float|None=None, cbs=None, reset_opt:bool=False # fastai 2's names
 ):
     "Train with v1's one-cycle schedule."
@@ -454,6 +483,23 @@ def fit_one_cycle(self:CNNLearner,
     lrs = np.array([h['lr'] for h in self.opt.hypers])
     cycle = OneCycle(lrs, _one_of(div_factor=div_factor, div=div) or 25., pct_start, _one_of(final_div=final_div, div_final=div_final), moms[:2], tot)
     self.fit(n, lrs.tolist(), wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
+
+# %% ../nbs/api/04_learner.ipynb #cdcc567c
+@patch
+def load(self:CNNLearner,
+    file:str|Path,          # A name under `models/`, without its ending
+    device=None,            # Where to; None is that of the data
+    with_opt:bool|None=None,# The optimizer too: True says so where there is none; None takes it if it is there
+    strict:bool=True        # Every weight must match
+)->CNNLearner:
+    "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
+    folder = Path(self.path)/self.model_dir
+    if not (folder/f'{file}.pth').is_file():
+        there = sorted(p.stem for p in folder.glob('*.pth'))
+        raise FileNotFoundError(f"{file}.pth: no such file in {folder.name}; there is {', '.join(there[-6:]) or 'none'}")
+    with warnings.catch_warnings():
+        if with_opt is None: warnings.simplefilter('ignore')
+        return Learner.load(self, file, device=device, with_opt=with_opt is not False, strict=strict)
 
 # %% ../nbs/api/04_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func=partial(Adam, eps=1e-8), wd_bn_bias=True, head_bias=True, normalize=False)

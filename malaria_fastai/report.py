@@ -12,15 +12,15 @@ from pathlib import Path
 from string import Template
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk, curve_band,
-                                     evaluate, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
-                                     read_predictions, reliability, simulate_predictions)
+from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
+                                     curve_band, evaluate, examine, fit_temperature, has_patients, metrics, patient_scores,
+                                     per_patient, read_predictions, reliability, simulate_predictions)
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'plot_confusion', 'plot_roc', 'plot_pr', 'plot_losses',
            'plot_metrics', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability', 'plot_coverage',
-           'Markup', 'tag', 'joined', 'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'metrics_table',
-           'facts_table', 'write_report', 'examine_run']
+           'Markup', 'tag', 'joined', 'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'name_of',
+           'metrics_table', 'facts_table', 'write_report', 'examine_run']
 
 # %% ../nbs/api/08_report.ipynb #ec1f4081
 BLUE,ORANGE,GREEN,RED,GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -33,6 +33,8 @@ def _axes(ax, figsize=(4.2,3.2)):
 def _words(text):
     "Text for a figure, with no `$` taken for a formula."
     return str(text).replace('$', r'\$')
+
+def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
 
 def _share_axes(ax, x, y):
     ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
@@ -49,10 +51,10 @@ def plot_confusion(
     table,ax = confusion(preds, positive, threshold), _axes(ax, (3.8,3.2))
     counts = table.to_numpy()
     rows = np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(counts/rows, cmap=_see_through(), vmin=0, vmax=1)
-    for (i,j),n in np.ndenumerate(counts): ax.text(j, i, f'{n:,}\n{n/rows[i,0]:.1%}', ha='center', va='center', fontsize=12)
+    ax.imshow(counts/rows, cmap=_see_through(), vmin=0, vmax=1, aspect='auto')
+    for (i,j),n in np.ndenumerate(counts): ax.text(j, i, f'{n:,}\n{_percent(n/rows[i,0])}', ha='center', va='center', fontsize=12)
     names = [_words(c) for c in table.columns]
-    ax.set(xticks=[0,1], yticks=[0,1], xlabel='decision of the model', ylabel='true class', title=f'threshold on p: {threshold:.3g}')
+    ax.set(xticks=[0,1], yticks=[0,1], xlabel=f'decision of the model (p from {threshold:.3g} is positive)', ylabel='true class')
     ax.set_xticklabels(names)
     ax.set_yticklabels([f'{c}\n(n = {n:,})' for c,n in zip(names, counts.sum(1))])
     ax.spines[:].set_visible(False)
@@ -67,13 +69,14 @@ def _see_through():
 def _plot_band(preds, positive, kind, draws, seed, ax, name):
     band = curve_band(preds, positive, kind, draws, seed)
     who = 'patients' if has_patients(preds) else 'cells, patients unknown'
-    for a in (ax, _zoom(ax, kind)):
-        a.fill_between(band.x, band.lo, band.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
-        a.plot(band.x, band.y, color=BLUE, lw=1.8, label=name)
+    near = band[band.x<=.21] if kind=='roc' else band[band.x>=.79]
+    for a,b in ((ax, band), (_zoom(ax, kind), near)):
+        a.fill_between(b.x, b.lo, b.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
+        a.plot(b.x, b.y, color=BLUE, lw=1.8, label=name)
 
 def _zoom(ax, kind):
     "A window on the corner that matters."
-    a = ax.inset_axes([.48,.42,.48,.42] if kind=='roc' else [.12,.42,.48,.42])
+    a = ax.inset_axes([.57,.1,.4,.36] if kind=='roc' else [.1,.6,.44,.28])
     a.set(xlim=(0,.2) if kind=='roc' else (.8,1), ylim=(.8,1.005))
     a.tick_params(labelsize=7, length=2)
     ax.indicate_inset_zoom(a, edgecolor=GREY)
@@ -107,7 +110,10 @@ def plot_roc(
     ax.plot([0,1], [0,1], color=GREY, lw=1, ls=':', label='a coin')
     y,n = _sizes(preds, positive)
     _share_axes(ax, f'false positive rate (of {n:,} negative {unit})', f'sensitivity (of {y:,} positive {unit})')
-    ax.legend(frameon=False, loc='lower right', fontsize=9)
+    return _legend_above(ax)
+
+def _legend_above(ax):
+    ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.02,1), ncol=2, fontsize=9, borderaxespad=.2, columnspacing=1.2)
     return ax
 
 # %% ../nbs/api/08_report.ipynb #433c6fc8
@@ -121,13 +127,12 @@ def plot_pr(
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
     ax,found = _axes(ax, (4.2,3.6)), metrics(preds, positive, .5 if threshold is None else threshold)
-    _plot_band(preds, positive, 'pr', draws, seed, ax, _named(found['average_precision'], 'average precision'))
+    _plot_band(preds, positive, 'pr', draws, seed, ax, _named(found['average_precision'], 'mean precision'))
     _mark(ax, found['sensitivity'], found['precision'], threshold)
     y,n = _sizes(preds, positive)
-    ax.axhline(y/(y+n), color=GREY, lw=1, ls=':', label='every cell called positive')
+    ax.axhline(y/(y+n), color=GREY, lw=1, ls=':', label=f'base rate {y/(y+n):.3f}')
     _share_axes(ax, f'sensitivity, or recall (of {y:,} positive cells)', 'precision (of the cells called positive)')
-    ax.legend(frameon=False, loc='lower left', fontsize=9)
-    return ax
+    return _legend_above(ax)
 
 # %% ../nbs/api/08_report.ipynb #bc9c13c6
 def _numbers(history):
@@ -187,13 +192,13 @@ def plot_history(
 
 # %% ../nbs/api/08_report.ipynb #fbe3fede
 def _strips(t):
-    "Label, error rates and cells behind them, for each row of the strip."
+    "Label, colour, error rates and the cells behind them, for each row of the strip."
     sick,well = t[t.infected], t[~t.infected]
-    yield 'missed: positive cells\nof infected patients', BLUE, 1-sick.sensitivity, sick.positives
-    yield 'false alarms: negative cells\nof infected patients', ORANGE, sick.fpr, sick.cells-sick.positives
-    yield 'false alarms: cells of\nhealthy controls', GREEN, well.fpr, well.cells
+    yield 'missed: positive cells of infected patients', BLUE, 1-sick.sensitivity, sick.positives
+    yield 'false alarms: negative cells of infected patients', ORANGE, sick.fpr, sick.cells-sick.positives
+    yield 'false alarms: cells of healthy controls', GREEN, well.fpr, well.cells
 
-def _jitter(n): return (np.arange(n)*.618034%1-.5)*.55
+def _jitter(n): return (np.arange(n)*.618034%1-.5)*.5
 
 def plot_patients(
     preds:pd.DataFrame, # A predictions table with patients
@@ -202,14 +207,14 @@ def plot_patients(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
-    ax,names = _axes(ax, (6.4,3)), []
+    ax = _axes(ax, (4.2,3.8))
     for i,(name,color,x,n) in enumerate(_strips(per_patient(preds, positive, threshold))):
         x,n = x[n>0], n[n>0]
-        ax.scatter(100*x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.6, lw=0)
-        if len(x): ax.plot([100*x.median()]*2, [i-.38,i+.38], color=RED, lw=2)
-        names.append(f'{name} (n = {len(x)})')
-    ax.set(yticks=range(len(names)), ylim=(len(names)-.45,-.55), xlabel='cells called wrongly, % of the patient\'s cells of that kind')
-    ax.set_yticklabels(names)
+        ax.scatter(100*x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
+        if len(x): ax.plot([100*x.median()]*2, [i-.3,i+.3], color=RED, lw=2)
+        ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
+    ax.set(yticks=[], ylim=(2.45,-.62), xlabel="cells called wrongly, % of the patient's cells of that kind")
+    ax.spines['left'].set_visible(False)
     ax.grid(axis='x', alpha=.3)
     return ax
 
@@ -224,10 +229,11 @@ def plot_shares(
     ax,t = _axes(ax, (3.8,3.6)), per_patient(preds, positive, threshold)
     ax.plot([0,100], [0,100], color=GREY, lw=1, ls=':')
     for name,color,mark,part in (('infected',BLUE,'o',t[t.infected]), ('healthy',GREEN,'^',t[~t.infected])):
-        ax.scatter(100*part.share_true, 100*part.share_called, s=22, color=color, marker=mark, alpha=.6, lw=0, label=f'{name} (n = {len(part)})')
-    ax.set(xlabel='truly positive, % of the patient\'s cells\n(balanced by hand: no parasitaemia)', ylabel='called positive, %')
-    ax.legend(frameon=False, fontsize=9, title='patients')
-    return ax
+        ax.scatter(100*part.share_true, 100*part.share_called, s=22, color=color, marker=mark, alpha=.65, lw=0,
+                   label=f'{name} (n = {len(part)})')
+    ax.set(xlabel="truly positive, % of the patient's cells\n(balanced by hand: no parasitaemia)",
+           ylabel="called positive, % of the patient's cells")
+    return _legend_above(ax)
 
 # %% ../nbs/api/08_report.ipynb #ab7f7a74
 def _plot_reliability(ax, preds, positive, color, mark, name, draws, seed):
@@ -250,7 +256,8 @@ def plot_reliability(
     ax = _axes(ax, (4.2,3.6))
     r = _plot_reliability(ax, preds, positive, BLUE, 'o', 'as trained', draws, seed)
     if after is not None: _plot_reliability(ax, after, positive, ORANGE, 's', 'after temperature', draws, seed)
-    ax.bar(r.low, .18*r.n/r.n.max(), width=r.high-r.low, align='edge', color=GREY, alpha=.35, lw=0, label=f'cells (most in a bin: {r.n.max():,})')
+    ax.bar(r.low, .18*r.n/r.n.max(), width=r.high-r.low, align='edge', color=GREY, alpha=.35, lw=0,
+           label=f'cells (most in a bin: {r.n.max():,})')
     ax.plot([0,1], [0,1], color=GREY, lw=1, ls=':')
     _share_axes(ax, f'p of {_words(positive)}, mean in the bin', f'truly {_words(positive)}, share of the bin')
     ax.legend(frameon=False, loc='upper left', fontsize=9)
@@ -270,7 +277,8 @@ def plot_coverage(
     who = 'patients' if has_patients(preds) else 'cells, patients unknown'
     ax.fill_between(r.x, r.lo, r.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
     ax.plot(r.x, r.y, color=BLUE, lw=1.8, label='errors')
-    ax.set(xlim=(0,100.5), ylim=(0,None), xlabel=f'coverage: surest cells kept, % of {len(preds):,}', ylabel='risk: errors, % of the cells kept')
+    ax.set(xlim=(0,100.5), ylim=(0,None), xlabel=f'coverage: surest cells kept, % of {len(preds):,}',
+           ylabel='risk: errors, % of the cells kept')
     ax.legend(frameon=False, loc='upper left', fontsize=9)
     return ax
 
@@ -295,8 +303,8 @@ def joined(
 
 # %% ../nbs/api/08_report.ipynb #9493b9b9
 _INK = '#010203'
-_STYLE = {'font.size': 10, 'text.color': _INK, 'axes.edgecolor': _INK, 'axes.labelcolor': _INK, 'xtick.color': _INK, 'ytick.color': _INK,
-          'axes.titlesize': 10, 'svg.fonttype': 'none'}
+_STYLE = {'font.size': 10, 'svg.fonttype': 'none'} | dict.fromkeys(
+    ('text.color','axes.edgecolor','axes.labelcolor','xtick.color','ytick.color'), _INK)
 
 def svg_figure(
     draw, # Function of one matplotlib axes that draws on it
@@ -314,7 +322,9 @@ def svg_figure(
 def _inline(svg, about):
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
     svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{_safe(about)}">', svg, count=1)
-    return Markup(re.sub(r'<g id="[^"]*"', '<g', svg).replace('xlink:href', 'href').replace(_INK, 'currentColor').strip())
+    svg = re.sub(r'<g id="[^"]*"', '<g', re.sub(r'\n\s*', '\n', svg))
+    svg = re.sub(r'(?<= d=")[^"]*', lambda d: re.sub(r'(\.\d)\d+', r'\1', d[0]), svg)
+    return Markup(svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip())
 
 def _safe(text): return escape(str(text)).replace('\\', r'\\')
 
@@ -327,10 +337,12 @@ def read_run(
 )->dict: # folder, metrics (dict), environment (dict), history and preds (tables or None)
     "Read what a run left behind."
     folder = Path(folder)
-    if not (folder/'metrics.json').is_file(): raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
+    if not (folder/'metrics.json').is_file():
+        raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
     preds,history = folder/'predictions.csv', folder/'history.csv'
     return dict(folder=folder, metrics=_json(folder/'metrics.json'), environment=_json(folder/'environment.json'),
-                preds=read_predictions(preds) if preds.is_file() else None, history=pd.read_csv(history) if history.is_file() else None)
+                preds=read_predictions(preds) if preds.is_file() else None,
+                history=pd.read_csv(history) if history.is_file() else None)
 
 def _json(path):
     if not path.is_file(): return {}
@@ -340,13 +352,17 @@ def _json(path):
     return found
 
 # %% ../nbs/api/08_report.ipynb #a0e1ab6a
-def _percent(x): return f'{100*x:.4g} %'
+def _shares(leakage):
+    "Part, what is shared, and the share of the part's cells, wherever there is one."
+    for part,shares in leakage.items():
+        for what,x in (shares.items() if isinstance(shares, dict) else []):
+            if isinstance(x, (int,float)) and not isinstance(x, bool): yield part, what, x
 
 def _leak_lines(leakage):
-    for part,shares in leakage.items():
-        if not isinstance(shares, dict): continue
-        met = [f'{_percent(s)} have their {k}' for k,s in shares.items() if k in ('patient','slide','photo') and isinstance(s, (int,float)) and s>0]
-        if met: yield f"Of the {part} cells, {' and '.join(met)} in the training set: these numbers say little about new patients."
+    met = [(part, f"{_percent(x, '.4g')} have their {what}") for part,what,x in _shares(leakage) if x>0]
+    for part in dict.fromkeys(p for p,_ in met):
+        said = ' and '.join(t for p,t in met if p==part)
+        yield f"Of the {part} cells, {said} in the training set: these numbers say little about new patients."
 
 def _block_lines(name, block):
     if block.get('ci_by')=='cell':
@@ -358,20 +374,25 @@ def _block_lines(name, block):
     for kind in ('positive','negative'):
         if block.get(f'n_{kind}')==0: yield f"{name}: there is no {kind} cell, so some metrics are not defined."
 
+def _setting_lines(found, data):
+    if data.get('drawn'): yield "The pictures are drawn by code. They show that the program works. No claim rests on them."
+    if str(found.get('split', '')).startswith('random'):
+        yield "The split is random: cells of one patient are on both sides. New patients would give lower numbers."
+    if 'test' not in blocks_of(found):
+        yield "There is no test part. Choices such as the best epoch were made on the very cells that are reported."
+
+def _left_out_lines(left_out):
+    counts = {k: v for k,v in (left_out or {}).items() if isinstance(v, int) and v}
+    if counts: yield f"Files of the source that were left out: {', '.join(f'{k} ({v})' for k,v in counts.items())}."
+
 def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know."
-    lines,data,blocks = [], found.get('data') or {}, blocks_of(found)
-    if data.get('drawn'): lines.append("The pictures are drawn by code. They show that the program works; no claim rests on them.")
-    if str(found.get('split','')).startswith('random'): lines.append("The split is random: cells of one patient are on both sides. "
-        "Such numbers are higher than what new patients would give.")
-    lines += _leak_lines(found.get('leakage') or {})
-    if 'test' not in blocks: lines.append("There is no test part. Choices such as the best epoch were made on the very cells that are reported.")
-    for name,block in blocks.items(): lines += _block_lines(name, block)
-    if n := sum(v for v in (data.get('left_out') or {}).values() if isinstance(v, int)): lines.append(f"{n} files of the source were left out: "
-        + ', '.join(f'{v} × {k}' for k,v in data['left_out'].items()) + '.')
-    return lines
+    data = found.get('data') or {}
+    about_blocks = [line for name,block in blocks_of(found).items() for line in _block_lines(name, block)]
+    leaks,left_out = _leak_lines(found.get('leakage') or {}), _left_out_lines(data.get('left_out'))
+    return [*_setting_lines(found, data), *leaks, *about_blocks, *left_out]
 
 def blocks_of(
     found:dict, # What metrics.json holds
@@ -381,10 +402,19 @@ def blocks_of(
     return {k: found[k] for k in names if isinstance(found.get(k), dict) and 'accuracy' in found[k]}
 
 # %% ../nbs/api/08_report.ipynb #554f1e27
+_NAMES = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
+
+def name_of(
+    metric:str, # Its key in metrics.json
+)->str: # Its name for a reader
+    "Name a metric."
+    return _NAMES.get(metric, metric.replace('_', ' '))
+
+def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
+
 def _value(block, metric):
     if block.get(metric) is None: return tag('td', '–', class_='n')
-    ci = block.get(f'{metric}_ci')
-    return tag('td', f'{block[metric]:.3f}', *([tag('small', f'{ci[0]:.3f} to {ci[1]:.3f}')] if ci else []), class_='n')
+    return tag('td', f'{block[metric]:.3f}', tag('small', _range(block.get(f'{metric}_ci'))), class_='n')
 
 def _heading(name, block):
     n,patients = block.get('n'), block.get('patients')
@@ -393,14 +423,18 @@ def _heading(name, block):
 
 def metrics_table(
     blocks:dict, # Name of a part -> its metrics
+    say:bool=True, # Whether to say what each metric means
 )->Markup: # A table element
     "Show every metric of every part with its interval and its meaning."
-    known = [m for m in METRICS if any(m in b for b in blocks.values())]
+    body = []
+    for m in (m for m in METRICS if any(m in b for b in blocks.values())):
+        rows = [tag('tr', tag('th', name_of(m)), *[_value(b, m) for b in blocks.values()])]
+        if say: rows.append(tag('tr', tag('td', METRICS[m], colspan=len(blocks)+1, class_='say')))
+        body.append(tag('tbody', *rows))
     head = tag('tr', tag('th', 'metric'), *[_heading(k, b) for k,b in blocks.items()])
-    rows = [tag('tr', tag('th', m.replace('_', ' '), tag('small', METRICS[m])), *[_value(b, m) for b in blocks.values()]) for m in known]
-    return tag('table', tag('thead', head), tag('tbody', *rows), class_='metrics')
+    return tag('table', tag('thead', head), *body, class_='metrics')
 
-# %% ../nbs/api/08_report.ipynb #873bd126
+# %% ../nbs/api/08_report.ipynb #57d119e4
 def _shown(value):
     if isinstance(value, bool): return 'yes' if value else 'no'
     if isinstance(value, float): return f'{value:.4g}'
@@ -415,8 +449,8 @@ def facts_table(
 )->Markup: # A table element
     "Show names and values."
     names = [k for k in first if k in facts] + [k for k in facts if k not in first]
-    rows = [tag('tr', tag('th', k.replace('_', ' ')), tag('td', _shown(facts[k]))) for k in names if facts[k] not in (None, '', {}, [])]
-    return tag('table', *rows, class_='facts')
+    known = [k for k in names if facts[k] is not None and facts[k] not in ('', {}, [])]
+    return tag('table', *[tag('tr', tag('th', k.replace('_', ' ')), tag('td', _shown(facts[k]))) for k in known], class_='facts')
 
 # %% ../nbs/api/08_report.ipynb #1137b43d
 def _reported(run):
@@ -469,8 +503,7 @@ def _command(environment):
     return shlex.join(map(str, said)) if isinstance(said, list) else str(said or 'unknown')
 
 def _leak_facts(leakage):
-    return {f'{part} cells whose {what} is in train': _percent(share) for part,shares in leakage.items() if isinstance(shares, dict)
-            for what,share in shares.items() if isinstance(share, (int,float))}
+    return {f'{part} cells whose {what} is in train': _percent(x, '.4g') for part,what,x in _shares(leakage)}
 
 def _data_facts(run):
     found,data = run['metrics'], dict(run['metrics'].get('data') or {})
@@ -496,122 +529,173 @@ def _sections(run, draws, seed):
     yield _section('losses', 'Largest errors', _picture(run['folder']/'figures'/'top_losses.png', _LOSSES))
     yield _section('data', 'The data', facts_table(_data_facts(run), _DATA))
     yield _section('training', 'The training', facts_table(_scalars(found, 'source', 'split'), _TRAINED))
-    yield _section('versions', 'Where it ran', facts_table(dict(env.get('versions') or {}) | _scalars(env, 'command', 'data_hash')))
+    versions = dict(env.get('versions') or {}) | _scalars(env, 'command', 'data_hash')
+    yield _section('versions', 'Where it ran', facts_table(versions))
     yield _section('command', 'The command', tag('pre', _command(env)))
 
 def _interval_note(blocks):
     draws = next((b['draws'] for b in blocks.values() if b.get('draws')), None)
-    return (f"Small print: 95 % interval{f' from {draws:,} bootstrap draws' if draws else ''}; whole patients are drawn, or cells "
-            "where patients are unknown. A dash means that the metric is not defined on these cells.")
+    many = f'{draws:,} ' if draws else ''
+    return (f"Under each number its 95 % interval, from {many}bootstrap draws of whole patients, or of cells where patients are "
+            "unknown. A dash: not defined on these cells.")
 
 # %% ../nbs/api/08_report.ipynb #818f5d38
 def _rate(value, ci=None):
     if value is None: return 'undefined'
-    return f'{value:.1%}' + (f' ({ci[0]:.1%} to {ci[1]:.1%})' if ci else '')
+    return _percent(value) + (f' ({_percent(ci[0])} to {_percent(ci[1])})' if ci else '')
 
-def _patient_lines(found, rule):
-    sens,fpr,d = found['sensitivity'], found['fpr_controls'], found['detection']
-    if sens: yield (f"Sensitivity of {found['infected']} infected patients: median {_rate(sens['0.5'])}, worst patient {_rate(sens['0'])}, "
-                    f"one in twenty below {_rate(sens['0.05'])}.")
-    if fpr: yield (f"False positives of {found['controls']} healthy controls: {found['false_positives_controls']:,} of {found['cells_controls']:,} cells; "
-                   f"median control {_rate(fpr['0.5'])}, worst {_rate(fpr['1'])}.")
+def _error_lines(found):
+    sens,fpr = found['sensitivity'], found['fpr_controls']
+    if sens: yield (f"Sensitivity of {found['infected']} infected patients: median {_rate(sens['0.5'])}, "
+                    f"one in twenty below {_rate(sens['0.05'])}, worst {_rate(sens['0'])}.")
+    if fpr: yield (f"False positives of {found['controls']} healthy controls: {found['false_positives_controls']:,} of "
+                   f"{found['cells_controls']:,} cells; median control {_rate(fpr['0.5'])}, worst {_rate(fpr['1'])}.")
     else: yield "There is no healthy control, so nothing can be said about false alarms in healthy people."
-    if d['false_alarms'] is not None: yield f"A healthy person with {d['cells']:,} cells would show about {d['false_alarms']:,.0f} false alarms."
-    if d['limit_of_detection'] is not None: yield (f"Limit of detection: about {_rate(d['limit_of_detection'])} of the red cells infected. "
-        f"LoD = 2 · 1.645 · sd / (s − f), with f = {_rate(d['fpr'])} and sd = {_rate(d['fpr_sd'])} the mean and spread of the false positive rate over controls, "
-        f"s = {_rate(d['sensitivity'])} the mean sensitivity (argument: Delahunt et al. 2024; limits: Armbruster & Pry 2008).")
-    if found['share_error'] is not None: yield (f"Share of positive cells, called against true: off by {_rate(found['share_error'])} in a mean patient. "
-        "The set is balanced by hand, so this share is no parasitaemia.")
-    if rule: yield (f"Rule for patients: infected if at least {_rate(rule['share'])} of the cells are called positive (chosen on validation patients "
-        f"for a specificity of {_rate(rule['wanted'])}). On {rule['n_positive']} infected and {rule['n_negative']} healthy patients: sensitivity "
-        f"{_rate(rule['sensitivity'], rule['sensitivity_ci'])}, specificity {_rate(rule['specificity'], rule['specificity_ci'])}, AUC {rule['auc']:.3f}. "
-        "Easier here than in a clinic, where few cells are infected.")
+    yield (f"Share of positive cells, called against true: off by {_rate(found['share_error'])} in a mean patient. "
+           "The set is balanced by hand, so this share is no parasitaemia.")
 
-def _patient_section(run, preds, positive, t, draws, seed):
-    found = run['metrics']['examined']
-    if not found.get('patients'): return tag('p', 'Patients are unknown in this set.', class_='quiet')
-    figures = [_figure(lambda ax: plot_patients(preds, positive, t, ax), 'Error rates of each patient; a bar marks the median', (6.4,3.2)),
-               _figure(lambda ax: plot_shares(preds, positive, t, ax), 'Share of positive cells of each patient', (4.2,3.9))]
-    if preds.groupby('patient')['label'].agg(lambda l: (l==positive).any()).nunique()==2:
-        scores = patient_scores(preds, positive, t)
-        share = (found.get('rule') or {}).get('share')
-        figures.append(_figure(lambda ax: plot_roc(scores, 'infected', share, draws, seed, 'patients', ax), 'ROC of the rule for patients', (4.2,3.9)))
-    return joined(tag('ul', *[tag('li', l) for l in _patient_lines(found['patients'], found.get('rule'))]),
-                  figures[0], tag('div', *figures[1:], class_='figures'))
+def _limit_lines(d):
+    if d['false_alarms'] is None: return
+    yield f"A healthy person with {d['cells']:,} red cells would show about {d['false_alarms']:,.0f} false alarms."
+    if d['limit_of_detection'] is not None: yield (
+        f"Limit of detection: {_rate(d['limit_of_detection'])} of the red cells infected. LoD = 2 · 1.645 · sd / (s − f), "
+        f"with f = {_rate(d['fpr'])} and sd = {_rate(d['fpr_sd'])}, mean and spread of the false positive rate over controls, "
+        f"and s = {_rate(d['sensitivity'])}, the mean sensitivity. The argument: Delahunt et al. 2024; the limits: "
+        "Armbruster & Pry 2008.")
+
+def _rule_lines(rule):
+    if not rule: return
+    yield (f"Rule for patients: infected if at least {_rate(rule['share'])} of the cells are called positive, chosen on "
+           f"validation patients for a specificity of {_rate(rule['wanted'])}. On {rule['n_positive']} infected and "
+           f"{rule['n_negative']} healthy patients: sensitivity {_rate(rule['sensitivity'], rule['sensitivity_ci'])}, "
+           f"specificity {_rate(rule['specificity'], rule['specificity_ci'])}. Easier here than in a clinic, where few cells "
+           "are infected.")
 
 # %% ../nbs/api/08_report.ipynb #400116ff
-def _points_table(points):
-    head = tag('tr', *[tag('th', h) for h in ('wanted on validation patients','threshold on p','sensitivity, test','specificity, test')])
-    rows = [tag('tr', tag('td', f"{p['aim']} {p['wanted']:.0%}"), tag('td', f"{p['threshold']:.4g}"), *[
-        tag('td', _rate(p[m]), tag('small', ' to '.join(_rate(x) for x in p[f'{m}_ci'] or []))) for m in ('sensitivity','specificity')]) for p in points]
-    return tag('div', tag('table', tag('thead', head), tag('tbody', *rows), class_='points'), class_='wide')
+def _bullets(lines): return tag('ul', *[tag('li', l) for l in lines])
 
-def _threshold_section(found):
-    if found.get('thresholds'): return _points_table(found['thresholds'])
-    return tag('p', f"No threshold was chosen: {found.get('refused') or 'there is nothing to choose on'}.", class_='quiet')
+def _patient_figures(found, preds, positive, t, draws, seed):
+    share,scores = (found.get('rule') or {}).get('share'), patient_scores(preds, positive, t)
+    yield 'Error rates of each patient; a bar marks the median', lambda ax: plot_patients(preds, positive, t, ax)
+    yield 'Share of positive cells of each patient', lambda ax: plot_shares(preds, positive, t, ax)
+    if scores.label.nunique()<2: return
+    yield 'ROC of the rule for patients', lambda ax: plot_roc(scores, 'infected', share, draws, seed, 'patients', ax)
 
-def _calibration_section(run, preds, positive, draws, seed):
-    found,after,line = run['metrics']['examined'].get('calibration'), None, 'No temperature was fitted.'
-    if found:
-        valid = run['preds'][run['preds']['split']=='valid']
-        after = apply_temperature(preds, fit_temperature(valid, positive))
-        line = (f"Temperature {found['temperature']:.2f}, fitted on validation patients ({'too sure' if found['temperature']>1 else 'too timid'} before). On "
-                + ', '.join(f"{name} {found[k][0]:.4f} → {found[k][1]:.4f}" for k,name in
-                    (('ece','the test cells: expected calibration error'), ('log_loss','log loss'), ('brier','Brier score'))) + '.')
-    return joined(tag('p', line), tag('div', _figure(lambda ax: plot_reliability(preds, positive, after, draws, seed, ax), 'Reliability', (4.2,3.8)),
-                  _figure(lambda ax: plot_coverage(preds, positive, _threshold(run, None), draws, seed, ax), 'Errors when the model may abstain', (4.2,3.8)),
-                  class_='figures'))
+def _patient_section(found, preds, positive, t, draws, seed):
+    if not found.get('patients'): return tag('p', 'Patients are unknown in this set.', class_='quiet')
+    lines = [*_error_lines(found['patients']), *_limit_lines(found['patients']['detection']), *_rule_lines(found.get('rule'))]
+    shown = [_figure(draw, about, (4.2,4)) for about,draw in _patient_figures(found, preds, positive, t, draws, seed)]
+    return joined(_bullets(lines), tag('div', *shown, class_='figures'))
 
 # %% ../nbs/api/08_report.ipynb #054311e7
+def _point_row(p):
+    cells = [tag('td', _rate(p[m]), tag('small', _rate(ci[0])+' to '+_rate(ci[1]) if ci else '')) for m,ci in
+             ((m, p[f'{m}_ci']) for m in ('sensitivity','specificity'))]
+    return tag('tr', tag('th', p['aim']+' '+_percent(p['wanted'], '.3g')), tag('td', f"{p['threshold']:.3g}"), *cells)
+
+def _points_table(points):
+    head = tag('tr', *[tag('th', h) for h in ('wanted','p from','sensitivity','specificity')])
+    return tag('div', tag('table', tag('thead', head), tag('tbody', *map(_point_row, points)), class_='points'), class_='wide')
+
+def _threshold_section(found):
+    why = found.get('refused') or 'there is nothing to choose on'
+    if not found.get('thresholds'): return tag('p', f"None was chosen: {why}.", class_='quiet')
+    return joined(tag('p', 'Wanted and chosen on validation patients; sensitivity and specificity measured on test patients.'),
+                  _points_table(found['thresholds']))
+
+# %% ../nbs/api/08_report.ipynb #54c2599b
+def _calibration_line(found):
+    if not found: return 'No temperature was fitted.'
+    mood = 'too sure' if found['temperature']>1 else 'too timid'
+    names = (('ece','expected calibration error'), ('log_loss','log loss'), ('brier','Brier score'))
+    changes = ', '.join(f'{name} {found[k][0]:.4f} → {found[k][1]:.4f}' for k,name in names)
+    return (f"Temperature {found['temperature']:.2f}, fitted on validation patients: the model was {mood}. "
+            f"On test cells: {changes}.")
+
+def _cooled(run, preds, positive):
+    "The predictions after the temperature that the validation patients give."
+    valid = run['preds'][run['preds']['split']=='valid']
+    return apply_temperature(preds, fit_temperature(valid, positive))
+
+def _calibration_section(run, found, preds, positive, t, draws, seed):
+    after = _cooled(run, preds, positive) if found.get('calibration') else None
+    return joined(tag('p', _calibration_line(found.get('calibration'))), tag('div',
+        _figure(lambda ax: plot_reliability(preds, positive, after, draws, seed, ax), 'Reliability: does p mean what it says?'),
+        _figure(lambda ax: plot_coverage(preds, positive, t, draws, seed, ax), 'Errors when the model may abstain'),
+        class_='figures'))
+
+# %% ../nbs/api/08_report.ipynb #111b0752
 def _disputed_section(found):
     if not found: return tag('p', 'Nothing is known about disputed labels in this set.', class_='quiet')
     blocks = {k: found[key] for k,key in (('all cells','all'), ('without disputed','undisputed')) if found.get(key)}
     unknown = f" Of {found['unknown']:,} cells nothing is known; they are kept." if found.get('unknown') else ''
     return joined(tag('p', f"{found['disputed']:,} labels are disputed.{unknown} Labels are never changed."),
-                  tag('div', metrics_table(blocks), class_='wide'))
+                  tag('div', metrics_table(blocks, say=False), class_='wide'))
 
-def _width_line(run, part, by_cell):
-    "How much too sure the bootstrap over cells would be."
-    right,wrong = (blocks_of(run['metrics']).get(part) or {}).get('accuracy_ci'), (by_cell or {}).get('accuracy_ci')
-    if not right or not wrong or wrong[1]<=wrong[0]: return tag('p', 'No comparison of the two intervals is possible.', class_='quiet')
-    return tag('p', f"Accuracy by patient: {right[0]:.3f} to {right[1]:.3f}. Had cells been drawn, as is common: {wrong[0]:.3f} to {wrong[1]:.3f}, "
-                    f"{(right[1]-right[0])/(wrong[1]-wrong[0]):.1f} times as narrow. Cells of one patient are alike, so that interval is wrong.")
+def _width_line(right, wrong):
+    "How much too sure a bootstrap over cells would be."
+    if not right or not wrong or wrong[1]<=wrong[0]: return 'No comparison of the two intervals is possible.'
+    wider = (right[1]-right[0])/(wrong[1]-wrong[0])
+    return (f"Accuracy, patients drawn: {_range(right)}. Had cells been drawn, as is common: {_range(wrong)}. "
+            f"The honest interval is {wider:.1f} times as wide, because cells of one patient are alike.")
 
+# %% ../nbs/api/08_report.ipynb #d1414c2f
 def _closer(run, draws, seed):
     "The sections that need `examined`."
     found,(part,preds),positive = run['metrics'].get('examined'), _reported(run), _positive(run)
     if not found or preds is None or positive is None: return
-    t = _threshold(run, part)
-    yield _section('patients', f'Patient by patient ({part})', _patient_section(run, preds, positive, t, draws, seed))
-    yield _section('thresholds', 'Thresholds', tag('p', 'Chosen on validation patients, measured on test patients.'), _threshold_section(found),
-                   tag('div', _figure(lambda ax: plot_pr(preds, positive, t, draws, seed, ax), f'Precision and recall, {part} cells', (4.2,3.6)), class_='figures'))
-    yield _section('calibration', 'Calibration and abstention', _calibration_section(run, preds, positive, draws, seed))
+    t,block,by_cell = _threshold(run, part), blocks_of(run['metrics']).get(part) or {}, found.get('by_cell') or {}
+    pr = _figure(lambda ax: plot_pr(preds, positive, t, draws, seed, ax), f'Precision and recall, {part} cells', (4.2,3.8))
+    yield _section('patients', f'Patient by patient, {part}', _patient_section(found, preds, positive, t, draws, seed))
+    yield _section('thresholds', 'Thresholds', _threshold_section(found), tag('div', pr, class_='figures'))
+    yield _section('calibration', 'Calibration and abstention', _calibration_section(run, found, preds, positive, t, draws, seed))
     yield _section('disputed', 'Disputed labels', _disputed_section(found.get('disputed')))
-    yield _section('cells', 'Why patients are drawn', _width_line(run, part, found.get('by_cell')))
+    yield _section('cells', 'Why patients are drawn', tag('p', _width_line(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))))
 
 # %% ../nbs/api/08_report.ipynb #7f7726ca
 CSS = """
-:root{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--quiet:#5c5c5c;--line:#d9d9d9;--soft:#f4f6f8;--warn:#fff4df;--edge:#e69f00}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--paper:#14171a;--quiet:#a5a9ad;--line:#363b40;--soft:#1e2327;--warn:#33290f}}
+:root{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--quiet:#5c5c5c;--line:#d9d9d9;--soft:#f4f6f8;--warn:#fff4df}
+@media(prefers-color-scheme:dark){
+  :root{--ink:#e8e8e8;--paper:#14171a;--quiet:#a5a9ad;--line:#363b40;--soft:#1e2327;--warn:#33290f} svg{filter:brightness(1.35)}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink)}
+body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:60rem;margin:0 auto;padding:1.2rem 1rem 3rem}
-h1{font-size:1.6rem;line-height:1.2;margin:.3rem 0;overflow-wrap:anywhere} h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
-p{margin:.4rem 0} .quiet,figcaption,small{color:var(--quiet)} .quiet,figcaption{font-size:.85rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin:1.2rem 0}
-.cards div{background:var(--soft);border-radius:.5rem;padding:.7rem .9rem} .cards b{display:block;font-size:1.6rem;line-height:1.2}
-.cards small{display:block;font-size:.8rem}
-table{border-collapse:collapse;width:100%;font-size:.95rem} th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;
-border-bottom:1px solid var(--line);font-weight:400;overflow-wrap:anywhere} thead th{border-bottom-width:2px}
-.metrics th{overflow-wrap:normal} .metrics thead th,.metrics tbody th{font-weight:600} .metrics small{display:block;font-weight:400;font-size:.8rem}
-.n{text-align:right;font-variant-numeric:tabular-nums;padding:.4rem 0 .4rem .9rem;overflow-wrap:normal} .metrics .n small{white-space:nowrap}
-.facts th{width:40%;color:var(--quiet)} .wide{overflow-x:auto}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;align-items:start}
-figure{margin:0} svg,img{display:block;width:100%;max-width:30rem;height:auto} svg text{font-family:inherit!important} #losses img{max-width:100%;background:#fff}
-#warnings{background:var(--warn);border-left:4px solid var(--edge);padding:.2rem 1rem .6rem;margin-top:1rem} #warnings h2{margin:.6rem 0 .2rem}
-ul{margin:.3rem 0;padding-left:1.2rem} pre{background:var(--soft);padding:.8rem;border-radius:.5rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{:root{--ink:#000;--paper:#fff;--quiet:#444;--line:#bbb;--soft:#fff;--warn:#fff} body{font-size:10pt} main{max-width:none;padding:0}
-section,figure,tr{break-inside:avoid} #losses{break-inside:auto}}
+h1{font-size:1.6rem;line-height:1.2;margin:.3rem 0;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
+p{margin:.4rem 0}
+ul{margin:.3rem 0;padding-left:1.2rem}
+pre{background:var(--soft);padding:.8rem;border-radius:.5rem;white-space:pre-wrap;overflow-wrap:anywhere}
+.quiet,figcaption,small,.say{color:var(--quiet)}
+.quiet,figcaption{font-size:.85rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.6rem;margin:1.2rem 0}
+.cards div{background:var(--soft);border-radius:.5rem;padding:.7rem .9rem}
+.cards b{display:block;font-size:1.6rem;line-height:1.2}
+small{display:block;font-size:.8rem}
+table{border-collapse:collapse;width:100%;font-size:.95rem}
+th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;font-weight:400}
+tr,.metrics tbody{border-bottom:1px solid var(--line)}
+.metrics tbody tr{border:0}
+.metrics th,.points thead th{font-weight:600}
+.metrics .say{font-size:.8rem;padding-top:0}
+.metrics .n{text-align:right;font-variant-numeric:tabular-nums;padding:.4rem 0 .1rem .7rem}
+.metrics .n small{white-space:nowrap;font-weight:400}
+.metrics thead th:first-child{width:40%}
+.facts th{width:40%;color:var(--quiet)}
+.facts td,.facts th{overflow-wrap:anywhere}
+.wide{overflow-x:auto}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
+.figures{align-items:start;margin-top:.6rem}
+figure{margin:0}
+svg,img{display:block;width:100%;max-width:30rem;height:auto}
+svg text{font-family:inherit!important}
+#losses img{max-width:100%;background:#fff}
+#warnings{background:var(--warn);border-left:4px solid #e69f00;padding:.2rem 1rem .6rem;margin-top:1rem}
+#warnings h2{margin:.6rem 0 .2rem}
+@media print{
+  :root{color-scheme:light;--ink:#000;--paper:#fff;--quiet:#444;--line:#bbb;--soft:#fff;--warn:#fff}
+  svg{filter:none} body{font-size:10pt} main{max-width:none;padding:0} h2{break-after:avoid}
+  figure,tr,tbody,#warnings{break-inside:avoid} .figures{grid-template-columns:1fr 1fr} .wide{overflow:visible}}
 """
 
 _PAGE = Template("""<!doctype html>
@@ -640,15 +724,15 @@ def _cards(run):
     return tag('div', *[_card(m, blocks[name], name) for m in shown], class_='cards')
 
 def _card(metric, block, part):
-    ci = block.get(f'{metric}_ci')
-    return tag('div', tag('small', f'{metric.replace("_", " ")}, {part}'), tag('b', f'{block[metric]:.3f}'),
-               tag('small', f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'))
+    ci = _range(block.get(f'{metric}_ci'))
+    return tag('div', tag('small', f'{name_of(metric)}, {part}'), tag('b', f'{block[metric]:.3f}'), tag('small', ci))
 
 def _title(run):
     found = run['metrics']
     said = [str(found[k])+unit for k,unit in (('arch',''), ('size',' px')) if found.get(k)]
-    split = [f"split by {found['split']}"] if found.get('split') in ('patient','folder') else [f"{found['split']} split"] if found.get('split') else []
-    return f"{run['folder'].resolve().name}: {', '.join(said+split)}".rstrip(': ')
+    rule = found.get('split')
+    if rule: said.append('random split' if rule=='random' else f'split by {rule}')
+    return f"{run['folder'].resolve().name}: {', '.join(said)}".rstrip(': ')
 
 # %% ../nbs/api/08_report.ipynb #79017386
 def write_report(
@@ -676,7 +760,9 @@ def examine_run(
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."
     run = read_run(folder)
-    if run['preds'] is None or _positive(run) is None: raise NotARun(f"{folder} holds no predictions.csv, or metrics.json names no positive class")
-    found = run['metrics'] | dict(examined=examine(run['preds'], _positive(run), _threshold(run, _reported(run)[0]), draws, seed))
+    positive,threshold = _positive(run), _threshold(run, _reported(run)[0])
+    if run['preds'] is None: raise NotARun(f"{folder} holds no predictions.csv")
+    if positive is None: raise NotARun(f"{folder}/metrics.json names no positive class (data.positive)")
+    found = run['metrics'] | dict(examined=examine(run['preds'], positive, threshold, draws, seed))
     _write(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws, seed)

@@ -200,7 +200,7 @@ def test_any_damage_ends_in_pixels_or_bad_picture(kind, edits, cut):
     assert got is None or (got.dtype == np.uint8 and got.ndim == 3 and got.shape[2] == 3)
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from([b'', *C.SIGNED]), st.binary(max_size=300))
+@given(st.sampled_from([b'', *C._SIGNED]), st.binary(max_size=300))
 def test_noise_is_refused(start, data): assert whole_or_bad(start+data) is None
 
 # --- names ----------------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_random_needs_no_patient_and_no_hash():
     cells = table({'P1':(20,20)})
     cells['patient'] = pd.array([pd.NA]*40, dtype='string')
     res = check_split(split_random(cells, .2, .2), by_patient=False)
-    assert res['patients_shared'] is None and res['test_patients_in_train'] is None
+    assert res['patients_shared'] == 0 and res['test'] == dict(patient=None, photo=res['test']['photo'], picture=0.)
     assert set(split_random(cells[['path','label']]).split) == {'train','valid'}
 
 def test_random_on_too_few_cells():
@@ -245,8 +245,9 @@ def test_leakage_counts_what_a_loop_counts(who, seed):
     train = set(got.patient[got.split=='train'])
     want = np.mean([o in train for o in got.patient[got.split=='test']])
     res = leakage(got)
-    assert res['test_patients_in_train'] == pytest.approx(want)
-    assert res['patients_shared'] == sum(len(set(o.split))>1 for _,o in got.groupby('patient')) and res['pictures_shared'] == 0
+    assert res['test']['patient'] == pytest.approx(want)
+    assert res['patients_shared'] == sum(len(set(o.split))>1 for _,o in got.groupby('patient'))
+    assert res['pictures_shared'] == res['test']['picture'] == 0
 
 @pytest.mark.parametrize('rule,near', [('pateint','patient'), ('fold:7','fold:'), ('Random','random'), ('folders','folder')])
 def test_unknown_rule(rule, near):
@@ -262,4 +263,4 @@ def test_real_patients(nih_root):
     got = split_by(cells, 'patient')
     no_one_on_two_sides(got)
     assert (split_summary(got).share-pd.Series(dict(train=.6, valid=.2, test=.2))).abs().max() < .015
-    assert leakage(split_by(cells, 'random'))['test_patients_in_train'] == 1
+    assert leakage(split_by(cells, 'random'))['test']['patient'] == 1
