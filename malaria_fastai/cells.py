@@ -346,19 +346,25 @@ _MARKS = 'o^sDvPX*'
 def _plot_shapes(ax, cells, sizes):
     "Width against height, one mark per class, and the squares of the given sizes."
     for i,(label,df) in enumerate(cells.groupby('label')):
-        df = df.sample(min(len(df), 2000), random_state=42)
-        ax.scatter(df.width, df.height, s=8, alpha=.4, linewidths=0, c=_COLOURS[i%8], marker=_MARKS[i%8], label=label)
-    for o in sizes: ax.plot([0,o,o], [o,o,0], c='.4', lw=.8, ls='--')
-    ax.set(xlabel='width, pixels', ylabel='height, pixels', title='One mark per cell', xlim=(0,None), ylim=(0,None))
+        df = df.sample(min(len(df), 600), random_state=42)
+        ax.scatter(df.width, df.height, s=12, alpha=.5, linewidths=0, c=_COLOURS[i%8], marker=_MARKS[i%8], label=label)
+    for o in sizes:
+        ax.plot([0,o,o], [o,o,0], c='.4', lw=.8, ls='--')
+        ax.text(2, o, o, c='.3', size=8, va='bottom')
+    ax.set(xlabel='width, pixels', ylabel='height, pixels', title='Up to 600 cells per class', aspect='equal')
+    ax.set(xlim=(0,None), ylim=(0,None))
+    ax.legend(frameon=False, loc='lower right')
 
 def _plot_longest(ax, cells, sizes):
     "Share of cells whose longer side is at most so many pixels."
     for i,(label,df) in enumerate(cells.groupby('label')):
         x = np.sort(df[['width','height']].max(axis=1))
         ax.step(x, np.arange(1, len(x)+1)/len(x)*100, c=_COLOURS[i%8], ls=('-','--',':','-.')[i%4], label=label, where='post')
-    for o in sizes: ax.axvline(o, c='.4', lw=.8, ls='--')
+    for o in sizes:
+        ax.axvline(o, c='.4', lw=.8, ls='--')
+        ax.text(o, 90, o, c='.3', size=8, ha='center', backgroundcolor='w')
     ax.set(xlabel='longer side, pixels', ylabel='cells up to this size, %', title='Left of a line: scaled up', ylim=(0,101))
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc='lower right')
 
 def plot_sizes(
     cells:pd.DataFrame, # Cells table
@@ -370,7 +376,6 @@ def plot_sizes(
     fig,axs = plt.subplots(1, 2, figsize=(9,3.6), dpi=80, layout='constrained')
     _plot_shapes(axs[0], cells, sizes)
     _plot_longest(axs[1], cells, sizes)
-    for o in sizes: axs[1].text(o, 2, f' {o}', c='.3', size=8)
     fig.suptitle(title)
     return axs
 

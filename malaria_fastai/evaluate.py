@@ -128,6 +128,7 @@ def has_patients(
     preds:pd.DataFrame, # A predictions table
 )->bool: # True if every row names its patient
     "Tell whether intervals by patient are possible."
+    _need(preds)
     return 'patient' in preds and not preds['patient'].isna().any()
 
 def _by(preds): return 'patient' if has_patients(preds) else 'cell'
@@ -263,13 +264,21 @@ def bootstrap(
     return pd.DataFrame({m: np.concatenate([part[m] for part in parts]) for m in METRICS})
 
 # %% ../nbs/api/07_evaluate.ipynb #fb1f64bb
+def _tail(n, level):
+    "Share of the draws to leave out on either side, for draws of `n` patients."
+    if n is None: return (1-level)/2
+    from scipy.special import ndtr, stdtrit
+    return float(ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, (1-level)/2)))
+
 def interval(
     draws:pd.DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
-    level:float=.95, # Share of the draws inside the interval
+    n:int|None=None, # How many patients (or cells) a draw takes, at least 2; None takes the plain middle of the draws
+    level:float=.95, # How often the interval should hold the truth
     undefined:float=.05, # With more than this share of draws undefined there is no interval
 )->dict: # For each column [low, high], or None where it is not defined
-    "Take the middle `level` of each column."
-    low,high = draws.quantile((1-level)/2), draws.quantile((1+level)/2)
+    "Take the middle of each column, a little more of it when patients are few."
+    tail = _tail(n, level)
+    low,high = draws.quantile(tail), draws.quantile(1-tail)
     sound = draws.isna().mean()<=undefined
     return {c: [float(low[c]), float(high[c])] if sound[c] else None for c in draws}
 
@@ -291,8 +300,9 @@ def evaluate(
     return about | {m: found[m] for m in METRICS} | _intervals(preds, positive, threshold, draws, seed, by)
 
 def _intervals(preds, positive, threshold, draws, seed, by):
-    if len(preds if by=='cell' else preds['patient'].unique())<2: return {f'{m}_ci': None for m in METRICS}
-    return {f'{m}_ci': ci for m,ci in interval(bootstrap(preds, positive, draws, seed, by, threshold)).items()}
+    n = len(preds) if by=='cell' else preds['patient'].nunique()
+    if n<2: return {f'{m}_ci': None for m in METRICS}
+    return {f'{m}_ci': ci for m,ci in interval(bootstrap(preds, positive, draws, seed, by, threshold), n).items()}
 
 # %% ../nbs/api/07_evaluate.ipynb #dce18579
 def _read_roc(tp, fp, grid):
@@ -313,7 +323,7 @@ def _band(s, read, draws, seed, grid):
     "Read a curve on `grid` with its 95 % band: x, y, lo, hi."
     y = read(*_curve(np.ones((1,len(s.y))), s), grid)[0]
     many = np.concatenate([read(*_curve(w, s), grid) for w in _weights(s, draws, seed)])
-    ci = interval(pd.DataFrame(many)) if s.n_groups>1 else {}
+    ci = interval(pd.DataFrame(many), s.n_groups) if s.n_groups>1 else {}
     lo,hi = np.array([ci.get(i) or [np.nan]*2 for i in range(len(grid))]).T
     return pd.DataFrame(dict(x=grid, y=y, lo=lo, hi=hi))
 
@@ -358,14 +368,16 @@ def paired_difference(
     threshold:float=.5, # A cell with `p` at or above it is called positive, by both
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same draws
-)->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; None where not defined
+)->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
     a,b = _aligned(a, b)
     if by_patient := has_patients(a): b = b.assign(patient=a['patient'])
     one,two = (bootstrap(t, positive, draws, seed, 'patient' if by_patient else 'cell', threshold) for t in (a, b))
-    ci = pd.DataFrame(interval(two-one)).T.reindex(columns=[0,1]).set_axis(['lo','hi'], axis=1)
+    n = a['patient'].nunique() if by_patient else len(a)
+    ci = interval(two-one, n) if n>1 else {}
     found = pd.DataFrame({k: metrics(t, positive, threshold) for k,t in (('a',a), ('b',b))}).loc[list(METRICS)].astype(float)
-    return found.assign(difference=found.b-found.a).join(ci.astype(float))
+    bounds = pd.DataFrame({m: ci.get(m) or [np.nan]*2 for m in METRICS}, index=['lo','hi']).T
+    return found.assign(difference=found.b-found.a).join(bounds)
 
 # %% ../nbs/api/07_evaluate.ipynb #7796d6a8
 def per_patient(
@@ -510,7 +522,8 @@ def operating_points(
     for f in fitted: f.check(test)
     s,cuts = _scores(test, positive, _by(test)), [f.value for f in fitted]
     found = _decisions(np.ones((1,len(test))), s, cuts).iloc[0]
-    ci = interval(pd.concat([_decisions(w, s, cuts) for w in _weights(s, draws, seed)])) if s.n_groups>1 else {}
+    drawn = pd.concat([_decisions(w, s, cuts) for w in _weights(s, draws, seed)])
+    ci = interval(drawn, s.n_groups) if s.n_groups>1 else {}
     sens,spec = range(len(cuts)), range(len(cuts), 2*len(cuts))
     return [dict(aim=f.about['aim'], wanted=f.about['wanted'], threshold=f.value,
                  sensitivity=_plain(found[i]), sensitivity_ci=ci.get(i), specificity=_plain(found[j]), specificity_ci=ci.get(j))
@@ -537,7 +550,8 @@ def reliability(
     group = _groups(preds, _by(preds))
     n,y = _bin_counts(preds, positive, bins, group)
     drawn = pd.DataFrame(np.concatenate([_ratio(w@y, w@n) for w in resamples(len(n), draws, seed)]))
-    lo,hi = np.array([c or [np.nan]*2 for c in interval(drawn, undefined=.2).values()]).T
+    ci = interval(drawn, len(n), undefined=.2) if len(n)>1 else {}
+    lo,hi = np.array([ci.get(i) or [np.nan]*2 for i in range(bins)]).T
     edges,p = np.linspace(0, 1, bins+1), np.bincount(_bins(preds['p'], bins), preds['p'].astype(float), minlength=bins)
     return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=n.sum(0).astype(int), p_mean=_ratio(p, n.sum(0)),
                              share=_ratio(y.sum(0), n.sum(0)), lo=lo, hi=hi))

@@ -273,7 +273,7 @@ def plot_coverage(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
-    ax,r = _axes(ax, (4.2,3.2)), 100*coverage_risk(preds, positive, threshold, draws, seed)
+    ax,r = _axes(ax, (4.2,3.2)), 100*coverage_risk(preds, positive, threshold, draws, seed, points=51)
     who = 'patients' if has_patients(preds) else 'cells, patients unknown'
     ax.fill_between(r.x, r.lo, r.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
     ax.plot(r.x, r.y, color=BLUE, lw=1.8, label='errors')

@@ -1,0 +1,293 @@
+"What evaluate promises on tables that no page would show: every metric against scikit-learn, the bootstrap against a slow loop,"
+"and intervals against the truth of simulated sets."
+import json, warnings
+import numpy as np, pandas as pd, pytest
+from hypothesis import given, settings, strategies as st
+from sklearn import metrics as sk
+from malaria_fastai import evaluate as ev
+from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples, simulate_predictions
+
+POS = 'Parasitized'
+
+def table(y, p, patient=None):
+    "A predictions table from plain lists."
+    t = pd.DataFrame(dict(label=np.where(np.asarray(y, bool), POS, 'Uninfected'), p=np.asarray(p, float)))
+    t['path'] = [f'{l}/{i}.png' for i,l in enumerate(t.label)]
+    return t if patient is None else t.assign(patient=pd.array([f'P{k}' for k in patient], 'string'))
+
+def reference(y, p, threshold=.5):
+    "The ten metrics by scikit-learn; None where a class is missing and it would make a number up."
+    y,d,both = np.asarray(y, bool), np.asarray(p)>=threshold, len(set(map(bool, y)))==2
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        found = dict(accuracy=sk.accuracy_score(y, d), balanced_accuracy=sk.balanced_accuracy_score(y, d) if both else None,
+            auc=sk.roc_auc_score(y, p) if both else None, sensitivity=sk.recall_score(y, d) if y.any() else None,
+            specificity=sk.recall_score(~y, ~d) if not y.all() else None, f1=sk.f1_score(y, d, zero_division=np.nan),
+            mcc=sk.matthews_corrcoef(y, d) if both else None, precision=sk.precision_score(y, d) if d.any() else None,
+            average_precision=sk.average_precision_score(y, p) if y.any() else None, brier=sk.brier_score_loss(y, p, pos_label=True))
+    return {k: None if v is None or np.isnan(v) else v for k,v in found.items()}
+
+def assert_same(found, wanted):
+    for m,w in wanted.items():
+        assert (found[m] is None)==(w is None), (m, found[m], w)
+        if w is not None: assert found[m]==pytest.approx(w, abs=1e-9), m
+
+# few distinct values, so that ties are the rule; arbitrary floats as well
+probability = st.one_of(st.sampled_from([0., .25, .5, .5000001, .75, 1.]), st.floats(0, 1, allow_subnormal=False))
+rows = st.lists(st.tuples(st.booleans(), probability, st.integers(0, 4)), min_size=1, max_size=40)
+
+@settings(max_examples=400, deadline=None)
+@given(rows, st.sampled_from([.5, .25, .3, 1., 0.]))
+def test_metrics_equal_scikit_learn(drawn, threshold):
+    y,p,who = zip(*drawn)
+    assert_same(metrics(table(y, p, who), POS, threshold), reference(y, p, threshold))
+
+@settings(max_examples=60, deadline=None)
+@given(rows, st.sampled_from(['patient','cell']))
+def test_bootstrap_equals_a_slow_loop(drawn, by):
+    "The same draws, taken one by one by repeating rows and asking scikit-learn."
+    t = table(*zip(*drawn))
+    group = np.arange(len(t)) if by=='cell' else pd.factorize(t.patient, sort=True)[0]
+    fast = bootstrap(t, POS, draws=7, seed=3, by=by)
+    for i,counts in enumerate(np.concatenate(list(resamples(group.max()+1, 7, 3)))):
+        sample = t.loc[t.index.repeat(counts[group])]
+        assert_same({k: None if np.isnan(v) else v for k,v in fast.iloc[i].items()}, reference(sample.label==POS, sample.p))
+
+@settings(max_examples=60, deadline=None)
+@given(rows)
+def test_evaluate_is_json_and_intervals_hold_their_order(drawn):
+    block = evaluate(table(*zip(*drawn)), POS, draws=60)
+    assert json.loads(json.dumps(block, allow_nan=False))==block
+    assert all(block[f'{m}_ci'] is None or 0<=block[f'{m}_ci'][0]<=block[f'{m}_ci'][1]<=1 for m in METRICS if m!='mcc')
+    assert all(block[m] is not None for m in METRICS if block[f'{m}_ci'] is not None)
+
+def test_bootstrap_follows_its_seed_and_not_the_order_of_rows():
+    t = simulate_predictions(patients=12, cells=9)
+    assert bootstrap(t, POS, 60).equals(bootstrap(t, POS, 60))
+    assert not bootstrap(t, POS, 60).equals(bootstrap(t, POS, 60, seed=1))
+    shuffled = bootstrap(t.sample(frac=1, random_state=0), POS, 60)
+    pd.testing.assert_frame_equal(shuffled, bootstrap(t, POS, 60))
+
+def test_resamples_do_not_depend_on_the_block_size():
+    a,b = (np.concatenate(list(resamples(17, 30, 5, block=k))) for k in (50, 7))
+    assert (a==b).all() and (a.sum(1)==17).all()
+
+# --- wrong tables
+
+@pytest.mark.parametrize('change, error, says', [
+    (lambda t: t[:0], ev.EmptyPredictions, 'no row'),
+    (lambda t: t.drop(columns='p'), ev.BadPredictions, "no column ['p']"),
+    (lambda t: t.drop(columns='label'), ev.BadPredictions, "no column ['label']"),
+    (lambda t: t.assign(p=t.p.where(t.index>0)), ev.BadPredictions, "{'p': 1}"),
+    (lambda t: t.assign(label=t.label.where(t.index>0)), ev.BadPredictions, "{'label': 1}"),
+    (lambda t: t.assign(p=t.p-.5), ev.BadPredictions, 'in [0, 1]'),
+    (lambda t: t.assign(p=np.inf), ev.BadPredictions, 'in [0, 1]'),
+    (lambda t: t.assign(p='high'), ev.BadPredictions, 'in [0, 1]'),
+    (lambda t: t.assign(p=1-t.p), ev.BadPredictions, 'the other class'),
+    (lambda t: t.assign(label=t.label.where(t.index>0, 'Platelet')), ev.NotBinary, 'found 3'),
+    (lambda t: t.assign(label=t.label.str.lower(), pred=t.pred.str.lower()), ev.NotBinary, "Did you mean 'parasitized'?"),
+    (lambda t: t.assign(label='Parasitised', pred='Parasitised'), ev.NotBinary, "Did you mean 'Parasitised'?"),
+    (lambda t: t.to_dict(), ev.BadPredictions, 'must be a table'),
+])
+def test_a_wrong_table_is_refused_with_a_reason(change, error, says):
+    t = simulate_predictions(patients=10, cells=10)
+    for f in (metrics, evaluate, ev.confusion, ev.per_patient, ev.reliability, ev.coverage_risk, ev.curve_band):
+        with pytest.raises(error) as e: f(change(t), POS)
+        assert says in str(e.value)
+        assert isinstance(e.value, ValueError)
+
+def test_one_class_alone_is_no_typo():
+    healthy = simulate_predictions(patients=8, controls=.99).query("label=='Uninfected'").drop(columns='pred')
+    assert metrics(healthy, POS)['sensitivity'] is None
+
+def test_rounding_of_p_at_the_threshold_is_not_taken_for_the_wrong_class():
+    t = table([1,0,1,0], [.5,.5,1,0]).assign(pred=[POS,'Uninfected',POS,'Uninfected'])
+    assert metrics(t, POS)['n']==4
+
+@pytest.mark.parametrize('patient', [[None]*6, ['a','b',None,'a','b','c']])
+def test_unknown_patients_are_never_invented(patient):
+    t = table([1,0]*3, [.9,.1,.8,.2,.3,.6]).assign(patient=pd.array(patient, 'string'))
+    with pytest.raises(ev.NoPatients): bootstrap(t, POS, 5)
+    with pytest.raises(ev.NoPatients): ev.per_patient(t, POS)
+    assert evaluate(t, POS, draws=5)['ci_by']=='cell'
+
+def test_one_patient_gives_no_interval():
+    block = evaluate(table([1,0]*5, np.linspace(0, 1, 10), [1]*10), POS, draws=20)
+    assert block['ci_by']=='patient' and all(block[f'{m}_ci'] is None for m in METRICS)
+
+def test_an_interval_that_half_of_the_draws_do_not_define_is_none():
+    block = evaluate(table([1,0,0,0,0,0], [.9,.1,.2,.3,.1,.2], [1,2,2,3,3,3]), POS, draws=300)
+    assert block['auc']==1 and block['auc_ci'] is None and block['accuracy_ci'] is not None
+
+# --- intervals against the truth
+
+SPREAD = 1.
+def truth():
+    "Accuracy, sensitivity and specificity of the endless population behind `simulate_predictions(spread=SPREAD)`."
+    from scipy.stats import norm
+    found = norm.cdf(2/np.sqrt(1+SPREAD**2))
+    return dict(accuracy=found, sensitivity=found, specificity=found)
+
+def easy_and_hard(seed, patients=80, cells=20):
+    "Patients of whose cells a share of their own is called rightly; .9 in the mean, so that is the true accuracy."
+    rng = np.random.default_rng(seed)
+    who = np.repeat(np.arange(patients), cells)
+    y,right = rng.random(len(who))<.5, rng.random(len(who)) < rng.beta(4.5, .5, patients)[who]
+    return table(y, np.where(y==right, .9, .1), who)
+
+def coverage(draw, truth, by, sets):
+    "In how many of `sets` simulated sets the 95 % interval holds the truth, for each metric."
+    held = []
+    for seed in range(sets):
+        ci = ev.interval(bootstrap(draw(seed), POS, draws=400, seed=seed, by=by))
+        held.append({m: ci[m][0]<=true<=ci[m][1] for m,true in truth.items()})
+    return pd.DataFrame(held).mean().to_dict()
+
+def test_patient_intervals_hold_the_truth_and_cell_intervals_do_not():
+    "500 sets of 80 patients who differ in how hard they are: 95 % by patient, and far fewer by cell."
+    truth = dict(accuracy=.9, sensitivity=.9, specificity=.9)
+    patient,cell = coverage(easy_and_hard, truth, 'patient', 500), coverage(easy_and_hard, truth, 'cell', 200)
+    assert all(.93<=x<=.97 for x in patient.values()), patient
+    assert all(x<.8 for x in cell.values()) and cell['accuracy']<.7, cell
+
+def test_patient_intervals_hold_the_truth_when_patients_are_shifted():
+    "The same for patients whose cells are all shifted to one side, as a stain would do; here `p` has no ties."
+    draw = lambda seed: simulate_predictions(patients=80, cells=10, spread=SPREAD, seed=seed)
+    patient,cell = coverage(draw, truth(), 'patient', 500), coverage(draw, truth(), 'cell', 150)
+    assert all(.925<=x<=.975 for x in patient.values()), patient
+    assert cell['sensitivity']<.85 and cell['specificity']<.87, cell
+
+# --- patients, thresholds, calibration
+
+@settings(max_examples=100, deadline=None)
+@given(rows.filter(lambda r: 0<sum(y for y,_,_ in r)<len(r)), st.sampled_from([0., .5, .9, .95, 1.]))
+def test_thresholds_reach_what_was_wanted_and_no_more_than_needed(drawn, wanted):
+    y,p,_ = zip(*drawn)
+    t = table(y, p)
+    for aim,step in (('sensitivity',1), ('specificity',-1)):
+        f = ev.choose_threshold(t, POS, **{aim: wanted})
+        assert metrics(t, POS, f.value)[aim]>=wanted-1e-9
+        beyond = [v for v in p if (v>f.value if step==1 else v<f.value)]
+        if beyond: # one more step in the good direction of the other rate would miss the aim
+            nxt = min(beyond) if step==1 else max(beyond)
+            other = np.nextafter(nxt, 2) if step==1 else nxt
+            assert metrics(t, POS, other)[aim]<wanted or metrics(t, POS, other)==metrics(t, POS, f.value)
+
+@pytest.fixture(scope='module')
+def parts():
+    t = simulate_predictions(patients=60, cells=30, sharpness=2)
+    return t[t.split=='valid'], t[t.split=='test']
+
+def test_what_was_chosen_is_refused_on_its_own_patients(parts):
+    valid,test = parts
+    cut,heat = ev.choose_threshold(valid, POS, specificity=.9), ev.fit_temperature(valid, POS)
+    one_shared = pd.concat([test, valid[:1].assign(split='test', path='elsewhere.png')])
+    for f,use in ((cut, ev.apply_threshold), (heat, ev.apply_temperature)):
+        assert len(use(test, f))==len(test)
+        for bad in (valid, valid.assign(split='test'), one_shared):
+            with pytest.raises(ev.PatientOverlap): use(bad, f)
+        with pytest.raises(ValueError): use(test, heat if f is cut else cut)
+    json.dumps(cut.to_dict(), allow_nan=False)
+
+def test_operating_points_are_those_of_one_threshold_at_a_time(parts):
+    valid,test = parts
+    for p in ev.operating_points(valid, test, POS, draws=50):
+        cut = ev.choose_threshold(valid, POS, **{p['aim']: p['wanted']})
+        block = evaluate(test, POS, cut.value, draws=50)
+        for m in ('sensitivity','sensitivity_ci','specificity','specificity_ci'): assert p[m]==pytest.approx(block[m]), m
+
+def test_per_patient_adds_up(parts):
+    t = ev.per_patient(parts[1], POS)
+    c = ev.confusion(parts[1], POS).to_numpy()
+    assert [t.found.sum(), t.false_positives.sum(), t.positives.sum()]==[c[1,1], c[0,1], c[1].sum()]
+    assert set(t.index[~t.infected])==set(t.index[t.index.str.startswith('C')])
+    assert t.sensitivity[~t.infected].isna().all()
+
+def test_limit_of_detection_by_hand():
+    t = pd.DataFrame(dict(infected=[True,True,False,False], fpr=[0,0,.01,.03], sensitivity=[.8,1,np.nan,np.nan]))
+    d = ev.detection_limit(t)
+    sd = np.std([.01,.03], ddof=1)
+    assert d['limit_of_detection']==pytest.approx(2*1.645*sd/(.9-.02))
+    assert d['limit_of_blank']==pytest.approx(.02+1.645*sd)
+    assert d['false_alarms']==pytest.approx(100)
+
+def test_ece_and_reliability_by_hand():
+    t = table([1,0,1,1], [.05,.05,.95,.85])
+    assert ev.ece(t, POS, bins=10)==pytest.approx((2*.45+.05+.15)/4)
+    r = ev.reliability(t, POS, bins=10, draws=10)
+    assert r.n.tolist()==[2]+[0]*7+[1,1] and r.share[0]==.5 and r.share[1:8].isna().all()
+
+def test_temperature_finds_the_sharpness_and_calibrates():
+    "Logits that were calibrated and then multiplied by k come back with temperature k."
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 2, 20_000)
+    y = rng.random(len(x)) < 1/(1+np.exp(-x))
+    for k in (.5, 1., 3.):
+        assert ev.fit_temperature(table(y, 1/(1+np.exp(-k*x))), POS).value==pytest.approx(k, rel=.04)
+
+@given(rows)
+@settings(max_examples=60, deadline=None)
+def test_log_loss_is_scikit_learns(drawn):
+    y,p,_ = zip(*drawn)
+    assert ev.log_loss(table(y, p), POS)==pytest.approx(sk.log_loss(y, np.clip(p, 1e-7, 1-1e-7), labels=[False,True]), rel=1e-6, abs=1e-9)
+
+def test_coverage_risk_against_a_plain_count(parts):
+    t = parts[1]
+    sure,wrong = np.maximum(t.p, 1-t.p), (t.p>=.5)!=(t.label==POS)
+    r = ev.coverage_risk(t, POS, draws=20)
+    for c in (.25, .5, .9, 1.):
+        kept = sure.nlargest(int(round(c*len(t)))).index
+        assert r.y[int(100*c)]==pytest.approx(wrong[kept].mean())
+
+@pytest.mark.parametrize('kind, reference_curve', [('roc', sk.roc_curve), ('pr', sk.precision_recall_curve)])
+def test_curves_lie_on_scikit_learns(parts, kind, reference_curve):
+    t = parts[1]
+    band = ev.curve_band(t, POS, kind, draws=30)
+    a,b,_ = reference_curve(t.label==POS, t.p, **({'drop_intermediate': False}))
+    x,y = (a,b) if kind=='roc' else (b,a)
+    for row in band.itertuples():
+        wanted = y[x<=row.x+1e-12].max() if kind=='roc' else y[:-1][x[:-1]>=row.x-1e-12][-1] if row.x>0 else y[-2]
+        assert row.y==pytest.approx(wanted), row
+    assert (band.lo<=band.hi).all() and band[['y','lo','hi']].stack().between(0, 1).all()
+
+def test_paired_difference_sees_what_two_intervals_cannot(parts):
+    a = parts[1]
+    b = a.assign(p=np.clip(a.p+np.random.default_rng(1).normal(0, .3, len(a)), 0, 1)).drop(columns='pred')
+    d = ev.paired_difference(a, b.sample(frac=1, random_state=0), POS, draws=200)
+    assert d.hi['auc']<0 and d.a['auc']==pytest.approx(metrics(a, POS)['auc']) and d.b['auc']==pytest.approx(metrics(b, POS)['auc'])
+    same = ev.paired_difference(a, a, POS, draws=20)
+    assert (same.difference==0).all() and (same[['lo','hi']]==0).all(axis=None)
+    with pytest.raises(ev.BadPredictions, match='twice'): ev.paired_difference(a, pd.concat([b, b[:1]]), POS)
+    with pytest.raises(ev.BadPredictions, match='another label'): ev.paired_difference(a, b.assign(label='Uninfected'), POS)
+
+def test_disputed_labels_are_left_out_and_unknown_ones_kept(parts):
+    t = parts[1].copy()
+    t.loc[t.index[:7], 'disputed'] = pd.NA
+    found = ev.with_and_without_disputed(t, POS, draws=5)
+    n = int((t.disputed==True).fillna(False).sum())
+    assert found['disputed']==n and found['unknown']==7 and found['undisputed']['n']==len(t)-n
+
+def test_examine_is_json_and_refuses_to_choose_on_a_leaky_split():
+    t = simulate_predictions(patients=20, cells=20)
+    rng = np.random.default_rng(0)
+    leaky = t.assign(split=rng.choice(['valid','test'], len(t)))
+    found = ev.examine(leaky, POS, draws=20)
+    assert found['thresholds'] is None and 'of the same patients' in found['refused'] and found['patients']['infected']>0
+    fine = ev.examine(t, POS, draws=20)
+    assert fine['refused'] is None and len(fine['thresholds'])==len(ev.AIMS)
+    for f in (found, fine): assert json.loads(json.dumps(f, allow_nan=False))==f
+    nameless = ev.examine(t.drop(columns=['patient','disputed']), POS, draws=20)
+    assert nameless['patients'] is None and nameless['disputed'] is None and nameless['thresholds']
+
+def test_read_predictions_gives_back_every_bit(tmp_path):
+    t = simulate_predictions(patients=5, cells=40).assign(patient=pd.array(['007','NA','None','1e5','P1']*40, 'string'))
+    t.loc[3, 'patient'] = pd.NA
+    t.to_csv(tmp_path/'p.csv', index=False)
+    back = ev.read_predictions(tmp_path/'p.csv')
+    assert (back.p.to_numpy()==t.p.to_numpy()).all()
+    assert back.patient.fillna('?').tolist()==t.patient.fillna('?').tolist() and back.disputed.dtype=='boolean'
+
+def test_evaluate_imports_neither_torch_nor_matplotlib_nor_scikit_learn():
+    import subprocess, sys
+    code = "import sys, malaria_fastai.evaluate; print([m for m in ('torch','matplotlib','sklearn','fastai') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'

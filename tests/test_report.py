@@ -1,0 +1,227 @@
+"What the report promises whatever a run left behind: one file that asks for nothing, every section, and no hostile name taken for HTML."
+import base64, io, json, re, time, zlib, struct
+from html.parser import HTMLParser
+import matplotlib; matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np, pandas as pd, pytest
+from malaria_fastai import report as rp
+from malaria_fastai.evaluate import evaluate, examine, simulate_predictions
+from malaria_fastai.report import NOTICE, NotARun, examine_run, warnings_of, write_report
+
+POS = 'Parasitized'
+SECTIONS = ['metrics','decisions','learning','losses','data','training','versions','command']
+CLOSER = ['patients','thresholds','calibration','disputed','cells']
+EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>&amp;$x^{$'
+
+def png():
+    "A picture of one white pixel."
+    def chunk(kind, data): return struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(kind+data))
+    return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0))+chunk(b'IDAT', zlib.compress(b'\0\xff'))+chunk(b'IEND', b'')
+
+def make_run(folder, preds=None, draws=50, **more):
+    "A run folder as training leaves it."
+    preds = simulate_predictions(patients=24, cells=20) if preds is None else preds
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = {k: evaluate(preds[preds.split==k], POS, draws=draws) for k in ('valid','test') if (preds.split==k).any()}
+    data = dict(name='invented', hash='ab'*32, n=len(preds), patients=24, labels=[POS,'Uninfected'], positive=POS, drawn=False, left_out={})
+    found = dict(arch='resnet18', size=64, epochs=2, finetune_epochs=1, seed=42, split='patient', seconds=12.5, pretrained=False,
+                 source='cells.zip', data=data, leakage=dict(test=dict(patient=0., photo=0.)), **blocks)
+    (folder/'metrics.json').write_text(json.dumps(found | more))
+    (folder/'environment.json').write_text(json.dumps(dict(versions=dict(python='3.11.9', torch='2.14'), commit='abc123', command=['malaria-fastai','train','my cells.zip'])))
+    pd.DataFrame(dict(epoch=[0,1,0], stage=['head','head','all'], train_loss=[.6,.4,.3], valid_loss=[.5,.4,.35], accuracy=[.8,.85,.9],
+                      time=['00:01']*3)).to_csv(folder/'history.csv', index=False)
+    preds.to_csv(folder/'predictions.csv', index=False)
+    (folder/'figures').mkdir(exist_ok=True)
+    (folder/'figures'/'top_losses.png').write_bytes(png())
+    return folder
+
+class Page(HTMLParser):
+    "Elements, attributes, text, and whether every element is closed where it should be."
+    VOID = {'meta','img','br','link','input','hr'}
+    def __init__(self, html):
+        super().__init__()
+        self.tags,self.attrs,self.ids,self.text,self.open,self.bad = [],[],[],[],[],[]
+        self.feed(html)
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attrs += [(tag,k,v) for k,v in attrs]
+        self.ids += [v for k,v in attrs if k=='id']
+        if tag not in self.VOID: self.open.append(tag)
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID: self.open.pop()
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop()!=tag: self.bad.append(tag)
+    def handle_data(self, data): self.text.append(data)
+
+def read(path): return path.read_text(encoding='utf-8')
+
+LOADS = {'src','href','srcset','action','formaction','poster','background','cite','ping','xlink:href','manifest','codebase','data'}
+
+def assert_asks_for_nothing(html):
+    page = Page(html)
+    outside = [a for a in page.attrs if a[1] in LOADS and not (a[2] or '').startswith(('#','data:image/png;base64,'))]
+    assert not outside, outside
+    assert not {'script','iframe','object','embed','link','base','form','video','audio','source','foreignobject'} & set(page.tags)
+    assert not [a for a in page.attrs if a[1].startswith('on') or (a[1]=='http-equiv' and a[2]!='Content-Security-Policy')]
+    styles = ' '.join([v or '' for _,k,v in page.attrs if k in ('style','clip-path','fill','filter','mask')]+re.findall(r'<style.*?</style>', html, re.S))
+    assert not [u for u in re.findall(r'url\(([^)]*)\)', styles) if not u.strip('\'" ').startswith('#')]
+    assert '@import' not in styles
+    assert ('meta','content',"default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attrs
+    assert not page.open and not page.bad, (page.open, page.bad)
+    return page
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory): return make_run(tmp_path_factory.mktemp('runs')/'one')
+
+def test_the_checker_of_the_page_can_fail():
+    for bad in ('<a href="http://x">', '<img src="//x/y.png">', '<p style="background:url(x.png)"></p>', '<script></script>', '<p><b></p>'):
+        html = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"+bad
+        with pytest.raises(AssertionError): assert_asks_for_nothing(html)
+
+def test_report_holds_every_section_and_asks_for_nothing(run):
+    path = write_report(run, draws=30)
+    assert path==run/'report.html'
+    page = assert_asks_for_nothing(read(path))
+    assert [s for s in page.ids if s in SECTIONS]==SECTIONS
+    text = ' '.join(page.text)
+    assert text.count(NOTICE)==1
+    assert "malaria-fastai train 'my cells.zip'" in text and 'resnet18' in text and 'abc123' in text and 'ab'*32 in text
+    assert page.tags.count('svg')==4 and page.tags.count('img')==1
+    assert base64.b64encode(png()).decode() in read(path)
+    assert 'http://' not in read(path) and 'https://' not in read(path)
+
+def test_numbers_and_intervals_are_those_of_the_file(run):
+    text = ' '.join(Page(read(write_report(run, draws=30))).text)
+    found = json.loads(read(run/'metrics.json'))
+    for part in ('valid','test'):
+        for m in rp.METRICS:
+            assert f'{found[part][m]:.3f}' in text and rp._range(found[part][f'{m}_ci']) in text
+    assert f"{found['test']['patients']} patients" in text
+
+def test_examine_run_adds_the_closer_look_and_keeps_the_rest(run):
+    before = json.loads(read(run/'metrics.json'))
+    page = assert_asks_for_nothing(read(examine_run(run, draws=50)))
+    after = json.loads(read(run/'metrics.json'))
+    assert {k: after[k] for k in before}==before and after['examined']['thresholds']
+    assert [s for s in page.ids if s in CLOSER]==CLOSER
+    text = ' '.join(page.text)
+    assert 'no parasitaemia' in text and 'Delahunt' in text and 'LoD =' in text and 'Temperature' in text
+    assert page.tags.count('svg')==4+3+1+2
+
+def test_hostile_names_stay_text(tmp_path):
+    preds = simulate_predictions(patients=12, cells=15)
+    preds = preds.assign(path=EVIL+preds.path, patient=EVIL+preds.patient)
+    run = make_run(tmp_path/'a"><b onclick=x>', preds, arch=EVIL, source=EVIL, split='folder', note=EVIL, examined=examine(preds, POS, draws=20))
+    found = json.loads(read(run/'metrics.json'))
+    found['data'] |= {'title': EVIL, 'left_out': {EVIL: 2}, EVIL: EVIL}
+    found['examined']['refused'],found['examined']['thresholds'] = EVIL, None
+    (run/'metrics.json').write_text(json.dumps(found))
+    (run/'environment.json').write_text(json.dumps(dict(command=['train', EVIL], versions={EVIL: EVIL})))
+    history = pd.read_csv(run/'history.csv').rename(columns=dict(accuracy=EVIL)).assign(stage=['a', EVIL, EVIL])
+    history.to_csv(run/'history.csv', index=False)
+    page = assert_asks_for_nothing(read(write_report(run, draws=10)))
+    assert ' '.join(page.text).count('<script>alert("x")</script>')>6
+
+def test_hostile_class_names_reach_the_figures_as_text(tmp_path):
+    preds = simulate_predictions(patients=12, cells=15)
+    for c in ('label','pred'): preds[c] = preds[c].replace({POS: EVIL, 'Uninfected': 'un<b>$'})
+    folder = tmp_path/'run'
+    folder.mkdir()
+    (folder/'metrics.json').write_text(json.dumps(dict(data=dict(positive=EVIL), test=evaluate(preds, EVIL, draws=10), examined=examine(preds, EVIL, draws=10))))
+    preds.to_csv(folder/'predictions.csv', index=False)
+    page = assert_asks_for_nothing(read(write_report(folder, draws=10)))
+    assert any('<script>' in t for t in page.text)
+
+@pytest.mark.parametrize('missing', ['history.csv','predictions.csv','environment.json','figures/top_losses.png'])
+def test_what_is_missing_is_said_to_be_missing(tmp_path, missing):
+    run = make_run(tmp_path/'run')
+    (run/missing).unlink()
+    page = assert_asks_for_nothing(read(write_report(run, draws=10)))
+    assert [s for s in page.ids if s in SECTIONS]==SECTIONS
+    assert {'history.csv': 'no history.csv', 'predictions.csv': 'no predictions', 'environment.json': 'unknown',
+            'figures/top_losses.png': 'no figures/top_losses.png'}[missing] in ' '.join(page.text)
+
+@pytest.mark.parametrize('found', [{}, dict(arch='x'), dict(test=dict(accuracy=.5)), dict(valid=dict(accuracy=None, n=3)),
+    dict(data=None, leakage=None, test=dict(accuracy=1., auc=None, auc_ci=None)), dict(data=dict(left_out=None, labels=None), leakage=dict(test=None))])
+def test_a_sparse_metrics_file_still_gives_a_report(tmp_path, found):
+    (tmp_path/'metrics.json').write_text(json.dumps(found))
+    assert_asks_for_nothing(read(write_report(tmp_path)))
+
+def test_three_classes_and_one_class_do_not_stop_it(tmp_path):
+    three = make_run(tmp_path/'three')
+    preds = pd.read_csv(three/'predictions.csv')
+    preds.loc[preds.index[-9:], 'label'] = 'Platelet'
+    preds.to_csv(three/'predictions.csv', index=False)
+    assert 'two classes are needed' in read(write_report(three, draws=10))
+    healthy = simulate_predictions(patients=12, cells=15)
+    one = make_run(tmp_path/'one', healthy[healthy.label=='Uninfected'])
+    text = read(examine_run(one, draws=10))
+    assert_asks_for_nothing(text)
+    assert 'there is no positive cell' in text and 'None was chosen' in text
+
+def test_a_set_without_patients_says_so(tmp_path):
+    preds = simulate_predictions(patients=12, cells=15).assign(patient=pd.NA)
+    text = read(examine_run(make_run(tmp_path/'run', preds), draws=10))
+    assert_asks_for_nothing(text)
+    assert 'patients are unknown, so the intervals treat cells as independent' in text and 'by cells, patients unknown' in text
+
+@pytest.mark.parametrize('found, says', [
+    (dict(data=dict(drawn=True)), 'drawn by code'), (dict(split='random'), 'split is random'),
+    (dict(leakage=dict(test=dict(patient=1., photo=.9998))), '99.98\xa0% have their photo'),
+    (dict(test=dict(accuracy=1, patients=18)), 'only 18 patients'), (dict(valid=dict(accuracy=1)), 'no test part'),
+    (dict(test=dict(accuracy=1, auc=1., auc_ci=[1.,1.])), 'no error was seen in auc'),
+    (dict(data=dict(left_out={'Thumbs.db': 2})), 'Thumbs.db (2)')])
+def test_each_warning(found, says):
+    assert any(says in w for w in warnings_of(found))
+    quiet = warnings_of(dict(split='patient', data=dict(drawn=False, left_out={}), leakage=dict(test=dict(patient=0., photo=0.)), test=dict(accuracy=1, patients=40)))
+    assert quiet==[]
+
+@pytest.mark.parametrize('text, says', [(None, 'no metrics.json'), ('{"a": ', 'cannot be read as JSON'), ('[1]', 'must hold a JSON object')])
+def test_a_folder_that_is_no_run(tmp_path, text, says):
+    if text is not None: (tmp_path/'metrics.json').write_text(text)
+    with pytest.raises(NotARun, match=re.escape(says)): write_report(tmp_path)
+    assert not (tmp_path/'report.html').exists()
+
+def test_the_report_is_replaced_whole_or_not_at_all(run, monkeypatch):
+    path = write_report(run, draws=10)
+    before = read(path)
+    def fail(*args): raise OSError('disk full')
+    monkeypatch.setattr(rp.os, 'replace', fail)
+    with pytest.raises(OSError): write_report(run, draws=11)
+    assert read(path)==before and [p.name for p in run.iterdir() if p.name.startswith('.')]==[]
+
+def test_the_same_run_gives_the_same_page(run):
+    assert read(write_report(run, draws=10))==read(write_report(run, draws=10))
+
+def test_writing_a_report_leaves_no_figure_open_and_no_setting_changed(run):
+    open_before,rc = plt.get_fignums(), dict(plt.rcParams)
+    write_report(run, draws=10)
+    assert plt.get_fignums()==open_before and dict(plt.rcParams)==rc
+
+@pytest.mark.parametrize('plot', ['plot_confusion','plot_roc','plot_pr','plot_patients','plot_shares','plot_reliability','plot_coverage'])
+def test_every_figure_renders_with_labelled_axes(plot):
+    preds = simulate_predictions(patients=12, cells=15)
+    for t in (preds, preds[preds.label=='Uninfected']):
+        ax = getattr(rp, plot)(t, POS)
+        assert ax.get_xlabel() and (ax.get_ylabel() or plot=='plot_patients')
+        ax.figure.savefig(io.BytesIO(), format='png')
+        plt.close(ax.figure)
+
+def test_history_of_any_shape_renders():
+    for h in (dict(train_loss=[1.]), dict(train_loss=[1.,.5], valid_loss=[np.nan,.4], accuracy=[np.nan]*2), dict(epoch=[0], accuracy=[.5], f1=[.4])):
+        axs = rp.plot_history(pd.DataFrame(h))
+        axs[0].figure.savefig(io.BytesIO(), format='png')
+        plt.close(axs[0].figure)
+
+def test_the_whole_report_is_quick(tmp_path):
+    "12,670 predictions, 2,000 draws, everything: 20 s on two cores is the promise."
+    preds = simulate_predictions(patients=181, cells=70)
+    start = time.perf_counter()
+    examine_run(make_run(tmp_path/'run', preds, draws=2000), draws=2000)
+    assert len(preds)==12_670 and time.perf_counter()-start<20
+
+def test_report_imports_no_torch():
+    import subprocess, sys
+    code = "import sys, malaria_fastai.report; print([m for m in ('torch','fastai','sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
