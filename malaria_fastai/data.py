@@ -35,10 +35,9 @@ from fastai.vision.core import PILImage, imagenet_stats
 from fastcore.basics import patch
 from fastcore.foundation import L
 from PIL import Image
-from tqdm.auto import tqdm
 
 from .cells import open_picture
-from .source import DRAWN_NOTE, is_drawn
+from .source import DRAWN_NOTE, is_drawn, progress as bar
 from .split import split_random
 
 # %% ../nbs/api/03_data.ipynb #0e11d8dc
@@ -242,8 +241,7 @@ class Pictures:
     def _write(self, file, progress):
         n,gb = len(self),len(self)*(np.prod(self.rule.size)*3 if self.rule.size else 130*130*3)/1e9
         if gb > .05: print(f"Decoding {n:,} pictures once, about {gb:.2f} GB on disk.")
-        bar = tqdm(self.decode_many(range(n)), total=n, desc='decode', unit='pic', disable=not progress or gb < .05, leave=False)
-        return PictureFile.write(file, bar, n)
+        return PictureFile.write(file, bar(self.decode_many(range(n)), 'decoding', n, quiet=not progress or gb < .05), n)
 
     def batch(self,
         idxs,        # Positions of the pictures
@@ -708,7 +706,7 @@ def denormalize(self:ImageDataBunch,
 def show_batch(self:ImageDataBunch,
     rows:int=5,                            # Rows, and columns, of the grid
     ds_type:DatasetType=DatasetType.Train, # Which part
-    figsize:tuple|None=None,               # Inches; None is 1.6 a picture
+    figsize:tuple|None=None,               # Inches; None is 1.5 a picture
     unique:bool=False                      # Show one picture again and again, each time transformed anew
 )->plt.Figure:
     "Show a grid of pictures as the network gets them, with their labels."
@@ -725,12 +723,12 @@ def show_grid(
     images,                  # Pictures (h, w, 3), RGB in [0, 1] or uint8
     titles:list,             # One short text a picture
     cols:int,                # Pictures in a row
-    figsize:tuple|None=None, # Inches; None is 1.6 a picture
+    figsize:tuple|None=None, # Inches; None is 1.5 a picture
     note:str=''              # A line under the grid
 )->plt.Figure:
     "Draw pictures in a grid, nothing cut off."
     rows = -(-len(images)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize or (1.6*cols, 1.75*rows), squeeze=False, layout='constrained')
+    fig,axes = plt.subplots(rows, cols, figsize=figsize or (1.5*cols, 1.65*rows), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for ax,im,title in zip(axes.flat, images, titles):
         ax.imshow(im)

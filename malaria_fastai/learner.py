@@ -279,7 +279,9 @@ def _clock(s): return f'{int(s)//60:02d}:{int(s)%60:02d}'
 
 # %% ../nbs/api/04_learner.ipynb #0cb37ce2
 def _curve_axes(self, ax, xlabel, ylabel):
-    ax = ax or plt.subplots(figsize=(5.5, 3.2), layout='constrained')[1]
+    if ax is None:
+        fig,ax = plt.subplots(figsize=(5.5, 3.2), layout='constrained')
+        plt.close(fig) # shown once, by whoever gets it
     for s in self.stages[1:]: ax.axvline(s, color='0.6', ls=':', lw=1)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=.25)
@@ -310,6 +312,7 @@ def plot_lr(self:Recorder,
     fig,axes = plt.subplots(1, 1+show_moms, figsize=(4.5*(1+show_moms), 2.8), layout='constrained', squeeze=False)
     for ax,ys,name in zip(axes[0], (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
         _curve_axes(self, ax, 'Batches processed', name).plot(ys, color='#0072B2')
+    plt.close(fig)
     return fig
 
 
@@ -321,6 +324,7 @@ def plot_metrics(self:Recorder):
     if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
     fig,axes = plt.subplots(1, len(names), figsize=(4.5*len(names), 2.8), layout='constrained', squeeze=False)
     for ax,name in zip(axes[0], names): _curve_axes(self, ax, 'Batches processed', name).plot(self.iters, df[name], marker='.', color='#0072B2')
+    plt.close(fig)
     return fig
 
 
@@ -342,6 +346,7 @@ def plot(self:Recorder,
         steep = int(np.gradient(losses).argmin())
         print(f"Min numerical gradient: {lrs[steep]:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
         ax.plot(lrs[steep], losses[steep], 'o', color='#D55E00')
+    plt.close(fig)
     return fig
 
 # %% ../nbs/api/04_learner.ipynb #d049bf64

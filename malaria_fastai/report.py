@@ -13,8 +13,8 @@ from string import Template
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
-                                     curve_band, evaluate, examine, fit_temperature, has_patients, metrics, patient_scores,
-                                     per_patient, read_predictions, reliability, simulate_predictions)
+                                     curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
+                                     read_predictions, reliability)
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'plot_confusion', 'plot_roc', 'plot_pr', 'plot_losses',
@@ -31,8 +31,9 @@ def _axes(ax, figsize=(4.2,3.2)):
     return ax
 
 def _words(text):
-    "Text for a figure, with no `$` taken for a formula."
-    return str(text).replace('$', r'\$')
+    "Text for a figure, not too long, with no `$` taken for a formula."
+    text = str(text)
+    return (text if len(text)<=28 else text[:27]+'…').replace('$', r'\$')
 
 def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
 
@@ -156,7 +157,7 @@ def _plot_lines(history, columns, ax):
                     fontsize=8, color=GREY)
     ax.set(xlabel='epoch', xlim=(.8, max(len(history),2)+.2))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
-    ax.legend(frameon=False, fontsize=9)
+    if len(columns): ax.legend(frameon=False, fontsize=9)
 
 # %% ../nbs/api/08_report.ipynb #ae43eb62
 def plot_losses(
@@ -367,7 +368,7 @@ def _leak_lines(leakage):
 def _block_lines(name, block):
     if block.get('ci_by')=='cell':
         yield f"{name}: patients are unknown, so the intervals treat cells as independent. They are too narrow."
-    elif (block.get('patients') or 99)<20:
+    elif (block.get('patients') or 99)<30:
         yield f"{name}: only {block['patients']} patients. Intervals from so few tend to be too narrow."
     if met := [m for m in ('sensitivity','specificity','auc') if block.get(f'{m}_ci')==[1.,1.]]:
         yield f"{name}: no error was seen in {' and '.join(met)}. An interval without width does not mean that none can occur."
@@ -749,8 +750,10 @@ def write_report(
 def _write(path, text):
     "Write a file that is either the old one or the new one, never half of it."
     part = path.with_name(f'.{path.name}.{os.getpid()}')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding='utf-8')
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
     return path
 
 def examine_run(

@@ -417,7 +417,7 @@ def draw_cell(
     if rng.random() < (.3 if infected else .55): _platelet(c, purple)
     if rng.random() < (.4 if infected else .65): _debris(c, purple)
     kind = rng.choice([_ring, _trophozoite, _schizont], p=[.62, .3, .08])
-    where = kind(c, purple, rng.uniform(.5, .95)) if infected else None
+    where = kind(c, purple, rng.uniform(.6, .98)) if infected else None
     return c.finish(s['blur'], s['grain']),where
 
 # %% ../nbs/api/00_source.ipynb #e211528f
