@@ -8,7 +8,6 @@ Docs: https://OWNER.github.io/malaria_fastai/api/all.html.md"""
 __all__ = []
 
 # %% ../nbs/api/13_all.ipynb #cb7fb941
-import operator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,10 +22,13 @@ from torchvision import models
 
 from .cells import *
 from .data import *
-from .evaluate import *
+from .evaluate import (apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
+    paired_difference, per_patient, read_predictions, with_and_without_disputed)
 from .interpret import *
 from .learner import *
-from .report import *
+from malaria_fastai.report import (plot_confusion, plot_coverage, plot_history, plot_patients, plot_pr, plot_reliability, plot_roc,
+    write_report)
+from .resume import *
 from .source import *
 from .split import *
 from .study import *

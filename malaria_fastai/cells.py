@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from PIL import Image, ImageFile, ImageOps
-from tqdm.auto import tqdm
 
-from .source import EXTENSIONS, facts
+from .source import EXTENSIONS, facts, progress as bar
 
 # %% ../nbs/api/01_cells.ipynb #64cbb8ac
 PHOTO = re.compile(r"(.+_IMG_.+)_cell_\d+\.\w+") # One photograph: all of the name before the cell's number
@@ -146,8 +145,10 @@ def _class_folders(root):
     return [(o,part) for o,part in pairs if any(_is_picture(p.name) for p in o.iterdir() if p.is_file())]
 
 def _walk(root):
-    "All files below a folder; links to folders are not followed."
-    for folder,_,names in os.walk(root): yield from (Path(folder)/o for o in names)
+    "All files below a folder but our own cache; links to folders are not followed."
+    for folder,below,names in os.walk(root):
+        below[:] = [o for o in below if o != '.cache']
+        yield from (Path(folder)/o for o in names)
 
 def _find(root):
     "The pictures as (relative path, label, part), sorted by path, and the count of what is left out."
@@ -206,7 +207,7 @@ def _look_all(root, paths, max_pixels, progress):
     "Decode all pictures in threads: Pillow lets several run at once."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         seen = pool.map(lambda o: _look(root, o, max_pixels), paths)
-        return list(tqdm(seen, total=len(paths), desc='checking pictures', unit='', disable=not progress, leave=False))
+        return list(bar(seen, 'checking pictures', len(paths), quiet=not progress))
 
 # %% ../nbs/api/01_cells.ipynb #45d0754a
 def _mark_contradictions(df):

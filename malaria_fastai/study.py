@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +22,7 @@ import pandas as pd
 import torch
 from fastai.metrics import accuracy
 
+import malaria_fastai
 from .cells import data_hash, read_cells
 from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, write_atomically
 from .evaluate import evaluate
@@ -110,21 +110,21 @@ def _version(name):
 
 def _commit():
     "The commit of the checkout this code runs from, with '+' if it was changed since; None outside a checkout."
-    here = Path(__file__).resolve().parent
+    here = Path(malaria_fastai.__file__).resolve().parent
     def git(*args): return subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True, timeout=10)
-    try: head,tracked = git('rev-parse', '--short=12', 'HEAD'),git('ls-files', '--error-unmatch', Path(__file__).name)
+    try: head,tracked = git('rev-parse', '--short=12', 'HEAD'),git('ls-files', '--error-unmatch', '__init__.py')
     except (OSError, subprocess.TimeoutExpired): return None
     if head.returncode or tracked.returncode: return None
     return head.stdout.strip() + '+'*bool(git('status', '--porcelain', '-uno').stdout.strip())
 
 
 def environment(
-    command:str|None=None, # What was run; None is the command line of this process
+    command:str, # What was run
     **facts                # More to write down
 )->dict: # Ready for JSON
     "The versions, the machine and the command of a run."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    return dict(command=command or ' '.join(['python', *sys.argv]), commit=_commit(), **facts, python=platform.python_version(),
+    return dict(command=command, commit=_commit(), **facts, python=platform.python_version(),
                 system=platform.system(), cores=os.cpu_count(), device=device, versions={k: _version(k) for k in _PACKAGES})
 
 # %% ../nbs/api/10_study.ipynb #0de8b88f
@@ -164,9 +164,10 @@ def train(
     data_dir:str|Path='data', # Where archives are downloaded and extracted
     cache=True,               # Keep decoded pictures, as in `ImageDataBunch.from_cells`
     draws:int=2000,           # Bootstrap draws of the intervals
-    command:str|None=None     # What the report shows as the command; None is this process's
+    command:str|None=None     # What the report shows as the command; None is this call
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
+    command = command or f"train({', '.join(f'{k}={v!r}' for k,v in locals().items() if k != 'command')})"
     start,out = time.time(),_fresh(out)
     root,cells = prepare(source, split, seed, limit, on_bad, data_dir)
     positive = positive_class(cells.label, positive)
@@ -206,7 +207,7 @@ def finish(
     about:dict,       # Facts for metrics.json
     start:float,      # When the run began, seconds since the epoch
     draws:int=2000,   # Bootstrap draws of the intervals
-    command:str|None=None # The command of the run
+    command:str=''    # The command of the run
 ):
     "Judge a trained learner and write its run folder."
     cells = learn.dls.cells
