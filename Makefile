@@ -12,7 +12,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no data, no network)
-	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --epochs 4 --split patient --pretrained no --out runs/demo
+	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --bs 16 --epochs 8 --finetune-epochs 0 --split patient --pretrained no --out runs/demo
 
 test: export MALARIA_DATA = sample
 test: .venv/ready ## check the repository's rules, run every notebook, then every test

@@ -12,9 +12,7 @@ __all__ = ['FASTAI_V1', 'UnknownArchitecture', 'WeightsUnavailable', 'arch_name'
 # %% ../nbs/api/04_learner.ipynb #e80b0c17
 import difflib
 import json
-import os
 import sys
-import tempfile
 import time
 import warnings
 from contextlib import contextmanager
@@ -34,21 +32,20 @@ import torch
 import torchvision
 from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback
 from fastai.data.transforms import Category
-from fastai.learner import CastToTensor, Learner, load_learner as _load_pickle
+from fastai.learner import CastToTensor, Learner, load_learner as _load_pickle, save_model
 from fastai.learner import Recorder as _Recorder
 from fastai.optimizer import Adam
-from fastai.torch_core import apply_init, params
+from fastai.torch_core import TensorImage, apply_init, params
 from fastai.vision.learner import create_head
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fasttransform import Transform
-from fastai.torch_core import TensorImage
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, get_transforms, seeded, show_grid
+from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, replacing, seeded, show_grid, view
 
 # %% ../nbs/api/04_learner.ipynb #10ede0b7
 _FEATURES = {'vgg', 'alexnet', 'squeezenet', 'densenet', 'mobilenetv2', 'mobilenetv3', 'efficientnet', 'convnext'} # body: .features
@@ -78,7 +75,7 @@ def arch_name(
 # %% ../nbs/api/04_learner.ipynb #a28c6f81
 class TimmBody(nn.Module):
     "A timm network up to its last feature map."
-    def __init__(self, model): 
+    def __init__(self, model):
         super().__init__()
         self.model = model
     def forward(self, x): return self.model.forward_features(x)
@@ -91,10 +88,13 @@ def create_body(
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
+    if weights and not pretrained: raise ValueError(f"weights={weights!r} goes with pretrained=True")
+    if weights and name not in torchvision.models.list_models(): raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
         if name in torchvision.models.list_models():
             return _torchvision_body(torchvision.models.get_model(name, weights=(weights or 'DEFAULT') if pretrained else None))
         model = timm.create_model(name.removeprefix('timm:'), pretrained=pretrained, num_classes=0, global_pool='')
+    except KeyError as e: raise ValueError(f"{name} has no weights called {weights!r}") from e
     except (OSError, RuntimeError) as e:
         if not pretrained: raise
         raise WeightsUnavailable(f"the ImageNet weights of {name} cannot be had here ({type(e).__name__}). Connect to the network once, "
@@ -118,7 +118,7 @@ def n_features(
     was = body.training
     with torch.no_grad(): out = body.eval()(torch.zeros(1, 3, 64, 64))
     body.train(was)
-    if out.ndim != 4: raise UnknownArchitecture(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
+    if out.ndim != 4 or out.shape[2] != out.shape[3]: raise UnknownArchitecture(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
     return out.shape[1]
 
 # %% ../nbs/api/04_learner.ipynb #71a97f56
@@ -140,8 +140,9 @@ def layer_groups(
 )->L: # Three lists of modules: early body, late body, head
     "Cut the body where half of its convolutions lie on either side."
     blocks = layer_blocks(model[0])
-    convs = np.cumsum([_convs(b) for b in blocks])
-    cut = 1 + int(np.abs(convs[:-1] - convs[-1]/2).argmin())
+    convs = np.array([_convs(b) for b in blocks])
+    cuts = np.flatnonzero(convs)[1:] # a late body begins with a convolution
+    cut = cuts[np.abs((convs.cumsum()-convs)[cuts] - convs.sum()/2).argmin()]
     return L(blocks[:cut], blocks[cut:], list(model[1:]))
 
 
@@ -196,11 +197,15 @@ class OneCycle(Callback):
         div_factor:float=25.,  # The first rate is lr_max/div_factor
         pct_start:float=.3,    # Share of the batches before the peak, in (0, 1)
         final_div:float|None=None, # The last rate is lr_max/final_div; None is div_factor*1e4
-        moms:tuple=(.95, .85), # Momentum at the ends and at the peak
+        moms:tuple=(.95, .85), # Momentum at the ends and at the peak; a third number is that of the end, as in fastai 2
         tot_epochs:int=1       # Length of the whole cycle
     ):
-        self.lr_max,self.ends,self.pct_start,self.tot_epochs = np.asarray(lr_max, float),moms,pct_start,tot_epochs
-        self.start,self.end = self.lr_max/div_factor,self.lr_max/(final_div or div_factor*1e4)
+        if final_div is None: final_div = div_factor*1e4
+        if not 0 < pct_start < 1: raise ValueError(f"pct_start is a share of the batches, in (0, 1); got {pct_start}")
+        if min(div_factor, final_div) <= 0: raise ValueError(f"div_factor and final_div must be positive, got {div_factor} and {final_div}")
+        if len(moms) not in (2, 3): raise ValueError(f"moms: momentum at the ends and at the peak, got {moms}")
+        self.lr_max,self.moms,self.pct_start,self.tot_epochs = np.asarray(lr_max, float),(*moms, moms[0])[:3],pct_start,tot_epochs
+        self.start,self.end = self.lr_max/div_factor,self.lr_max/final_div
 
     def at(self,
         i:int, # Batch, counted from the start of the cycle
@@ -208,13 +213,13 @@ class OneCycle(Callback):
     )->tuple: # (float (groups,) rates, float momentum)
         "Rates and momentum of batch `i` of `n`."
         up = int(n*self.pct_start)
-        if i < up: return _cos(self.start, self.lr_max, i/up),float(_cos(*self.ends, i/up))
+        if i < up: return _cos(self.start, self.lr_max, i/up),float(_cos(*self.moms[:2], i/up))
         pct = (i-up)/max(1, n-up)
-        return _cos(self.lr_max, self.end, pct),float(_cos(*self.ends[::-1], pct))
+        return _cos(self.lr_max, self.end, pct),float(_cos(*self.moms[1:], pct))
 
     def config(self)->dict:
         "What a continued run must have in common with its beginning."
-        return dict(kind='one cycle', lr_max=self.lr_max.tolist(), start=self.start.tolist(), end=self.end.tolist(), moms=list(self.ends),
+        return dict(kind='one cycle', lr_max=self.lr_max.tolist(), start=self.start.tolist(), end=self.end.tolist(), moms=list(self.moms),
                     pct_start=self.pct_start, tot_epochs=self.tot_epochs)
 
     def before_batch(self):
@@ -306,24 +311,30 @@ def plot_losses(self:Recorder,
 
 @patch
 def plot_lr(self:Recorder,
-    show_moms:bool=False # Show the momentum beside the rate
+    show_moms:bool=False, # Show the momentum beside the rate
+    skip_start:int=0,     # Batches to leave out at the beginning
+    skip_end:int=0        # Batches to leave out at the end
 ):
     "Plot the rate of the last layer group, batch by batch."
+    x = range(skip_start, max(skip_start, len(self.lrs)-skip_end))
     fig,axes = plt.subplots(1, 1+show_moms, figsize=(4.5*(1+show_moms), 2.8), layout='constrained', squeeze=False)
     for ax,ys,name in zip(axes[0], (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
-        _curve_axes(self, ax, 'Batches processed', name).plot(ys, color='#0072B2')
+        _curve_axes(self, ax, 'Batches processed', name).plot(x, [ys[i] for i in x], color='#0072B2')
     plt.close(fig)
     return fig
 
 
 @patch
-def plot_metrics(self:Recorder):
+def plot_metrics(self:Recorder,
+    skip_start:int=0, # Epochs to leave out at the beginning
+    skip_end:int=0    # Epochs to leave out at the end
+):
     "Plot each metric over the epochs."
-    df = self.to_frame()
+    x,df = (o[skip_start:len(o)-skip_end] for o in (self.iters, self.to_frame()))
     names = [c for c in df if c not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
     if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
     fig,axes = plt.subplots(1, len(names), figsize=(4.5*len(names), 2.8), layout='constrained', squeeze=False)
-    for ax,name in zip(axes[0], names): _curve_axes(self, ax, 'Batches processed', name).plot(self.iters, df[name], marker='.', color='#0072B2')
+    for ax,name in zip(axes[0], names): _curve_axes(self, ax, 'Batches processed', name).plot(x, df[name], marker='.', color='#0072B2')
     plt.close(fig)
     return fig
 
@@ -344,7 +355,8 @@ def plot(self:Recorder,
     ax.grid(alpha=.25)
     if suggestion:
         steep = int(np.gradient(losses).argmin())
-        print(f"Min numerical gradient: {lrs[steep]:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
+        self.min_grad_lr = float(lrs[steep])
+        print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
         ax.plot(lrs[steep], losses[steep], 'o', color='#D55E00')
     plt.close(fig)
     return fig
@@ -352,9 +364,9 @@ def plot(self:Recorder,
 # %% ../nbs/api/04_learner.ipynb #d049bf64
 class Progress(Callback):
     "One line per epoch, and while it runs a bar with the time left."
-    order,name = 70,'progress'
+    order,name,bar = 70,'progress',None
     def before_fit(self):
-        self.bar = None
+        self._stop() # a bar that an interrupted fit left behind
         if not self.learn.fitting: return
         self.quiet,self.learn.logger = self.learn.logger,self.write
         names = list(self.recorder.metric_names)
@@ -409,18 +421,20 @@ class CNNLearner(Learner):
     def data(self): return self.dls
     @data.setter
     def data(self, data):
-        if list(data.classes) != list(self.dls.classes): raise ValueError(f"the classes differ: {data.classes} and {self.dls.classes}")
+        for k in ('classes', 'stats'):
+            if getattr(data, k) != getattr(self.dls, k): raise ValueError(f"the {k} differ: {getattr(self.dls, k)} so far, {getattr(data, k)} in the new data")
         self.dls = data
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
-        "Train from `start_epoch` (a number, or 'last') to `n_epoch`; callbacks that know `jump_to_epoch` bring back what was reached."
+        "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at v1's `slice(3e-3)` unless told otherwise."
+        if not isinstance(n_epoch, (int, np.integer)) or n_epoch < 1: raise ValueError(f"the number of epochs must be at least 1, got {n_epoch!r}")
         if len(self.dls.train) == 0: raise ValueError("there is nothing to train on: this bunch has no training batch")
-        if start_epoch != 'last' and not 0 <= start_epoch < max(1, n_epoch): raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch}")
+        if start_epoch != 'last' and not 0 <= start_epoch < n_epoch: raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch}")
         cbs = L(cbs) + L(callbacks)
         self.cycle = next((cb.config() for cb in cbs if hasattr(cb, 'config')), dict(kind='fit', lr=str(lr), tot_epochs=n_epoch))
         self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
         if start_epoch == 0: self.begin_stage()
-        try: super().fit(n_epoch, lr, wd, cbs, reset_opt)
+        try: super().fit(n_epoch, slice(3e-3) if lr is None else lr, wd, cbs, reset_opt)
         finally: self.fitting,self.dls.train.first_batch = False,0
 
     def begin_stage(self):
@@ -447,9 +461,9 @@ class CNNLearner(Learner):
         "Bring back what was reached: from the files of a callback, or from this very learner."
         back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
         if any(back): return
-        if self.first_epoch == 'last': return self.begin_stage()
+        if self.first_epoch == 'last' and False in back: return self.begin_stage()
         done = self.recorder.history
-        if not done or (done[-1]['stage'], done[-1]['epoch']) < (self.stage, self.first_epoch-1):
+        if self.first_epoch == 'last' or not done or (done[-1]['stage'], done[-1]['epoch']) < (self.stage, self.first_epoch-1):
             raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=[SaveModelCallback(learn, every='epoch', name=…)] "
                              "with the name the run was saved under")
         self.recorder.rewind(self.first_epoch)
@@ -466,7 +480,7 @@ def _one_of(**pairs):
 def fit_one_cycle(self:CNNLearner,
     cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle unless `tot_epochs` says otherwise
     max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over layer groups; None is slice(3e-3)
-    moms:tuple=(.95, .85),       # Momentum at the ends and at the peak
+    moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
     div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
     pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
     final_div:float|None=None,   # Last rate = peak/final_div; None is div_factor*1e4
@@ -479,17 +493,28 @@ def fit_one_cycle(self:CNNLearner,
     "Train with v1's one-cycle schedule."
     n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
     if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
-    if not 0 < pct_start < 1: raise ValueError(f"pct_start is a share of the batches, in (0, 1); got {pct_start}")
-    tot = tot_epochs or n
+    tot = n if tot_epochs is None else tot_epochs
     if tot < n: raise ValueError(f"tot_epochs={tot} is shorter than the {n} epochs of this fit")
     lr = _one_of(max_lr=max_lr, lr_max=lr_max)
     if self.opt is None or reset_opt: self.create_opt()
     self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
-    lrs = np.array([h['lr'] for h in self.opt.hypers])
-    cycle = OneCycle(lrs, _one_of(div_factor=div_factor, div=div) or 25., pct_start, _one_of(final_div=final_div, div_final=div_final), moms[:2], tot)
-    self.fit(n, lrs.tolist(), wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
+    lrs = [h['lr'] for h in self.opt.hypers]
+    first,last = _one_of(div_factor=div_factor, div=div),_one_of(final_div=final_div, div_final=div_final)
+    cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot)
+    self.fit(n, lrs, wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
 
 # %% ../nbs/api/04_learner.ipynb #cdcc567c
+@patch
+def save(self:CNNLearner,
+    file:str|Path,       # A name under `models/`, without its ending
+    with_opt:bool=True   # The state of the optimizer too
+)->Path:
+    "Write the weights, whole or not at all."
+    target = Path(self.path)/self.model_dir/f'{file}.pth'
+    with replacing(target) as part: save_model(part, self.model, getattr(self, 'opt', None), with_opt)
+    return target
+
+
 @patch
 def load(self:CNNLearner,
     file:str|Path,          # A name under `models/`, without its ending
@@ -534,7 +559,7 @@ def cnn_learner(
     cbs=None                  # The same, by fastai 2's name
 )->CNNLearner:
     "A learner with a new head on a body of `base_arch`."
-    if not normalize: data._unnormalize()
+    if not normalize: data = data.unnormalized()
     lin = tuple(lin_ftrs) if lin_ftrs is not None else None
     ps = tuple(ps) if isinstance(ps, (list, tuple)) else ps
     spec = ModelSpec(arch_name(base_arch), data.c, lin, ps, concat_pool, bn_final, True, head_bias)
@@ -548,13 +573,20 @@ def cnn_learner(
     return learn
 
 # %% ../nbs/api/04_learner.ipynb #d6f47ec4
+def _digest(state, about=''):
+    "SHA-256 of named tensors, their types and shapes included, and of a text."
+    h = sha256(about.encode())
+    for k in sorted(state):
+        v = state[k].detach().cpu().contiguous()
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode() + v.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
 def weights_hash(
     model:nn.Module # Any network
 )->str: # 64 hex digits
     "A digest of all weights and buffers: equal exactly when every bit is."
-    h = sha256()
-    for k,v in model.state_dict().items(): h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()
+    return _digest(model.state_dict())
 
 # %% ../nbs/api/04_learner.ipynb #a9cbe65b
 @patch
@@ -565,11 +597,12 @@ def lr_find(self:CNNLearner,
     stop_div:bool=True   # Stop when the loss explodes
 ):
     "Try rising rates; `recorder.plot()` shows the result. Weights and history stay as they were."
-    rec,stage = self.recorder,self.stage
+    rec,stage,savers = self.recorder,self.stage,[cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
     kept = {k: getattr(rec, k) for k in ('lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages')}
     rec.clear()
     try:
-        with self.no_bar(), seeded(self.seed, 0): Learner.lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot=False, suggest_funcs=None)
+        with self.no_bar(), self.removed_cbs(savers), seeded(self.seed, 0):
+            Learner.lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot=False, suggest_funcs=None)
         rec.found = [float(o) for o in rec.lrs],[float(o) for o in rec.losses]
     finally:
         self.stage = stage
@@ -580,10 +613,13 @@ def lr_find(self:CNNLearner,
 def get_preds(self:CNNLearner,
     ds_type:DatasetType|None=None, # v1's way to name the part
     ds_idx:int=1,                  # fastai 2's way: 0 training, 1 validation, 2 test
-    **kwargs                       # As in fastai 2: `dl`, `with_loss`, `with_decoded`, …
+    dl=None,                       # A loader instead
+    **kwargs                       # As in fastai 2: `with_loss`, `with_decoded`, …
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets, …), in file order
-    "Probabilities and targets of one part, in file order."
-    res = Learner.get_preds(self, ds_idx=int(ds_type) if ds_type is not None else ds_idx, **kwargs)
+    "Probabilities and targets of one part, in file order and untransformed, the training part too."
+    part = ds_idx if ds_type is None else ds_type
+    if dl is None: dl = self.dls.dl(part or DatasetType.Fix) # 0 is the training part
+    res = Learner.get_preds(self, dl=dl, **kwargs)
     return tuple(o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o for o in res)
 
 
@@ -613,23 +649,19 @@ class _View(Transform):
     "One of the eight dihedral views of every picture."
     order = 1
     def __init__(self, k): self.k = k
-    def encodes(self, x:TensorImage):
-        if self.k & 1: x = x.flip(-1)
-        if self.k & 2: x = x.flip(-2)
-        return x.transpose(-1, -2) if self.k & 4 else x
+    def encodes(self, x:TensorImage): return view(x, self.k)
 
 
 @patch
 def TTA(self:CNNLearner,
-    ds_type:DatasetType=DatasetType.Valid, # Which part
     beta:float|None=.4,  # Weight of the plain prediction, in [0, 1]; None returns (plain, averaged, targets)
+    ds_type:DatasetType=DatasetType.Valid, # Which part
     dl=None              # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
-    "Average the predictions over the eight dihedral views: a cell has no up and no left."
-    dl = dl or self.dls.loaders[ds_type].new(shuffle=False, drop_last=False)
-    views = 8 if len(set(self.dls.rule.size or (0, 1))) == 1 else 4
+    "Average the predictions over the dihedral views: a cell has no up and no left."
+    dl = self.dls.dl(ds_type or DatasetType.Fix) if dl is None else dl
     with self.no_bar():
-        each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(views)]
+        each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(n_views(self.dls.rule.size or (0, 1)))]
     plain,mean = each[0][0],torch.stack([o[0] for o in each]).mean(0)
     return (plain, mean, each[0][1]) if beta is None else (beta*plain + (1-beta)*mean, each[0][1])
 
@@ -637,11 +669,11 @@ def TTA(self:CNNLearner,
 @patch
 def show_results(self:CNNLearner,
     ds_type:DatasetType=DatasetType.Valid, # Which part
-    rows:int=3,                            # Rows, and columns, of the grid
+    rows:int=5,                            # Rows, and columns, of the grid
     figsize:tuple|None=None                # Inches
 )->plt.Figure:
     "Show pictures with truth and prediction, right in green and wrong in red."
-    dl = self.dls.loaders[ds_type]
+    dl = self.dls.dl(ds_type or DatasetType.Fix)
     idxs = np.random.default_rng(self.seed).permutation(len(dl.dataset))[:rows**2]
     dl.before_iter()
     b = dl.load(0, idxs)
@@ -667,12 +699,6 @@ class ModelRefused(ValueError):
     "A model file that is damaged, of another kind, or a pickle that nobody vouched for."
 
 
-def _tensors_hash(state):
-    h = sha256()
-    for k in sorted(state): h.update(k.encode() + str(tuple(state[k].shape)).encode() + state[k].contiguous().numpy().tobytes())
-    return h.hexdigest()
-
-
 @patch
 def export(self:CNNLearner,
     file:str|Path='export.pkl', # Name under `learn.path`
@@ -681,18 +707,12 @@ def export(self:CNNLearner,
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
     if self.spec is None: raise ValueError("a learner with a head of your own cannot be exported: save its weights with learn.save")
     state = {k: v.detach().cpu().contiguous() for k,v in self.model.state_dict().items()}
-    about = dict(format=_FORMAT, spec=asdict(self.spec), data=self.dls.config(), pretrained=getattr(self, 'pretrained', None),
-                 weights_sha256=_tensors_hash(state), versions=dict(torch=torch.__version__, torchvision=torchvision.__version__, timm=timm.__version__))
-    target = Path(self.path)/file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fd,tmp = tempfile.mkstemp(dir=target.parent, suffix='.tmp')
-    os.close(fd)
-    try:
-        save_file(state, tmp, metadata={'malaria_fastai': json.dumps({**about, **(extra or {})})})
-        os.replace(tmp, target)
-    finally:
-        if os.path.exists(tmp): os.unlink(tmp)
-    return target
+    versions = dict(torch=torch.__version__, torchvision=torchvision.__version__, timm=timm.__version__)
+    about = dict(format=_FORMAT, spec=asdict(self.spec), data=self.dls.config(), pretrained=getattr(self, 'pretrained', None), versions=versions)
+    if about.keys() & (extra or {}).keys(): raise ValueError(f"extra: the names {', '.join(about)} are taken")
+    text = json.dumps({**about, **(extra or {})})
+    with replacing(Path(self.path)/file) as part: save_file(state, part, metadata={'malaria_fastai': text, 'sha256': _digest(state, text)})
+    return Path(self.path)/file
 
 
 def read_model(
@@ -702,11 +722,14 @@ def read_model(
     file = Path(file)
     try:
         with safe_open(file, 'pt') as f:
-            about,state = json.loads((f.metadata() or {}).get('malaria_fastai', 'null')),{k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as e:
+            head,state = f.metadata() or {},{k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, ValueError) as e:
         raise ModelRefused(f"{file.name}: not a model file that `learn.export` wrote, or damaged ({e})") from e
-    if not about or about.get('format') != _FORMAT: raise ModelRefused(f"{file.name}: its header does not describe a model of this library")
-    if _tensors_hash(state) != about['weights_sha256']: raise ModelRefused(f"{file.name}: the weights are not those that were written; copy it again")
+    text = head.get('malaria_fastai', '')
+    if not text: raise ModelRefused(f"{file.name}: its header does not describe a model of this library")
+    if _digest(state, text) != head.get('sha256'): raise ModelRefused(f"{file.name}: it is not what was written; copy it again")
+    about = json.loads(text)
+    if about['format'] != _FORMAT: raise ModelRefused(f"{file.name}: made by another version of this library ({about['format']})")
     return about,state
 
 

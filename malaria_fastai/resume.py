@@ -13,10 +13,12 @@ import hashlib
 import io
 import math
 import os
+import pickle
+import platform
 import random
 import re
-import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import fastai
@@ -41,12 +43,15 @@ class StateNotWritten(OSError):
 
 
 class _Hashed:
-    "A file that knows the SHA-256 of what was written to it."
-    def __init__(self, f): self.f,self.sha,self.n = f,hashlib.sha256(),0
+    "A file that knows the SHA-256 of what was written to it, and why it could not be written."
+    def __init__(self, f): self.f,self.sha,self.n,self.error = f,hashlib.sha256(),0,None
     def write(self, b):
         self.sha.update(b)
         self.n += len(b)
-        return self.f.write(b)
+        try: return self.f.write(b)
+        except OSError as e:
+            self.error = e
+            raise
     def flush(self): self.f.flush()
 
 
@@ -61,27 +66,30 @@ def _header(sha, n): return _MAGIC + f' {sha} {n:020d}\n'.encode()
 
 
 def save_atomically(
-    o,              # Tensors, numbers, strings, lists and dicts
-    file:Path,      # Where to
+    o,               # Tensors, numbers, strings, lists and dicts
+    file:Path,       # Where to; its folder must exist
     header:bool=True # Begin with the line of length and digest; without it the file is what `torch.save` writes
 )->str: # SHA-256 of what `torch.save` wrote, 64 hex digits
     "Write `o` whole or not at all, and durably."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fd,tmp = tempfile.mkstemp(dir=file.parent, prefix=f'.{file.name}.', suffix='.tmp')
+    tmp = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
     try:
-        with os.fdopen(fd, 'wb') as f:
-            if header: f.write(_header('0'*64, 0))
-            hashed = _Hashed(f)
-            torch.save(o, hashed)
-            if header:
-                f.seek(0)
-                f.write(_header(hashed.sha.hexdigest(), hashed.n))
-            f.flush()
-            os.fsync(f.fileno())
+        with open(tmp, 'wb') as f: sha = _write(o, f, header)
         os.replace(tmp, file)
-    finally:
-        if os.path.exists(tmp): os.unlink(tmp)
+    finally: tmp.unlink(missing_ok=True)
     _sync(file.parent)
+    return sha
+
+
+def _write(o, f, header):
+    if header: f.write(_header('0'*64, 0))
+    hashed = _Hashed(f)
+    try: torch.save(o, hashed)
+    except RuntimeError as e: raise hashed.error or e # torch says 'unexpected pos' where the disk is full
+    if header:
+        f.seek(0)
+        f.write(_header(hashed.sha.hexdigest(), hashed.n))
+    f.flush()
+    os.fsync(f.fileno())
     return hashed.sha.hexdigest()
 
 
@@ -91,24 +99,31 @@ def read_state(
     "Read and check a state; nothing in it is run."
     with open(file, 'rb') as f: head,body = f.readline(),f.read()
     if head != _header(hashlib.sha256(body).hexdigest(), len(body)): raise StateDamaged(f"{file.name}: torn or changed since it was written")
-    return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+    try: return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise StateDamaged(f"{file.name}: holds something else than tensors, numbers and names, which was not run") from e
 
 
 def _file_hash(file):
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(f.read()).hexdigest()
+    sha = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while part := f.read(1 << 20): sha.update(part)
+    return sha.hexdigest()
 
 # %% ../nbs/api/05_resume.ipynb #132c5a28
 def plain(
-    o # Tensors, arrays, numbers, strings, lists, dicts
+    o,         # Tensors, arrays, numbers, strings, lists, dicts
+    other=None # What to do with anything else: a function such as `str`; None refuses it
 ):
     "The same in plain tensors, numbers, lists and dicts, which `weights_only=True` reads."
     if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor).cpu()
     if isinstance(o, np.ndarray): return {'__array__': torch.from_numpy(o.astype(np.int64) if o.dtype == np.uint32 else o)}
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, dict): return {k: plain(v) for k,v in o.items()}
-    if isinstance(o, (list, tuple, L)): return [plain(v) for v in o]
+    if isinstance(o, dict): return {k: plain(v, other) for k,v in o.items()}
+    if isinstance(o, (list, tuple, L)): return [plain(v, other) for v in o]
     if isinstance(o, str): return str(o) # also of subclasses, such as torch's version
     if o is None or isinstance(o, (bool, int, float)): return o
+    if other: return other(o)
     raise TypeError(f"a state cannot hold a {type(o).__name__}")
 
 
@@ -134,6 +149,14 @@ _COUNTERS = ('best', 'wait', 'count', 'new_best') # What fastai's tracking callb
 def _cb_key(cb): return '|'.join(str(getattr(cb, k, '')) for k in ('name', 'monitor', 'stem'))
 
 
+def _counters(cbs): return {_cb_key(cb): plain({k: v for k,v in vars(cb).items() if k in _COUNTERS}) for cb in cbs}
+
+
+def _set_counters(cbs, s):
+    for cb in cbs:
+        for k,v in s.get(_cb_key(cb), {}).items(): setattr(cb, k, v)
+
+
 def _optimizer(opt):
     return dict(state=plain([dict(opt.state[p]) for p,*_ in opt.all_params()]), hypers=plain(opt.hypers), frozen_idx=opt.frozen_idx)
 
@@ -143,6 +166,15 @@ def _set_optimizer(opt, s):
     for h,kept in zip(opt.hypers, s['hypers']): h.update(kept)
     for (p,*_),kept in zip(opt.all_params(), s['state']):
         opt.state[p] = {k: v.to(p.device) if isinstance(v, torch.Tensor) else v for k,v in kept.items()}
+
+
+def _gradients(model):
+    "Of each parameter: None, 0 for a gradient of zeros, or the gradient, if it waits for a step (as with accumulation)."
+    return [None if p.grad is None else plain(p.grad) if p.grad.any() else 0 for p in model.parameters()]
+
+
+def _set_gradients(model, s):
+    for p,g in zip(model.parameters(), s): p.grad = torch.zeros_like(p) if isinstance(g, int) else None if g is None else g.to(p)
 
 
 _RECORDED = ('lrs', 'momenta', 'iters', 'history', 'stages')
@@ -168,31 +200,42 @@ def run_config(
 )->dict: # Plain values
     "What must be equal for a run to go on."
     opt = learn.opt_func
-    name = getattr(getattr(opt, 'func', opt), '__name__', type(opt).__name__)
-    arch = vars(learn.spec) if learn.spec is not None else type(learn.model[0]).__name__
-    return plain(dict(split=learn.dls.fingerprint(), **learn.dls.config(), arch=arch, optimizer=name, loss=type(learn.loss_func).__name__,
-                      cycle=learn.cycle, wd=learn.opt.hypers[-1].get('wd')))
+    how = dict(name=getattr(getattr(opt, 'func', opt), '__name__', type(opt).__name__), **getattr(opt, 'keywords', {}))
+    arch = vars(learn.spec) if learn.spec is not None else hashlib.sha256(str(learn.model).encode()).hexdigest()
+    return plain(dict(split=learn.dls.fingerprint(), **learn.dls.config(), arch=arch, optimizer=how, loss=type(learn.loss_func).__name__,
+                      cycle=learn.cycle, wd=learn.opt.hypers[-1].get('wd')), other=str)
+
+
+def _flat(o, name=''):
+    if not isinstance(o, dict): return {name: o}
+    return {k: v for n,part in o.items() for k,v in _flat(part, f'{name}.{n}' if name else str(n)).items()}
 
 
 def _differences(then, now):
+    then,now = _flat(then),_flat(now)
     return [f'  {k}: {then.get(k)} then, {now.get(k)} now' for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
 
 
-def _versions(): return plain(dict(torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__))
+def _surroundings():
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return plain(dict(torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__, device=device, threads=torch.get_num_threads()))
 
 
 def check_config(
     then:dict, # The configuration in the state
-    now:dict   # That of the learner
+    now:dict,  # That of the learner
+    stem:str='this state' # What to call the state
 ):
     "Refuse a state of another run, and say what differs."
     lines = _differences(then, now)
-    if lines: raise AnotherRun('this state belongs to another run:\n' + '\n'.join(lines))
+    if lines: raise AnotherRun(f'{stem} belongs to another run:\n' + '\n'.join(lines))
 
 # %% ../nbs/api/05_resume.ipynb #16374047
+_END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done in it); _END is a whole epoch
+
+
 class SaveModelCallback(Callback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
-    order = 1000
     def __init__(self,
         learn:CNNLearner|None=None,   # The learner that trains; another one is an error
         monitor:str='valid_loss',     # What 'improvement' is measured by: a name in the table of epochs
@@ -201,188 +244,257 @@ class SaveModelCallback(Callback):
         name:str='bestmodel',         # Files are called `models/{name}_{epoch}.pth`, or `models/{name}.pth` for 'improvement'
         keep:int|None=None            # Weights of so many last epochs are kept, at least 2; None keeps all
     ):
-        if every not in ('epoch', 'improvement') and not (isinstance(every, int) and every > 0):
+        if every not in ('epoch', 'improvement') and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
         if mode not in ('auto', 'min', 'max'): raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2: raise ValueError(f"keep must be at least 2, so that one good state is always left; got {keep}")
-        self.expected,self.every,self.stem,self.keep = learn,every,name,keep
+        self.expected,self.every,self.stem,self.keep,self.done,self.pct = learn,every,name,keep,None,None
         self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
         low = mode == 'min' or (mode == 'auto' and re.search('loss|error', self.monitor))
         self.sign,self.best = (-1 if low else 1),-math.inf
+        self.order = 1000 if self.saves_state else 61 # the state comes last; the best model before an early stop (63), as in fastai
 
     @property
     def folder(self)->Path: return Path(self.learn.path)/self.learn.model_dir
     @property
     def saves_state(self)->bool: return self.every != 'improvement'
+    @property
+    def active(self)->bool: return self.learn.fitting and not hasattr(self.learn, 'lr_finder')
 
     def before_fit(self):
-        if not self.learn.fitting: return
+        if not self.active: return
         if self.expected is not None and self.expected is not self.learn:
             raise ValueError("SaveModelCallback was given another learner than the one that trains: it would save that one's weights")
-        self.done,self.stale = None,[]
-        if self.learn.first_epoch == 0: self.best,self.stale = -math.inf,self._from(0)
+        self.done,self.pct,self.stale = None,None,[]
         self._check_monitor()
+        self._check_folder()
+        if self.learn.first_epoch in (0, 'last'): self.best = -math.inf
+        if self.learn.first_epoch == 0 and self.saves_state: self._start_anew()
 
-    def _check_monitor(self):
-        names = list(self.recorder.metric_names)[1:-1]
-        if self.monitor in names: return
-        said = f"monitor={self.monitor!r} is not measured here; there is {', '.join(names)}"
-        if self.every == 'improvement': raise ValueError(said)
-        if self.monitor != 'valid_loss': warnings.warn(said + f". It is not needed for every={self.every!r}", stacklevel=2)
+    def before_epoch(self):
+        if self.active and self.saves_state and self.done is None: self._save(*_START)
+
+    def before_train(self):
+        if self.pct is None: return
+        self.learn.pct_train,self.pct = self.pct,None # fastai's clock would begin this epoch anew
 
     def after_batch(self):
-        if not self.training or not isinstance(self.every, int): return
+        if not self.training or not self.active or not isinstance(self.every, int): return
         if (self.iter + 1) % self.every == 0: self._save(self.epoch, self.iter + 1)
 
     def after_epoch(self):
-        if not self.learn.fitting: return
+        if not self.active: return
         if self.saves_state: self._save(self.epoch)
         else: self._save_if_better()
 
     def after_cancel_fit(self):
         "An early stop comes between an epoch and its state: write it now."
         done = self.recorder.history
-        if self.learn.fitting and self.saves_state and done and done[-1]['epoch'] == self.epoch and self.done != (self.epoch, math.inf): self._save(self.epoch)
+        if not self.active or not self.saves_state or self.done == (self.epoch, _END): return
+        if done and done[-1]['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
 
     def after_fit(self):
-        if self.learn.fitting and self.every == 'improvement' and (self.folder/f'{self.stem}.pth').exists() and self.best > -math.inf:
-            self.learn.load(self.stem)
+        if self.active and not self.saves_state and self.best > -math.inf: self.learn.load(self.stem)
 
-    def _save_if_better(self):
-        value = self.sign*self.recorder.history[-1][self.monitor]
-        if not value > self.best: return
-        self.best = value
-        print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {abs(value):.6f}.")
-        save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{self.stem}.pth', header=False)
-
-# %% ../nbs/api/05_resume.ipynb #dd63facb
-def _label(epoch, batch): return f'{epoch}' if batch == math.inf else f'{epoch}b{batch}'
+# %% ../nbs/api/05_resume.ipynb #9faa1cb0
+@patch
+def _check_monitor(self:SaveModelCallback):
+    names = list(self.recorder.metric_names)[1:-1]
+    if self.monitor in names: return
+    said = f"monitor={self.monitor!r} is not measured here; there is {', '.join(names)}"
+    if not self.saves_state: raise ValueError(said)
+    if self.monitor != 'valid_loss': warnings.warn(said + f". It is not needed for every={self.every!r}", stacklevel=2)
 
 
 @patch
-def _save(self:SaveModelCallback, epoch, batch=math.inf):
-    "Write the weights and the state after `epoch`, or after `batch` batches of it."
-    stem = f'{self.stem}_{_label(epoch, batch)}'
-    try:
-        sha = save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{stem}.pth', header=False)
-        save_atomically(self._state(epoch, batch, sha), self.folder/f'{stem}.state')
+def _check_folder(self:SaveModelCallback):
+    "Make the folder, try to write to it, and clear away what a killed process left half written."
+    with self._writing(f'the folder {self.learn.model_dir}'):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        left = re.compile(rf'\.{re.escape(self.stem)}(_\w+)?\.(pth|state)\.\d+\.tmp')
+        for p in self.folder.iterdir():
+            if left.fullmatch(p.name): p.unlink(missing_ok=True)
+        trial = self.folder/f'.{self.stem}.pth.{os.getpid()}.tmp'
+        trial.write_bytes(b'ok')
+        trial.unlink(missing_ok=True)
+
+
+@patch
+@contextmanager
+def _writing(self:SaveModelCallback, what):
+    "Turn the errors of a disk into one that says what is left and what to do."
+    try: yield
     except OSError as e:
-        last = f"The last good state is {self.stem}_{_label(*self.done)}" if self.done else 'No state of this fit was written'
-        raise StateNotWritten(e.errno, f"{stem} could not be written ({e.strerror or e}). {last}. "
-                              "Make room, or mount the folder again, and go on with start_epoch='last'") from e
+        last = f"The last good state is {self._name(self.done)}" if self.done else 'No state of this fit was written'
+        said = StateNotWritten(f"{what} could not be written ({e.strerror or e}). {last}. "
+                               "Make room, or mount the folder again, and go on with start_epoch='last'")
+        said.errno = e.errno
+        raise said from e
+
+
+@patch
+def _start_anew(self:SaveModelCallback):
+    self.stale = self._found('state')
+    there = [self._name(o) for o in self._found('pth')]
+    if there: print(f"Starting anew: {', '.join(there)} of an earlier training will be replaced. To go on instead, pass start_epoch='last'")
+
+# %% ../nbs/api/05_resume.ipynb #dd63facb
+@patch
+def _name(self:SaveModelCallback, place):
+    epoch,batch = place
+    return f'{self.stem}_start' if place == _START else f'{self.stem}_{epoch}' + ('' if batch == _END else f'b{batch}')
+
+
+@patch
+def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
+    "Write the weights and the state after `epoch`, or after `batch` batches of it."
+    name = self._name((epoch, batch))
+    with self._writing(name):
+        sha = save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{name}.pth', header=False)
+        save_atomically(self._state(sha, stopped), self.folder/f'{name}.state')
     self.done = (epoch, batch)
     self._tidy()
 
 
 @patch
-def _state(self:SaveModelCallback, epoch, batch, sha):
+def _state(self:SaveModelCallback, sha, stopped):
     learn = self.learn
-    return dict(config=run_config(learn), versions=_versions(), weights=sha, epoch=epoch, batch=None if batch == math.inf else batch,
-                optimizer=_optimizer(learn.opt), requires_grad=[p.requires_grad for p in learn.model.parameters()],
-                recorder=_recorder(learn.recorder), callbacks={_cb_key(cb): plain({k: cb.__dict__[k] for k in _COUNTERS if k in cb.__dict__}) for cb in learn.cbs},
-                train_iter=getattr(learn, 'train_iter', 0), scaler=plain(learn.scaler.state_dict()) if getattr(learn, 'scaler', None) is not None else None,
-                streams=_streams(), stage=learn.stage)
+    scaler = getattr(learn, 'scaler', None)
+    return dict(config=run_config(learn), surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
+                optimizer=_optimizer(learn.opt), gradients=_gradients(learn.model), scaler=plain(scaler.state_dict()) if scaler else None,
+                requires_grad=[p.requires_grad for p in learn.model.parameters()], recorder=_recorder(learn.recorder),
+                callbacks=_counters(learn.cbs), train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams())
+
+
+@patch
+def _save_if_better(self:SaveModelCallback):
+    value = self.sign*self.recorder.history[-1][self.monitor]
+    if not value > self.best: return
+    with self._writing(self.stem): save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{self.stem}.pth', header=False)
+    self.best = value
+    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*value:.6f}.")
 
 
 @patch
 def _found(self:SaveModelCallback, ending):
-    "Files of this name as (epoch, batch), oldest first."
-    pattern = re.compile(re.escape(self.stem) + r'_(\d+)(?:b(\d+))?\.' + ending)
+    "The places whose files of this name are there, oldest first."
+    pattern = re.compile(re.escape(self.stem) + rf'_(?:(start)|(\d+)(?:b(\d+))?)\.{ending}')
     matches = (pattern.fullmatch(p.name) for p in self.folder.glob(f'*.{ending}'))
-    return sorted((int(m[1]), int(m[2]) if m[2] else math.inf) for m in matches if m)
-
-
-@patch
-def _from(self:SaveModelCallback, epoch): return [o for o in self._found('state') if o[0] >= epoch]
+    return sorted(_START if m[1] else (int(m[2]), int(m[3]) if m[3] else _END) for m in matches if m)
 
 
 @patch
 def _tidy(self:SaveModelCallback):
-    "Remove states of an earlier run, states before the last two, and weights beyond `keep`."
+    "Remove states of an earlier training, states before the last two, and weights that no epoch or state needs."
     old = [o for o in self.stale if o != self.done]
     self.stale = []
-    left = [o for o in self._found('state') if o not in old]
-    for o in old + left[:-2]:
-        (self.folder/f'{self.stem}_{_label(*o)}.state').unlink(missing_ok=True)
-        if o[1] != math.inf: (self.folder/f'{self.stem}_{_label(*o)}.pth').unlink(missing_ok=True)
-    if self.keep:
-        whole = [o for o in self._found('pth') if o[1] == math.inf and o[0] <= self.done[0]]
-        for o in whole[:-self.keep]: (self.folder/f'{self.stem}_{_label(*o)}.pth').unlink(missing_ok=True)
+    states = self._found('state')
+    kept = [o for o in states if o not in old][-2:]
+    parts = [o for o in self._found('pth') if o not in kept and (o == _START or o[1] != _END)]
+    whole = [o for o in self._found('pth') if o != _START and o[1] == _END and o <= self.done]
+    files = [(o, 'state') for o in states if o not in kept] + [(o, 'pth') for o in parts + (whole[:-self.keep] if self.keep else [])]
+    for o,ending in files: (self.folder/f'{self._name(o)}.{ending}').unlink(missing_ok=True)
 
 # %% ../nbs/api/05_resume.ipynb #ecabc0de
 @patch
 def last_state(self:SaveModelCallback,
-    before:tuple=(math.inf, math.inf) # Only states up to this (epoch, batch)
-)->tuple|None: # ((epoch, batch), state), or None where there are no files at all
+    before:tuple=(_END, _END) # Only states up to this place: (epoch, batches)
+)->tuple|None: # (place, state), or None where there are no states at all
     "Find the last whole state."
     found = [o for o in self._found('state') if o <= before]
     for o in reversed(found):
-        stem = f'{self.stem}_{_label(*o)}'
-        try: return o,self._checked(stem)
-        except (StateDamaged, OSError) as e: print(f"{e} It is not used.")
-    if found: raise StateDamaged(f"none of the {len(found)} states of {self.stem} is whole: load the weights of an epoch with learn.load, or start anew under another name")
+        try: return o,self._checked(self._name(o))
+        except (StateDamaged, OSError) as e: print(f"{e}. It is not used.")
+    if found: raise StateDamaged(f"none of the {len(found)} states of {self.stem} is whole: load the weights of an epoch with learn.load, "
+                                 "or start anew under another name")
 
 
 @patch
-def _checked(self:SaveModelCallback, stem):
-    state,weights = read_state(self.folder/f'{stem}.state'),self.folder/f'{stem}.pth'
-    if not weights.exists(): raise StateDamaged(f"{stem}.pth: the weights that belong to this state are gone.")
-    if _file_hash(weights) != state['weights']: raise StateDamaged(f"{stem}.pth: torn or changed since it was written.")
+def _checked(self:SaveModelCallback, name):
+    state,weights = read_state(self.folder/f'{name}.state'),self.folder/f'{name}.pth'
+    if not weights.exists(): raise StateDamaged(f"{name}.pth: the weights that belong to this state are gone")
+    if _file_hash(weights) != state['weights']: raise StateDamaged(f"{name}.pth: torn or changed since it was written")
     return state
 
 
 @patch
 def jump_to_epoch(self:SaveModelCallback,
     epoch:int|str # The epoch that comes next, or 'last'
-)->bool: # Whether it brought anything back
+)->bool|None: # Whether it brought anything back; None if it keeps no states
     "Bring the run back to where `epoch` begins, or, for 'last', to the last state; says what it loaded."
-    if not self.saves_state: return False
-    wanted = (math.inf, math.inf) if epoch == 'last' else (epoch-1, math.inf)
+    if not self.active: return None
+    if not self.saves_state: return self._best_before(epoch)
+    wanted = (_END, _END) if epoch == 'last' else (epoch-1, _END)
     found = self.last_state(wanted)
     if found is None: return self._nothing(epoch)
-    at,state = found
-    if epoch != 'last' and at != wanted and not (self.folder/f'{self.stem}_{epoch-1}.state').exists(): raise self._gone(epoch)
-    self._restore(at, state)
-    print(f"Loaded {self.stem}_{_label(*at)}")
+    if epoch != 'last' and found[0] != wanted and wanted not in self._found('state'): raise self._gone(epoch)
+    self._restore(*found)
+    print(f"Loaded {self._name(found[0])}")
+    if epoch == 'last' and found[1]['stopped']: self._stay()
     return True
 
 
 @patch
+def _best_before(self:SaveModelCallback, epoch):
+    "What the best score was when this very learner goes on; a state that is read later says it better."
+    if epoch == 'last': return
+    rows = [h for h in self.recorder.history if h['stage'] == self.learn.stage and h['epoch'] < epoch and self.monitor in h]
+    self.best = max((self.sign*h[self.monitor] for h in rows), default=-math.inf)
+
+
+@patch
 def _nothing(self:SaveModelCallback, epoch):
-    if epoch != 'last': raise self._gone(epoch)
+    whole = [o for o in self._found('pth') if o != _START and o[1] == _END]
+    if epoch != 'last' or whole: raise self._gone(epoch)
     print(f"No state of {self.stem} is here yet: starting at epoch 0")
     return False
 
 
 @patch
 def _gone(self:SaveModelCallback, epoch):
-    there = ', '.join(_label(*o) for o in self._found('state')) or 'none'
-    return FileNotFoundError(f"{self.stem}_{epoch-1}.state: no such state in {self.folder.name}, so epoch {epoch} cannot follow exactly. "
-                             f"States are kept of the last two epochs; here: {there}. Or load weights with learn.load('{self.stem}_{epoch-1}') and train a new cycle")
+    name = f'{self.stem}_{epoch-1}' if epoch != 'last' else self._name(self._found('pth')[-1])
+    there = ', '.join(self._name(o) for o in self._found('state')) or 'none'
+    return FileNotFoundError(f"{name}.state: no such state in {self.learn.model_dir}, so this run cannot go on exactly. States are kept of the last two "
+                             f"epochs; here: {there}. Or load weights with learn.load('{name}') and train a new cycle, or choose another name")
 
 
 @patch
-def _restore(self:SaveModelCallback, at, state):
+def _stay(self:SaveModelCallback):
+    print(f"It stopped early after epoch {self.learn.first_epoch-1}, so there is nothing left to train. To train on all the same, "
+          f"pass start_epoch={self.learn.first_epoch}")
+    self.learn.first_epoch = self.learn.n_epoch
+
+# %% ../nbs/api/05_resume.ipynb #5c0d3a6d
+@patch
+def _restore(self:SaveModelCallback, place, state):
     "Put everything back; called when all callbacks have begun their fit."
-    learn,(epoch,batch) = self.learn,at
-    learn.stage = state['stage']
-    check_config(state['config'], run_config(learn))
-    if state['versions'] != _versions(): print('Other versions than before, so the last bits may differ:\n' + '\n'.join(_differences(state['versions'], _versions())))
-    learn.model.load_state_dict(torch.load(self.folder/f'{self.stem}_{_label(*at)}.pth', map_location='cpu', weights_only=True))
+    learn,(epoch,batch),name = self.learn,place,self._name(place)
+    check_config(state['config'], run_config(learn), name)
+    _check_past(state, learn, name)
+    if lines := _differences(state['surroundings'], _surroundings()): print('Other surroundings, so the last bits may differ:\n' + '\n'.join(lines))
+    learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
     for p,grad in zip(learn.model.parameters(), state['requires_grad']): p.requires_grad_(grad)
+    _set_gradients(learn.model, state['gradients'])
     _set_optimizer(learn.opt, state['optimizer'])
     _set_recorder(learn.recorder, state['recorder'])
-    for cb in learn.cbs:
-        for k,v in state['callbacks'].get(_cb_key(cb), {}).items(): setattr(cb, k, v)
-    if state['scaler'] and getattr(learn, 'scaler', None) is not None: learn.scaler.load_state_dict(state['scaler'])
-    learn.train_iter,self.done = state['train_iter'],at
-    learn.first_epoch,learn.first_batch = (epoch+1, 0) if batch == math.inf else (epoch, batch)
-    later = self._later(learn.first_epoch, at)
-    if later: print(f"Files of a later training, {', '.join(later)}, will be replaced")
+    _set_counters(learn.cbs, state['callbacks'])
+    if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
+    learn.stage,learn.train_iter,self.done = state['stage'],state['train_iter'],place
+    learn.first_epoch,learn.first_batch = (epoch+1, 0) if batch == _END else (epoch, batch)
+    self.pct = None if batch == _END else state['pct']
+    self._tell_later(place)
     _set_streams(state['streams'])
 
 
+def _check_past(state, learn, name):
+    "Refuse a state whose earlier stages are not those that this learner went through."
+    n,then,now = state['recorder']['stages'][state['stage']],state['recorder']['losses'],learn.recorder.losses
+    if now and not np.array_equal(then[:n].numpy(), [float(o) for o in now[:n]], equal_nan=True):
+        raise AnotherRun(f'{name} belongs to another run:\n  the stages before it were trained otherwise')
+
+
 @patch
-def _later(self:SaveModelCallback, first, at):
-    self.stale = [o for o in self._from(first) if o > at]
-    return [f'{self.stem}_{_label(*o)}' for o in self._found('pth') if o > at]
+def _tell_later(self:SaveModelCallback, place):
+    self.stale = [o for o in self._found('state') if o > place]
+    later = [self._name(o) for o in self._found('pth') if o > place]
+    if later: print(f"Files of a later training, {', '.join(later)}, will be replaced")

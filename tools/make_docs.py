@@ -35,7 +35,7 @@ def rename(text, names):
     return text
 
 def arrange(stage, site):
-    "Make what nbdev staged fit smalldocs: page names, sidebar, and links to our own pages, which are relative to be read offline."
+    "Make what nbdev staged fit smalldocs: page names, sidebar, and relative links to our own pages, to be read offline."
     config = yaml.safe_load((stage/'_quarto.yml').read_text(encoding='utf-8'))
     side = config['website']['sidebar']
     side['contents'] = [o for o in spell_out(side['contents'], stage) if filled(o)]

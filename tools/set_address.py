@@ -26,8 +26,9 @@ def files(tree):
     "What git would commit from `tree`; outside git, every file."
     if not (tree/'.git').exists():
         return [o for o in sorted(tree.rglob('*')) if o.is_file() and not {'.venv', '__pycache__'} & {*o.relative_to(tree).parts}]
-    out = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=tree, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return [tree/o for o in sorted({*out.split('\0')}) if o and (tree/o).is_file()]
+    git = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    names = subprocess.run(git, cwd=tree, stdout=subprocess.PIPE, text=True, check=True).stdout.split('\0')
+    return [tree/o for o in sorted({*names}) if o and (tree/o).is_file()]
 
 def text_files(tree):
     "Pairs of path and text for those `files` of `tree` that are text."

@@ -1,0 +1,494 @@
+"""Training that survives anything: kills from outside, damaged files, disks that are full, read-only or gone, and what stock fastai does.
+
+The kills are those of `kill_resume.py`; they run in the background while the tests here look at single faults. What each fault led to is
+compared with `results/resume_faults.csv`, the table in the documentation. Write that table anew with
+
+    UPDATE_RESULTS=1 python -m pytest tests/test_resume.py -k fault"""
+import hashlib,os,random,shutil,subprocess,sys,time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler,SchedCos
+from fastai.callback.tracker import EarlyStoppingCallback,ReduceLROnPlateau
+from fastai.callback.training import GradientAccumulation
+from fastai.metrics import accuracy,error_rate
+from malaria_fastai.data import ImageDataBunch,ResizeMethod,get_transforms
+from malaria_fastai.learner import cnn_learner,weights_hash
+from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,read_state,save_atomically
+
+HERE = Path(__file__).resolve().parent
+FAULTS = HERE.parent/'results'/'resume_faults.csv'
+ARCH,EPOCHS,BATCHES = 'shufflenet_v2_x0_5',3,3 # a small network: the faults are in the files, not in the layers
+
+# ---- a run of three epochs of three batches, which takes a second or two
+
+@pytest.fixture(scope='module', autouse=True)
+def kills(request, sample_root, tmp_path_factory):
+    "The kills of `kill_resume.py`, in a process of their own, beside the other tests."
+    if not any(o.name=='test_kills_from_outside' for o in request.session.items): yield; return
+    out = tmp_path_factory.mktemp('kills')/'kills.csv'
+    p = subprocess.Popen([sys.executable, HERE/'kill_resume.py', '--kills', '8', '--sample', sample_root, '--out', out],
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, PYTHONPATH=str(HERE.parent)), start_new_session=True)
+    yield p,out
+    if p.poll() is None: os.killpg(p.pid, 9)
+
+class Count(Callback):
+    "Count training batches, and do something at one of them."
+    order = -30
+    def __init__(self, at=None, do=None): self.n,self.at,self.do = 0,at,do
+    def before_batch(self):
+        if not self.training: return
+        if (self.epoch, self.iter)==self.at: self.do()
+        self.n += 1
+
+def stop(): raise KeyboardInterrupt
+
+@pytest.fixture(scope='module')
+def new(sample_root):
+    "Make a learner for a folder, as a new process would."
+    files = sorted(o.relative_to(sample_root).as_posix() for o in sample_root.glob('*/*.png'))[::8]
+    def make(folder, arch=ARCH, metrics=accuracy, **kwargs):
+        random.seed(), np.random.seed(), torch.seed()
+        data = ImageDataBunch.from_name_func(sample_root, files, lambda o: o.parent.name, **{**dict(
+            ds_tfms=get_transforms(max_warp=None), size=32, resize_method=ResizeMethod.SQUISH, bs=24, cache=False, num_workers=0), **kwargs})
+        return cnn_learner(data, arch, pretrained=False, metrics=metrics, path=folder)
+    return make
+
+def fit(learn, start=0, *cbs, every='epoch', n=EPOCHS, lr=3e-3, keep=None, **kwargs):
+    "One cycle; returns the digest of the weights."
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(n, lr, start_epoch=start, callbacks=[SaveModelCallback(learn, every=every, name='x', keep=keep), *cbs], **kwargs)
+    return weights_hash(learn.model)
+
+def cut(learn, epoch, batch, *args, **kwargs):
+    "Train until someone presses Ctrl-C."
+    with pytest.raises(KeyboardInterrupt): fit(learn, 'last', Count((epoch, batch), stop), *args, **kwargs)
+
+def curves(learn):
+    rows = [{k: v for k,v in h.items() if k!='seconds'} for h in learn.recorder.history]
+    return [float(o) for o in learn.recorder.losses],learn.recorder.lrs,learn.recorder.momenta,rows
+
+def files(folder): return sorted(o.name for o in (folder/'models').iterdir())
+
+@pytest.fixture(scope='module')
+def whole(new, tmp_path_factory):
+    "The run that nobody disturbed: its folder, the digest of its weights, its learner."
+    folder = tmp_path_factory.mktemp('whole')
+    learn = new(folder)
+    return folder,fit(learn),learn
+
+@pytest.fixture
+def done(whole, tmp_path):
+    "A copy of its folder."
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+# ---- faults: what is injected, what is said, what is lost
+
+def half(name): return lambda folder: os.truncate(folder/'models'/name, (folder/'models'/name).stat().st_size//2)
+def flip(name, at): return lambda folder: flip_bit(folder/'models'/name, at)
+def gone(name): return lambda folder: (folder/'models'/name).unlink()
+def empty(name): return lambda folder: (folder/'models'/name).write_bytes(b'')
+def both(*parts): return lambda folder: [o(folder) for o in parts]
+
+def flip_bit(file, at):
+    with open(file, 'r+b') as f:
+        f.seek(at, 0 if at>=0 else 2)
+        b = f.read(1)[0]
+        f.seek(-1, 1)
+        f.write(bytes([b ^ 4]))
+
+class Bad:
+    "What a hostile file might hold."
+    def __reduce__(self): return exec, ("raise SystemExit('code from the file was run')",)
+
+def hostile(folder): save_atomically(dict(epoch=Bad()), folder/'models'/'x_2.state')
+
+DAMAGE = { # to the files of a finished run; then the notebook is run again
+    'last state cut in half': half('x_2.state'), 'last state empty': empty('x_2.state'), 'a bit of the last state flipped': flip('x_2.state', 5000),
+    'a bit of its first line flipped': flip('x_2.state', 30), 'a bit of the last weights flipped': flip('x_2.pth', -5000),
+    'last weights cut in half': half('x_2.pth'), 'last weights deleted': gone('x_2.pth'), 'last state deleted': gone('x_2.state'),
+    'code hidden in the last state': hostile, 'both states damaged': both(half('x_2.state'), half('x_1.state')),
+    'both states deleted': both(gone('x_2.state'), gone('x_1.state'))}
+
+def told(said): return ' '.join(o for o in said.splitlines() if not o.startswith('Loaded')) or 'nothing'
+
+def again(new, folder, whole, capsys):
+    "Run the notebook once more: (what it said, what was lost)."
+    count = Count()
+    capsys.readouterr()
+    try: end = fit(new(folder), 'last', count)
+    except (ValueError, OSError) as e: return f'{type(e).__name__}: {e}',f'the run stops here; weights that can be loaded: {len(list(folder.glob("models/x_[0-9].pth")))}'
+    assert end==whole[1]
+    return told(capsys.readouterr().out),f'{count.n//BATCHES} of {EPOCHS} epochs trained again, to the same bits' if count.n else 'nothing'
+
+def check_row(fault, said, lost):
+    "Compare with the table in the documentation, or write it."
+    df = pd.read_csv(FAULTS) if FAULTS.exists() else pd.DataFrame(columns=['fault', 'said', 'lost'])
+    if os.environ.get('UPDATE_RESULTS'):
+        df = pd.concat([df[df.fault!=fault], pd.DataFrame([dict(fault=fault, said=said, lost=lost)])])
+        FAULTS.parent.mkdir(exist_ok=True)
+        df.to_csv(FAULTS, index=False)
+    assert df[df.fault==fault].values.tolist()==[[fault, said, lost]], 'UPDATE_RESULTS=1 writes the table anew'
+
+@pytest.mark.parametrize('fault', DAMAGE)
+def test_fault_in_a_file(fault, done, whole, new, capsys):
+    DAMAGE[fault](done)
+    check_row(fault, *again(new, done, whole, capsys))
+
+@pytest.mark.parametrize('name', ['x_2.state', 'x_2.pth'])
+def test_every_flipped_bit_and_every_cut_is_noticed(name, done, new):
+    cb = SaveModelCallback(every='epoch', name='x')
+    cb.learn = new(done)
+    file,rng = done/'models'/name,random.Random(0)
+    whole_file = file.read_bytes()
+    n = len(whole_file)
+    cb._checked('x_2')
+    for at in [*range(0, 120, 7), *rng.sample(range(n), 60), n-1]:
+        flip_bit(file, at)
+        with pytest.raises(StateDamaged, match='torn or changed'): cb._checked('x_2')
+        flip_bit(file, at)
+    for size in [0, 1, 60, 110, 111, *rng.sample(range(n), 20), n-1]:
+        file.write_bytes(whole_file[:size])
+        with pytest.raises(StateDamaged, match='torn or changed'): cb._checked('x_2')
+    file.write_bytes(whole_file)
+    cb._checked('x_2')
+
+# ---- faults of the disk, while training
+
+class Disk:
+    "A file system of its own, in memory, where this user may mount one."
+    def __init__(self, folder): self.folder = folder
+    def mount(self, *options):
+        if shutil.which('mount') is None or subprocess.run(['mount', *options, str(self.folder)], capture_output=True).returncode:
+            pytest.skip('this user may not mount a file system')
+    def unmount(self): subprocess.run(['umount', '-l', str(self.folder)], capture_output=True)
+
+@pytest.fixture
+def disk(tmp_path):
+    "A disk of 100 MB in the run's folder."
+    run = tmp_path/'run'
+    run.mkdir()
+    d = Disk(run)
+    d.mount('-t', 'tmpfs', '-o', 'size=100m', 'tmpfs')
+    yield d
+    d.unmount()
+
+def fails(new, folder, breaks, capsys):
+    "Let the disk fail in the last epoch; returns what the error said."
+    with pytest.raises(StateNotWritten) as e: fit(new(folder), 0, Count((2, 1), breaks))
+    return f'StateNotWritten: {e.value}'
+
+def fill(folder):
+    free = os.statvfs(folder).f_bavail*os.statvfs(folder).f_frsize
+    (folder/'other').write_bytes(bytes(free-1_000_000))
+
+def test_fault_disk_full(disk, whole, new, capsys):
+    said = fails(new, disk.folder, partial(fill, disk.folder), capsys)
+    assert files(disk.folder)==['x_0.pth', 'x_0.state', 'x_1.pth', 'x_1.state'] # nothing half written
+    (disk.folder/'other').unlink()
+    check_row('disk full', said, again(new, disk.folder, whole, capsys)[1])
+
+def test_fault_file_too_large(tmp_path, whole, new, capsys):
+    resource = pytest.importorskip('resource', reason='this system has no limits of this kind')
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try: said = fails(new, tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, old[1])), capsys)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    check_row('quota reached (a limit of file size)', said, again(new, tmp_path, whole, capsys)[1])
+
+def test_fault_read_only(disk, whole, new, capsys):
+    said = fails(new, disk.folder, lambda: disk.mount('-o', 'remount,ro'), capsys)
+    with pytest.raises(StateNotWritten, match='the folder models could not be written'): fit(new(disk.folder), 'last') # at once, not after an epoch
+    disk.mount('-o', 'remount,rw')
+    check_row('disk becomes read-only', said, again(new, disk.folder, whole, capsys)[1])
+
+def test_fault_unmounted(disk, whole, new, capsys):
+    keep = disk.folder.parent/'keep'
+    keep.mkdir()
+    subprocess.run(['mount', '--bind', str(disk.folder), str(keep)], check=True)
+    try:
+        said = fails(new, disk.folder, disk.unmount, capsys)
+        assert not any(disk.folder.iterdir()) # nothing was written on the disk below
+        check_row('mounted disk vanishes', said, again(new, keep, whole, capsys)[1])
+    finally: Disk(keep).unmount()
+
+def test_fault_folder_moved(tmp_path, whole, new, capsys):
+    run,away = tmp_path/'run',tmp_path/'away'
+    said = fails(new, run, lambda: run.rename(away), capsys)
+    assert not run.exists()
+    check_row('folder moved away', said, again(new, away, whole, capsys)[1])
+
+def test_a_folder_that_is_a_file(tmp_path, new):
+    (tmp_path/'models').write_text('I am a file')
+    with pytest.raises(StateNotWritten, match='the folder models could not be written'): fit(new(tmp_path))
+
+def test_the_best_model_cannot_be_written(tmp_path, new):
+    learn = new(tmp_path)
+    best = SaveModelCallback(learn, every='improvement', name='best')
+    with pytest.raises(StateNotWritten, match='best could not be written'), learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, callbacks=[best, Count((0, 1), lambda: (tmp_path/'models').rename(tmp_path/'away'))])
+
+def test_what_a_killed_write_leaves_is_cleared_away(done, new, whole):
+    for o in ('.x_2.state.123.tmp', '.x_start.pth.9.tmp'): (done/'models'/o).write_bytes(b'half')
+    (done/'models'/'.y_2.state.123.tmp').write_bytes(b'of another run')
+    assert fit(new(done), 'last')==whole[1]
+    assert [o for o in files(done) if o.endswith('.tmp')]==['.y_2.state.123.tmp']
+
+# ---- going on
+
+@pytest.mark.parametrize('epoch,batch,every', [(0, 0, 'epoch'), (0, 2, 'epoch'), (1, 1, 'epoch'), (1, 2, 1), (2, 2, 2), (2, 0, 2)])
+def test_the_same_notebook_cell_again(epoch, batch, every, tmp_path, new, whole):
+    "In the process that was interrupted, also in its first epoch; then once more, when there is nothing left to do."
+    learn = new(tmp_path)
+    cut(learn, epoch, batch, every=every)
+    assert fit(learn, 'last', every=every)==whole[1] and curves(learn)==curves(whole[2])
+    count = Count()
+    assert fit(learn, 'last', count, every=every)==whole[1] and count.n==0
+
+def test_rows_are_numbered_on_and_earlier_files_stay(tmp_path, new, whole, capsys):
+    learn = new(tmp_path)
+    cut(learn, 2, 1)
+    before = {o: hashlib.sha256((tmp_path/'models'/o).read_bytes()).hexdigest() for o in ('x_0.pth', 'x_1.pth', 'x_1.state')}
+    capsys.readouterr()
+    learn = new(tmp_path)
+    learn.fit_one_cycle(EPOCHS, max_lr=3e-3, start_epoch=2, callbacks=[SaveModelCallback(learn, every='epoch', name='x')])
+    said = [o.split()[0] for o in capsys.readouterr().out.splitlines()]
+    assert said==['epoch', 'Loaded', '2']
+    assert weights_hash(learn.model)==whole[1]
+    assert before=={o: hashlib.sha256((tmp_path/'models'/o).read_bytes()).hexdigest() for o in before}
+    assert len(learn.recorder.plot_losses().axes[0].lines[0].get_xdata())==EPOCHS*BATCHES
+
+@pytest.mark.parametrize('workers,cache', [(0, False), (2, False), (2, True), (0, True)])
+def test_threads_and_cache_do_not_matter(workers, cache, tmp_path, new, whole):
+    cut(new(tmp_path), 1, 1, every=1)
+    assert fit(new(tmp_path, num_workers=workers, cache=tmp_path/'cache' if cache else False), 'last', every=1)==whole[1]
+
+def test_keep_bounds_the_weights(tmp_path, new, whole):
+    assert fit(new(tmp_path), keep=2)==whole[1]
+    assert files(tmp_path)==['x_1.pth', 'x_1.state', 'x_2.pth', 'x_2.state']
+
+def test_files_of_later_epochs_are_told(done, new, whole, capsys):
+    assert fit(new(done), 2)==whole[1]
+    assert 'Loaded x_1' in (said := capsys.readouterr().out) and 'Files of a later training, x_2, will be replaced' in said
+
+def test_starting_anew_is_told_and_ends_the_old_run(done, new, whole, capsys):
+    with pytest.raises(KeyboardInterrupt): fit(new(done), 0, Count((0, 1), stop), lr=1e-3)
+    assert "x_0, x_1, x_2 of an earlier training will be replaced" in capsys.readouterr().out
+    assert [o for o in files(done) if o.endswith('.state')]==['x_start.state']
+
+def test_missing_states_are_errors(done, tmp_path_factory, new):
+    empty = tmp_path_factory.mktemp('empty')
+    with pytest.raises(FileNotFoundError, match='x_1.state: no such state in models.*here: none'): fit(new(empty), 2)
+    with pytest.raises(FileNotFoundError, match='x_0.state: no such state in models.*here: x_1, x_2'): fit(new(done), 1)
+    learn = new(empty)
+    with pytest.raises(ValueError, match='nothing to continue from'), learn.no_bar(): learn.fit_one_cycle(3, start_epoch='last')
+
+OTHER = {'split': dict(seed=1), 'classes': dict(classes=['Uninfected', 'Parasitized']), 'bs': dict(bs=12), 'size': dict(size=48),
+         'tfms.max_lighting': dict(ds_tfms=get_transforms(max_warp=None, max_lighting=.1)), 'tfms': dict(ds_tfms=None),
+         'arch.arch': dict(arch='shufflenet_v2_x1_0'), 'resize_method': dict(resize_method=ResizeMethod.CROP), 'stats': dict(normalize=False)}
+
+@pytest.mark.parametrize('what', OTHER)
+def test_another_run_is_refused(what, done, new):
+    with pytest.raises(AnotherRun, match=rf'x_2 belongs to another run:(.|\n)*  {what}.*: .* then, .* now'): fit(new(done, **OTHER[what]), 'last')
+
+@pytest.mark.parametrize('kwargs', [dict(lr=1e-3), dict(n=4), dict(pct_start=.5), dict(moms=(.9, .8)), dict(wd=.1), dict(div_factor=10)])
+def test_another_cycle_is_refused(kwargs, done, new):
+    with pytest.raises(AnotherRun, match='x_2 belongs to another run:\n  (cycle|wd).* then, .* now'): fit(new(done), 'last', **kwargs)
+
+def test_transforms_of_ones_own(tmp_path, new):
+    "They are compared by what they print."
+    from fastai.vision.augment import Brightness,Flip
+    own,other = (lambda: ([Flip(p=.5), Brightness(max_lighting=.1)], [])),([Flip(p=.4)], [])
+    end = fit(new(tmp_path/'a', ds_tfms=own()))
+    cut(new(tmp_path/'b', ds_tfms=own()), 1, 1)
+    assert fit(new(tmp_path/'b', ds_tfms=own()), 'last')==end
+    with pytest.raises(AnotherRun, match='tfms'): fit(new(tmp_path/'b', ds_tfms=other), 'last')
+    fit(new(tmp_path/'c', ds_tfms=get_transforms(xtra_tfms=[Brightness(max_lighting=.1)])))
+
+def test_other_versions_are_only_told(done, new, whole, capsys):
+    state = read_state(done/'models'/'x_2.state')
+    state['surroundings'].update(torch='2.6.0', device='Tesla T4')
+    save_atomically(state, done/'models'/'x_2.state')
+    assert fit(new(done), 'last')==whole[1]
+    assert 'device: Tesla T4 then' in (said := capsys.readouterr().out) and 'torch: 2.6.0 then' in said
+
+def test_other_metrics_are_allowed(tmp_path, new, whole):
+    cut(new(tmp_path), 2, 0)
+    learn = new(tmp_path, metrics=[error_rate, accuracy])
+    assert fit(learn, 'last')==whole[1]
+    df = learn.recorder.to_frame()
+    assert df.error_rate.isna().tolist()==[True, True, False] and df.accuracy.notna().all()
+    learn.recorder.plot_metrics()
+
+# ---- frozen, unfrozen, pieces
+
+def test_a_frozen_body_stays_frozen(tmp_path, new):
+    def frozen(folder):
+        learn = new(folder)
+        learn.freeze()
+        return learn
+    end = fit(frozen(tmp_path/'a'))
+    cut(frozen(tmp_path/'b'), 1, 1)
+    learn = new(tmp_path/'b') # nobody freezes it
+    assert fit(learn, 'last')==end
+    assert not all(p.requires_grad for p in learn.model[0].parameters())
+
+def second_stage(learn, start, *cbs):
+    learn.unfreeze()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(2, slice(1e-5, 1e-3), start_epoch=start, callbacks=[SaveModelCallback(learn, every=2, name='y'), *cbs])
+    return weights_hash(learn.model)
+
+@pytest.fixture(scope='module')
+def staged(new, tmp_path_factory):
+    "A head on a frozen body, then everything: its folder, killed in the second stage, and the end of the whole run."
+    folder = tmp_path_factory.mktemp('staged')
+    def first(path, start=0):
+        learn = new(path)
+        learn.freeze()
+        fit(learn, start)
+        return learn
+    learn = first(folder/'a')
+    end = second_stage(learn, 0)
+    b = first(folder/'b')
+    with pytest.raises(KeyboardInterrupt): second_stage(b, 0, Count((1, 1), stop))
+    return folder/'b',end,curves(learn),first
+
+def test_the_second_stage_alone_in_a_new_process(staged, new, tmp_path):
+    folder,end,history,_ = staged
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    learn = new(tmp_path)
+    assert second_stage(learn, 'last')==end and curves(learn)==history
+
+def test_both_stages_again_in_a_new_process(staged, tmp_path):
+    folder,end,history,first = staged
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    learn = first(tmp_path, 'last')
+    assert second_stage(learn, 'last')==end and curves(learn)==history
+
+def test_a_second_stage_on_another_first_is_refused(staged, new, tmp_path):
+    shutil.copytree(staged[0], tmp_path, dirs_exist_ok=True)
+    learn = new(tmp_path)
+    learn.freeze()
+    fit(learn, lr=1e-3)
+    with pytest.raises(AnotherRun, match='stages before it were trained otherwise'): second_stage(learn, 'last')
+
+def test_a_cycle_in_three_pieces(tmp_path, new, whole):
+    for n in (1, 2, 3): # each piece in a new learner
+        learn = new(tmp_path)
+        end = fit(learn, 'last', n=n, tot_epochs=3)
+    assert end==whole[1] and curves(learn)==curves(whole[2])
+    learn = new(tmp_path/'memory') # and all in one, without files
+    with learn.no_bar(), learn.no_logging():
+        for n in (1, 2, 3): learn.fit_one_cycle(n, 3e-3, tot_epochs=3, start_epoch=n-1)
+    assert weights_hash(learn.model)==whole[1] and curves(learn)==curves(whole[2])
+
+# ---- other callbacks
+
+def tracked(learn, start, *cbs, n=6):
+    "Everything that remembers something between batches or epochs, at a rate that a plateau lowers."
+    best = SaveModelCallback(learn, every='improvement', monitor='accuracy', name='best')
+    state = SaveModelCallback(learn, every=2, name='x')
+    early,plateau = EarlyStoppingCallback(monitor='valid_loss', patience=3, min_delta=.05),ReduceLROnPlateau(monitor='valid_loss', patience=1, min_delta=.05)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(n, 1e-2, start_epoch=start, callbacks=[best, state, early, plateau, GradientAccumulation(n_acc=40), *cbs])
+    return weights_hash(learn.model),curves(learn),best.best,early.wait,plateau.wait,learn.opt.hypers[-1]['lr']
+
+def test_patience_plateau_best_and_accumulation(tmp_path, new):
+    end = tracked(new(tmp_path/'a'), 0)
+    assert 2<len(end[1][3])<6 and end[-1]<1e-2 # it stopped early, and lowered the rate
+    epochs = len(end[1][3])
+    for k,at in enumerate([(0, 1), (1, 2), (epochs-1, 0), (epochs-1, 2)]):
+        with pytest.raises(KeyboardInterrupt): tracked(new(tmp_path/f'{k}'), 0, Count(at, stop))
+        assert tracked(new(tmp_path/f'{k}'), 'last')==end
+        assert (tmp_path/f'{k}'/'models'/'best.pth').read_bytes()==(tmp_path/'a'/'models'/'best.pth').read_bytes()
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path, new, capsys):
+    end,count = tracked(new(tmp_path), 0),Count()
+    assert tracked(new(tmp_path), 'last', count)==end and count.n==0
+    assert 'It stopped early after epoch' in capsys.readouterr().out
+    tracked(new(tmp_path), len(end[1][3]), count)
+    assert count.n>0 # whoever names the epoch goes on
+
+def test_a_schedule_of_fastai(tmp_path, new):
+    "fastai's own clock goes on too, in the middle of an epoch."
+    def run(folder, start, *cbs):
+        learn = new(folder)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, start_epoch=start, callbacks=[SaveModelCallback(learn, every=1, name='x'), ParamScheduler({'lr': SchedCos(1e-2, 1e-4)}), *cbs])
+        return weights_hash(learn.model),curves(learn)
+    end = run(tmp_path/'a', 0)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', 0, Count((1, 2), stop))
+    assert run(tmp_path/'b', 'last')==end
+
+def test_the_rate_finder_writes_nothing(tmp_path, new):
+    learn = new(tmp_path)
+    learn.add_cb(SaveModelCallback(every=1, name='x'))
+    learn.lr_find(num_it=3)
+    assert not (tmp_path/'models').exists() or not files(tmp_path)
+
+# ---- stock fastai, the baseline
+
+def stock(sample_root, path, start=0, seed=1, cbs=()):
+    "fastai's own learner and callbacks on the same cells."
+    from fastai.vision.all import ImageDataLoaders,Resize,aug_transforms,set_seed,vision_learner
+    from torchvision.models import resnet18
+    names = sorted(o.relative_to(sample_root).as_posix() for o in sample_root.glob('*/*.png'))[::8]
+    set_seed(seed)
+    dls = ImageDataLoaders.from_lists(sample_root, names, [o.split('/')[0] for o in names], seed=42, bs=24, item_tfms=Resize(32),
+                                      batch_tfms=aug_transforms(), num_workers=0)
+    learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=path)
+    if start: learn.load('model_1')
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 3e-3, start_epoch=start, cbs=[o() for o in cbs])
+    return learn
+
+def test_stock_fastai_is_neither_exact_nor_whole(sample_root, tmp_path):
+    from fastai.callback.tracker import SaveModelCallback as Stock
+    every = partial(Stock, every_epoch=True, with_opt=True)
+    end = stock(sample_root, tmp_path, cbs=[every])
+    kept = {i: torch.load(tmp_path/'models'/f'model_{i}.pth', weights_only=False)['model'] for i in (0, 1)}
+    go_on = stock(sample_root, tmp_path, start=2, seed=2, cbs=[every])
+    apart = max((a-b).abs().max().item() for a,b in zip(end.model.state_dict().values(), go_on.model.state_dict().values()) if a.is_floating_point())
+    assert apart>.01
+    now = torch.load(tmp_path/'models'/'model_0.pth', weights_only=False)['model'] # the weights of epoch 0 are lost: those of epoch 1 stand there
+    assert all(torch.equal(now[k], kept[1][k]) for k in now) and not all(torch.equal(now[k], kept[0][k]) for k in now)
+    for crash in (Stock, EarlyStoppingCallback):
+        with pytest.raises(IndexError): stock(sample_root, tmp_path, start=2, cbs=[crash])
+    check_row('stock fastai 2, continued with start_epoch', 'nothing; IndexError with SaveModelCallback or EarlyStoppingCallback',
+              'the result: weights differ by more than 0.01; the saved weights of earlier epochs are overwritten')
+
+# ---- cost
+
+def test_a_state_costs_little_more_than_saving_and_hashing(tmp_path):
+    tensors = {str(i): torch.randn(1000, 1000) for i in range(30)} # 120 MB, about ResNet18 with Adam's averages
+    def plainly():
+        torch.save(tensors, tmp_path/'a')
+        sha = hashlib.sha256()
+        for o in tensors.values(): sha.update(o.numpy())
+        os.sync()
+    def ours(): save_atomically(tensors, tmp_path/'b')
+    def cpu(f):
+        start = time.process_time()
+        f()
+        return time.process_time()-start
+    times = [(cpu(plainly), cpu(ours)) for _ in range(6)]
+    assert min(o for _,o in times) <= 1.5*min(o for o,_ in times), times
+
+# ---- kills
+
+def test_kills_from_outside(kills):
+    p,out = kills
+    said,_ = p.communicate(timeout=500)
+    assert p.returncode==0, said
+    print(said)
+    df = pd.read_csv(out, comment='#')
+    assert len(df)==8 and df.equal.all() and df.no_replay.all()
+    assert {'train', 'valid', 'write'} <= {*df.landed} and df.half_written.any()
+    assert {*zip(df.workers, df.frozen)}=={(w, f) for w in (0, 2) for f in (True, False)}
+    assert df.fresh.sum()>=2
+    assert (df.lost<=df.every.map(lambda o: 6 if o=='epoch' else int(o))).all()

@@ -1,0 +1,174 @@
+"""What a lesson cell of 10_study and 12_cli cannot say: the command in a process of its own, every file of a run folder against
+the others, and inputs that are wrong."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, matthews_corrcoef, roc_auc_score
+
+MAIN = 'import sys; from malaria_fastai.cli import main; sys.exit(main())'
+METRICS = ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc')
+
+
+def command(*words, cwd=None):
+    "Run malaria-fastai in a process of its own."
+    env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '2'}
+    return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory): return tmp_path_factory.mktemp('place')
+
+
+@pytest.fixture(scope='module')
+def said(place):
+    "A run of the command on the drawn sample, in two stages."
+    return command('train', 'sample', '--size', 32, '--bs', 16, '--epochs', 2, '--finetune-epochs', 1, '--pretrained', 'no', '--limit', 400,
+                   '--out', 'runs/a', cwd=place)
+
+
+@pytest.fixture(scope='module')
+def run(said, place):
+    assert said.returncode == 0, said.stderr
+    return place/'runs'/'a'
+
+
+@pytest.fixture(scope='module')
+def found(run): return json.loads((run/'metrics.json').read_text('utf-8'))
+
+
+def test_says_metrics_and_where_the_report_lies(said, found):
+    assert said.stderr == ''
+    assert f"accuracy          {found['test']['accuracy']:.3f}" in said.stdout
+    assert f"Report: {Path('runs/a/report.html')}" in said.stdout.splitlines()[-1]
+
+
+def test_folder_is_whole(run):
+    assert {'metrics.json', 'history.csv', 'predictions.csv', 'environment.json', 'model', 'report.html'} <= {p.name for p in run.iterdir()}
+
+
+def test_metrics_have_every_key(found):
+    assert {'arch', 'size', 'epochs', 'seed', 'split', 'seconds', 'pretrained'} <= set(found)
+    for part in ('valid', 'test'):
+        assert {'n', 'patients', *METRICS, *(f'{m}_ci' for m in METRICS)} <= set(found[part])
+        for m in METRICS:
+            if found[part][f'{m}_ci']: assert found[part][f'{m}_ci'][0] <= found[part][m] <= found[part][f'{m}_ci'][1]
+
+
+@pytest.mark.parametrize('part', ['valid', 'test'])
+def test_metrics_follow_from_the_predictions(run, found, part):
+    preds = pd.read_csv(run/'predictions.csv')
+    preds = preds[preds.split == part]
+    y,yes = preds.label == 'Parasitized',preds.p >= .5
+    assert found[part]['n'] == len(preds) and found[part]['patients'] == preds.patient.nunique()
+    np.testing.assert_allclose([found[part][m] for m in ('accuracy', 'auc', 'mcc')], [accuracy_score(y, yes), roc_auc_score(y, preds.p), matthews_corrcoef(y, yes)])
+    assert (preds.pred == 'Parasitized').eq(preds.p > .5).all()
+
+
+def test_no_patient_on_two_sides(run, found):
+    assert found['leakage']['test']['patient'] == 0
+    preds = pd.read_csv(run/'predictions.csv')
+    assert preds.groupby('patient').split.nunique().max() == 1
+
+
+def test_history_counts_both_stages(run):
+    history = pd.read_csv(run/'history.csv')
+    assert history[['stage', 'epoch']].values.tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert history[['train_loss', 'valid_loss', 'accuracy']].notna().all(axis=None)
+
+
+def test_environment_says_what_was_run(run):
+    env = json.loads((run/'environment.json').read_text('utf-8'))
+    assert env['command'].startswith('malaria-fastai train sample --size 32') and len(env['data_hash']) == 64
+    assert {'torch', 'fastai', 'timm'} <= set(env['versions'])
+
+
+def test_report_needs_nothing_from_anywhere(run):
+    page = (run/'report.html').read_text('utf-8')
+    assert not re.search(r'''(?:src|href)\s*=\s*["'](?!data:|#)''', page) and 'url(http' not in page and '@import' not in page
+    for text in ('Confusion', 'ROC', 'malaria-fastai train sample', 'drawn', 'data:image/png;base64'): assert text in page, text
+
+
+def test_model_answers_as_the_predictions_say(run, place):
+    from malaria_fastai.all import load_learner, read_cells
+    learn,preds = load_learner(run/'model'),pd.read_csv(run/'predictions.csv')
+    root = place/'data'/'drawn-sample'
+    for row in preds.iloc[::25].itertuples():
+        p = learn.predict(root/row.path)[2][learn.dls.classes.index('Parasitized')]
+        assert abs(float(p) - row.p) < 1e-4
+
+
+def test_same_seed_same_predictions(run, place):
+    again = command('train', 'sample', '--size', 32, '--bs', 16, '--epochs', 2, '--finetune-epochs', 1, '--pretrained', 'no', '--limit', 400,
+                    '--out', 'runs/b', '--no-cache', cwd=place)
+    assert again.returncode == 0, again.stderr
+    a,b = (pd.read_csv(place/'runs'/o/'predictions.csv') for o in 'ab')
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_a_finished_run_is_not_overwritten(run, place):
+    before = (run/'metrics.json').read_bytes()
+    said = command('train', 'sample', '--out', 'runs/a', cwd=place)
+    assert said.returncode == 2 and 'finished run' in said.stderr
+    assert (run/'metrics.json').read_bytes() == before
+
+
+WRONG = [
+    (['train', 'nowhere', '--out', 'x'], 'nowhere'),
+    (['train', 'smaple', '--out', 'x'], 'did you mean sample'),
+    (['train', 'sample', '--arch', 'resnet81', '--out', 'x', '--pretrained', 'no'], 'did you mean'),
+    (['train', 'sample', '--split', 'patients', '--out', 'x'], 'patient'),
+    (['train', 'sample', '--split', 'folder', '--out', 'x'], 'folder'),
+    (['train', 'sample', '--epochs', '0', '--out', 'x'], 'at least 1'),
+    (['train', 'sample', '--size', '-3', '--out', 'x'], '--size'),
+    (['train', 'sample', '--pretrained', 'maybe', '--out', 'x'], 'maybe'),
+    (['train', 'sample'], '--out'),
+    (['data', 'nowhere'], 'nowhere'),
+    (['fly'], 'fly')]
+
+
+@pytest.mark.parametrize('words,word', WRONG, ids=[' '.join(o[0][:4]) for o in WRONG])
+def test_wrong_input_ends_in_words(words, word, place, capsys, monkeypatch):
+    from malaria_fastai.cli import main
+    monkeypatch.chdir(place)
+    try: status = main(words)
+    except SystemExit as e: status = e.code
+    said = capsys.readouterr().err
+    assert status == 2 and word in said and 'Traceback' not in said
+    assert len(said.strip().splitlines()) == 1 or said.startswith('usage:')
+
+
+def test_a_split_by_patient_needs_patients(place):
+    "Pictures without patients in their names are never taken for one patient each."
+    from PIL import Image
+    for label in ('cat', 'dog'):
+        for i in range(12):
+            (place/'pets'/label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng([i, len(label), ord(label[0])]).integers(0, 255, (40, 40, 3), np.uint8)).save(place/'pets'/label/f'{i}.png')
+    said = command('train', 'pets', '--split', 'patient', '--positive', 'dog', '--out', 'runs/pets', cwd=place)
+    assert said.returncode == 2 and 'patient' in said.stderr and 'Traceback' not in said.stderr
+
+
+def test_data_describes(place):
+    said = command('data', 'sample', cwd=place)
+    assert said.returncode == 0 and '720' in said.stdout and 'Thumbs.db' in said.stdout
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys; from malaria_fastai.cli import parser; parser().format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+
+
+@pytest.mark.real
+def test_real_cells_in_one_command(nih_root, place):
+    "A few minutes' worth of real cells: better than chance on unseen patients, by a wide margin."
+    said = command('train', nih_root, '--size', 48, '--bs', 32, '--epochs', 4, '--finetune-epochs', 0, '--pretrained', 'no', '--limit', 2000, '--out', 'runs/real', cwd=place)
+    assert said.returncode == 0, said.stderr
+    found = json.loads((place/'runs'/'real'/'metrics.json').read_text('utf-8'))
+    assert found['test']['auc'] > .8 and found['leakage']['test']['patient'] == 0
