@@ -252,6 +252,11 @@ def readme_is_made(tree):
     for o,data in pictures.items():
         if not (tree/o).exists() or (tree/o).read_bytes()!=data: yield f'{o} is not what make readme writes from nbs/index.ipynb'
 
+def demo_is_the_same_without_make(tree):
+    made = (tree/'Makefile').read_text(encoding='utf-8')
+    for o in re.findall(r'^malaria-fastai train sample .*', (tree/'README.md').read_text(encoding='utf-8'), re.M):
+        if o not in made: yield f'README.md and Makefile differ: {o}'
+
 def links_lead_somewhere(tree):
     ours = re.escape(settings(tree)['git_url']) + r'/(?:blob|tree)/main/'
     for path,text in text_files(tree):
@@ -297,7 +302,7 @@ def write_nb(path, *sources):
 @pytest.fixture(scope='session')
 def healthy(tmp_path_factory):
     tree = tmp_path_factory.mktemp('healthy')
-    for o in 'settings.ini pyproject.toml setup.py MANIFEST.in CITATION.cff CHANGELOG.md LICENSE'.split():
+    for o in 'settings.ini pyproject.toml setup.py Makefile MANIFEST.in CITATION.cff CHANGELOG.md LICENSE'.split():
         shutil.copy(ROOT/o, tree)
     write_nb(tree/'nbs/index.ipynb', '# A title')
     write_nb(tree/'nbs/api/00_source.ipynb', '# source', '#| default_exp source',
@@ -385,6 +390,7 @@ RULES = {
         add(TUT, f'https://{"ann"}.github.io/malaria_fastai'),
         blame('CITATION.cff', swap('settings.ini', 'github.com/', 'github.com/ann-'))],
     readme_is_made: [add('README.md', 'More.'), blame('README.md', swap('nbs/index.ipynb', 'A title', 'Another'))],
+    demo_is_the_same_without_make: [add('README.md', 'malaria-fastai train sample --epochs 99')],
     links_lead_somewhere: [add('README.md', '[x](missing.md)'),
         add('README.md', f'[x]({settings(ROOT)["git_url"]}/blob/main/missing.md)')],
     no_real_cell_is_stored: [add('tests/C1P1_IMG_1_cell_1.png', 'x')],

@@ -37,6 +37,14 @@ def kills(request, sample_root, tmp_path_factory):
     yield p,out
     if p.poll() is None: os.killpg(p.pid, 9)
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "The last bits depend on the number of threads; and beside the kills, two would only wait for each other."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
 class Count(Callback):
     "Count training batches, and do something at one of them."
     order = -30
@@ -56,7 +64,7 @@ def new(sample_root):
         random.seed(), np.random.seed(), torch.seed()
         data = ImageDataBunch.from_name_func(sample_root, files, lambda o: o.parent.name, **{**dict(
             ds_tfms=get_transforms(max_warp=None), size=32, resize_method=ResizeMethod.SQUISH, bs=24, cache=False, num_workers=0), **kwargs})
-        return cnn_learner(data, arch, pretrained=False, metrics=metrics, path=folder)
+        return cnn_learner(data, arch, pretrained=False, lin_ftrs=[32], metrics=metrics, path=folder)
     return make
 
 def fit(learn, start=0, *cbs, every='epoch', n=EPOCHS, lr=3e-3, keep=None, **kwargs):
@@ -182,7 +190,7 @@ def disk(tmp_path):
 def fails(new, folder, breaks, capsys):
     "Let the disk fail in the last epoch; returns what the error said."
     with pytest.raises(StateNotWritten) as e: fit(new(folder), 0, Count((2, 1), breaks))
-    return f'StateNotWritten: {e.value}'
+    return 'StateNotWritten: ' + str(e.value).split('\n\t')[-1] # fastai puts the name of the callback above
 
 def fill(folder):
     free = os.statvfs(folder).f_bavail*os.statvfs(folder).f_frsize
@@ -403,7 +411,7 @@ def test_patience_plateau_best_and_accumulation(tmp_path, new):
     end = tracked(new(tmp_path/'a'), 0)
     assert 2<len(end[1][3])<6 and end[-1]<1e-2 # it stopped early, and lowered the rate
     epochs = len(end[1][3])
-    for k,at in enumerate([(0, 1), (1, 2), (epochs-1, 0), (epochs-1, 2)]):
+    for k,at in enumerate([(0, 1), (epochs-2, 2), (epochs-1, 2)]):
         with pytest.raises(KeyboardInterrupt): tracked(new(tmp_path/f'{k}'), 0, Count(at, stop))
         assert tracked(new(tmp_path/f'{k}'), 'last')==end
         assert (tmp_path/f'{k}'/'models'/'best.pth').read_bytes()==(tmp_path/'a'/'models'/'best.pth').read_bytes()
@@ -438,9 +446,9 @@ def stock(sample_root, path, start=0, seed=1, cbs=()):
     "fastai's own learner and callbacks on the same cells."
     from fastai.vision.all import ImageDataLoaders,Resize,aug_transforms,set_seed,vision_learner
     from torchvision.models import resnet18
-    names = sorted(o.relative_to(sample_root).as_posix() for o in sample_root.glob('*/*.png'))[::8]
+    names = sorted(sample_root.glob('*/*.png'))[::8]
     set_seed(seed)
-    dls = ImageDataLoaders.from_lists(sample_root, names, [o.split('/')[0] for o in names], seed=42, bs=24, item_tfms=Resize(32),
+    dls = ImageDataLoaders.from_lists(path, names, [o.parent.name for o in names], seed=42, bs=24, item_tfms=Resize(32),
                                       batch_tfms=aug_transforms(), num_workers=0)
     learn = vision_learner(dls, resnet18, pretrained=False, metrics=accuracy, path=path)
     if start: learn.load('model_1')
