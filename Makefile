@@ -12,6 +12,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no data, no network)
+	rm -rf runs/demo
 	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --bs 16 --epochs 8 --finetune-epochs 0 --split patient --pretrained no --out runs/demo
 
 test: export MALARIA_DATA = sample
@@ -48,3 +49,7 @@ address: .venv/ready ## write git_url of settings.ini wherever the repository's 
 .venv/docs: .venv/ready
 	$(PIP) --editable '.[dev,docs]'
 	@touch $@
+
+.PHONY: soak
+soak: .venv/ready ## kill a training 200 times, compare each end: results/resume_soak.csv (half an hour or more)
+	$(BIN)/python tests/kill_resume.py --kills 200 --out results/resume_soak.csv

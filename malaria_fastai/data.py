@@ -410,6 +410,7 @@ class LabelList:
     def __getitem__(self, i):
         im = PILImage.create(np.ascontiguousarray(self.pictures.rule.crop(self.pictures[self.positions[i]])))
         return (im, Category(self.vocab[int(self.y[i])])) if self.labelled else (im,)
+    def new_empty(self): return LabelList(Pictures([], self.pictures.rule), self.cells[:0].reset_index(drop=True), self.classes, self.split_idx)
 
     @contextmanager
     def set_split_idx(self, i):
@@ -512,13 +513,13 @@ class ImageDataBunch(DataLoaders):
     def _made(cls, path, cells, pictures, seed, ds_tfms, bs, val_bs, classes, normalize, device):
         classes = _classes(cells, classes)
         train,valid = ds_tfms or ((), ())
-        for t in train: t.split_idx = 0
-        kw = dict(seed=seed, device=default_device() if device is None else device)
+        val_bs = bs if val_bs is None else val_bs
+        kw = dict(seed=seed, device=default_device() if device is None else torch.device(device))
         parts = {k: LabelList(pictures, cells[cells.split == k], classes, int(k != 'train'), random_crop=ds_tfms is not None)
                  for k in ('train', 'valid', 'test')}
-        _check_sizes(parts, bs, val_bs or bs)
-        dls = [PictureLoader(ds, bs if k == 'train' else val_bs or bs, shuffle=k == 'train', drop_last=k == 'train',
-                             after_batch=[IntToFloatTensor(), *train, *(() if k == 'train' else valid)], **kw)
+        _check_sizes(parts, bs, val_bs)
+        dls = [PictureLoader(ds, bs if k == 'train' else val_bs, shuffle=k == 'train', drop_last=k == 'train',
+                             after_batch=[IntToFloatTensor(), *(train if k == 'train' else valid)], **kw)
                for k,ds in parts.items() if len(ds) or k != 'test']
         self = cls(*dls, path=path, device=kw['device'])
         self.cells,self.seed,self.ds_tfms,self.stats = cells,seed,ds_tfms,None
@@ -716,7 +717,7 @@ def from_csv(cls:ImageDataBunch,
     **kwargs                     # As in `from_cells`
 )->ImageDataBunch:
     "Pictures and labels from a CSV file."
-    df = pd.read_csv(Path(path)/csv_labels, delimiter=delimiter, header=header)
+    df = pd.read_csv(Path(path)/csv_labels, sep=delimiter or ',', header=header)
     return cls.from_df(path, df, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **kwargs)
 
 # %% ../nbs/api/03_data.ipynb #61ca4a63

@@ -26,7 +26,7 @@ def _forward(model, x):
         maps.append(o)
         return o.clone() # what follows may change its input in place
     hooks = [b.register_forward_hook(keep) for b in layer_blocks(model[0])]
-    try: return model(x.requires_grad_(True)),maps
+    try: return model(x.detach().requires_grad_()),maps
     finally:
         for h in hooks: h.remove()
 
@@ -132,7 +132,7 @@ def _titles(interp, idxs):
 def plot_top_losses(self:ClassificationInterpretation,
     k:int,                    # How many pictures
     largest:bool=True,        # The worst; False: the best
-    figsize:tuple|None=None,  # Inches; None is 2 a picture
+    figsize:tuple|None=None,  # Inches; None is 2.3 a picture
     heatmap:bool=False,       # Lay Grad-CAM over the pictures
     of:str='actual',          # What the heat map explains: the 'actual' class, as in v1, or the 'predicted' one
     alpha:float=.6,           # How opaque the heat map is where it is hottest, in [0, 1]; where it is cold, the picture shows
@@ -146,7 +146,7 @@ def plot_top_losses(self:ClassificationInterpretation,
     maps = self.grad_cam(idxs, of, min_map, views) if heatmap else [None]*len(idxs)
     cols = int(np.ceil(np.sqrt(len(idxs))))
     rows = -(-len(idxs)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize or (2*cols, 2.35*rows + .5), squeeze=False, layout='constrained')
+    fig,axes = plt.subplots(rows, cols, figsize=figsize or (2.3*cols, 2.6*rows + .6), squeeze=False, layout='constrained')
     font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is as wide as its picture, or a little less
     for ax in axes.flat: ax.axis('off')
     for ax,im,cam,title in zip(axes.flat, images, maps, _titles(self, idxs)):

@@ -228,7 +228,7 @@ class OneCycle(Callback):
         self.opt.set_hyper('mom', mom)
 
 
-def _cos(a, b, pct): return b + (a-b)/2*(np.cos(np.pi*pct) + 1)
+def _cos(a, b, pct): return a + (b-a)/2*(1 - np.cos(np.pi*pct)) # exactly `a` at 0
 
 # %% ../nbs/api/04_learner.ipynb #36c11d1c
 class Recorder(_Recorder):

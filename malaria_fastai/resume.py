@@ -248,7 +248,8 @@ class SaveModelCallback(Callback):
             raise ValueError(f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
         if mode not in ('auto', 'min', 'max'): raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2: raise ValueError(f"keep must be at least 2, so that one good state is always left; got {keep}")
-        self.expected,self.every,self.stem,self.keep,self.done,self.pct = learn,every,name,keep,None,None
+        self.expected,self.every,self.stem,self.keep = learn,every,name,keep
+        self.done,self.pct,self.stale = None,None,[]
         self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
         low = mode == 'min' or (mode == 'auto' and re.search('loss|error', self.monitor))
         self.sign,self.best = (-1 if low else 1),-math.inf
@@ -454,8 +455,8 @@ def _nothing(self:SaveModelCallback, epoch):
 def _gone(self:SaveModelCallback, epoch):
     name = f'{self.stem}_{epoch-1}' if epoch != 'last' else self._name(self._found('pth')[-1])
     there = ', '.join(self._name(o) for o in self._found('state')) or 'none'
-    return FileNotFoundError(f"{name}.state: no such state in {self.learn.model_dir}, so this run cannot go on exactly. States are kept of the last two "
-                             f"epochs; here: {there}. Or load weights with learn.load('{name}') and train a new cycle, or choose another name")
+    return FileNotFoundError(f"{name}.state: no such state in {self.learn.model_dir}, so this run cannot go on exactly. States are kept of the "
+                             f"last two epochs; here: {there}. Or load weights with learn.load('{name}') and train a new cycle, or choose another name")
 
 
 @patch

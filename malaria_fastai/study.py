@@ -6,7 +6,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/study.html.md"""
 
 # %% auto #0
 __all__ = ['UnknownPositive', 'positive_class', 'limit_cells', 'make_learner', 'augmentation', 'fit_stages', 'environment',
-           'prepare', 'train', 'finish', 'summary']
+           'prepare', 'train', 'finish', 'summary', 'runs_table']
 
 # %% ../nbs/api/10_study.ipynb #7510d7c2
 import json
@@ -254,3 +254,26 @@ def _number(block, k):
     if block.get(k) is None: return 'not defined here'
     ci = block.get(f'{k}_ci')
     return f'{block[k]:.3f}' + (f'   95 % interval {ci[0]:.3f} to {ci[1]:.3f}' if ci else '')
+
+# %% ../nbs/api/10_study.ipynb #0f1d0786
+def runs_table(
+    *runs:str|Path,          # Run folders
+    parts:tuple=('test',)    # Which parts
+)->pd.DataFrame: # One row a run and part
+    "Put the numbers of several runs into one table."
+    rows = []
+    for run in map(Path, runs):
+        found,env = (json.loads((run/f'{o}.json').read_text('utf-8')) for o in ('metrics', 'environment'))
+        about = {k: found[k] for k in ('arch', 'size', 'epochs', 'finetune_epochs', 'pretrained', 'split', 'seed')}
+        rows += [dict(run=run.name, part=part, **about, n=found[part]['n'], patients=found[part]['patients'], **_with_intervals(found[part]),
+                      data=found['data']['name'], data_hash=env['data_hash'][:12], seconds=found['seconds'], device=env['device'], cores=env['cores'],
+                      commit=env['commit'], command=_anywhere(env['command'])) for part in parts]
+    return pd.DataFrame(rows)
+
+
+def _anywhere(command): return ' '.join(Path(o).name if o.startswith(('/', '~')) else o for o in command.split())
+
+
+def _with_intervals(block):
+    names = [k.removesuffix('_ci') for k in block if k.endswith('_ci')]
+    return {k: _number(block, k).replace('   95 % interval ', ' (').replace(' to ', '–') + ')'*bool(block.get(f'{k}_ci')) for k in names}

@@ -3,7 +3,7 @@
     python tests/kill_resume.py --kills 200 --out results/resume_soak.csv
 
 Importing fastai takes seconds, so most children are forked from this process, which has imported everything and trained nothing;
-`--fresh` runs start new interpreters. Each run is killed once or twice, then left alone until it ends. A child writes one line to
+`--fresh` runs start new interpreters. Each run is killed a few times, then left alone until it ends. A child writes one line to
 its log per event, straight through the kernel, so that the log survives the kill."""
 import argparse,contextlib,json,multiprocessing,os,random,shutil,signal,subprocess,sys,tempfile,time
 from pathlib import Path
@@ -103,7 +103,7 @@ class Child:
         return self.p.exitcode
     def log(self): return [o.split()[1:] for o in (self.folder/'log').read_text().splitlines()]
     def writing(self): return any(self.folder.glob('models/.*.tmp'))
-    def last(self): return self.log()[-1]
+    def last(self): return (self.log() or [['begin']])[-1]
 
 # ---- where a run stands
 
@@ -151,8 +151,8 @@ def killed(child, run, n_train):
     shown,(at,judged) = forward(child, 'train', run, n_train),place(child.folder, run, n_train)
     done = sum(o[0]=='done' for o in child.log())
     before = shown[0]+done if shown else at
-    return dict(landed=phase(child), half_written=child.writing(), seconds=round(child.seconds, 2), moment=round(before/(n_train*epochs(run)), 3), batches_before=before,
-                resumed_at=at, judged_before=judged, lost=before-at)
+    return dict(landed=phase(child), half_written=child.writing(), seconds=round(child.seconds, 2),
+                moment=round(before/(n_train*epochs(run)), 3), batches_before=before, resumed_at=at, judged_before=judged, lost=before-at)
 
 def goes_on(child, run, n_train, row, n_valid=None):
     "What the next process did: it must begin at the state, and, if it came to the end, run forward what was left and nothing else."
@@ -216,7 +216,7 @@ def experiment(kills, fresh=2, seed=0, sample=None, out=None):
         h,n = Harness(d, seed, sample),0
         while len(h.rows)<kills:
             k = len(h.rows)
-            aims = [AIMS[(k+o) % len(AIMS)] for o in range(min(2, kills-k))]
+            aims = [AIMS[(k+o) % len(AIMS)] for o in range(min(2 if kills<20 else 5, kills-k))]
             h.one_run(n % len(RUNS), aims[:1] if n<fresh else aims, n<fresh)
             n += 1
             if out: write(h.rows, out, kills, seed)
@@ -225,7 +225,8 @@ def experiment(kills, fresh=2, seed=0, sample=None, out=None):
 def write(rows, out, kills, seed):
     out.parent.mkdir(exist_ok=True)
     about = f'quarter of the drawn sample, resnet18, 32 pixels; torch {torch.__version__}, one thread'
-    out.write_text(f'# python tests/kill_resume.py --kills {kills} --seed {seed} --out FILE ({about})\n' + pd.DataFrame(rows).to_csv(index=False))
+    head = f'# python tests/kill_resume.py --kills {kills} --seed {seed} --out results/resume_soak.csv ({about})\n'
+    out.write_text(head + pd.DataFrame(rows).to_csv(index=False))
 
 def histogram(df):
     "Where the kills landed, and how far the runs had come, as text."

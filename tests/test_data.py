@@ -1,0 +1,561 @@
+"What a notebook cannot say about batches: every parameter of v1, its effect or its error; drawn inputs; damaged files."
+import inspect, json
+import numpy as np, pandas as pd, pytest, torch
+from fastai.torch_core import TensorImage
+from fasttransform import Transform
+from fastai.vision.core import imagenet_stats
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod,
+    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, replacing, seeded, view)
+
+CLASSES = 'bad', 'good', 'ugly'
+
+def draw(path, i):
+    "A picture whose size and colours follow from `i`."
+    rng,(w,h) = np.random.RandomState(i),(20 + i*7 % 30, 20 + i*11 % 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(rng.randint(30, 226, 3)*np.linspace(.5, 1, w*h).reshape(h, w, 1))).save(path)
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    "Sixty pictures of three classes."
+    root = tmp_path_factory.mktemp('flat')
+    for i in range(60): draw(root/CLASSES[i % 3]/f'c{i:02d}.png', i)
+    return root
+
+@pytest.fixture(scope='module')
+def parts(tmp_path_factory):
+    "Folders train (30), valid (10), test (6 in class folders), flat (4 without), and elsewhere (3)."
+    root,n = tmp_path_factory.mktemp('parts'),0
+    for folder,k in dict(train=30, valid=10, test=6, elsewhere=3).items():
+        for i in range(k):
+            draw(root/folder/CLASSES[i % 3]/f'{n:02d}.png', n)
+            n += 1
+    for i in range(4): draw(root/'flat'/f'x{i}.png', i)
+    return root
+
+QUICK = dict(size=16, resize_method=ResizeMethod.SQUISH, bs=8, cache=False, device='cpu')
+def bunch(root, **kw): return ImageDataBunch.from_folder(root, **{**QUICK, **kw})
+def pixels(data, k=DatasetType.Train): return data.one_batch(k)[0]
+def labels(data): return data.cells.set_index('path').label
+
+# --- the split ------------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=15, deadline=None)
+@given(pct=st.floats(.05, .8), seed=st.integers(0, 2**32-1))
+def test_the_split_is_v1s(root, pct, seed):
+    data = bunch(root, valid_pct=pct, seed=seed)
+    names = sorted(p.relative_to(root).as_posix() for p in root.rglob('*.png'))
+    order = np.random.RandomState(seed).permutation(60)
+    cut = int(pct*60)
+    assert data.valid_ds.cells.path.tolist() == [names[i] for i in sorted(order[:cut])]
+    assert data.train_ds.cells.path.tolist() == [names[i] for i in sorted(order[cut:])]
+
+@pytest.mark.parametrize('pct', [0, 1, -.1, 1.5])
+def test_a_share_lies_between(root, pct):
+    with pytest.raises(ValueError, match='valid_pct is the share'): bunch(root, valid_pct=pct)
+
+def test_folders_are_the_split(parts, capsys):
+    data = bunch(parts)
+    assert (len(data.train_ds), len(data.valid_ds), data.test_ds) == (30, 10, None)
+    assert '13 pictures outside' in capsys.readouterr().out
+    assert set(data.train_ds.cells.path.str.split('/').str[0]) == {'train'}
+
+def test_valid_pct_draws_from_train_and_valid_only(parts):
+    data = bunch(parts, valid_pct=.25)
+    assert (len(data.train_ds), len(data.valid_ds)) == (30, 10)
+    assert set(data.cells.path.str.split('/').str[0]) == {'train', 'valid'}
+    assert not set(data.valid_ds.cells.path.str.split('/').str[0]) == {'valid'}
+
+def test_test_folder(parts):
+    data = bunch(parts, test='test')
+    assert len(data.test_ds) == 6 and data.test_ds.labelled and data.classes == list(CLASSES)
+    assert 'Test: LabelList (6 items)' in repr(data)
+    data = bunch(parts, test='flat', valid_pct=.2)
+    assert len(data.test_ds) == 4 and not data.test_ds.labelled and data.classes == list(CLASSES)
+    assert 'y: EmptyLabelList' in repr(data)
+    x, = data.one_batch(DatasetType.Test)
+    assert x.shape == (4, 3, 16, 16)
+
+def test_names_of_the_folders(parts):
+    data = bunch(parts, train='valid', valid='test')
+    assert (len(data.train_ds), len(data.valid_ds)) == (10, 6)
+
+@pytest.mark.parametrize('given', ['train', 'valid', 'test'])
+def test_a_missing_folder(parts, given):
+    with pytest.raises(FileNotFoundError, match=f"{given}='nowhere'"): bunch(parts, **{given: 'nowhere'})
+
+def test_no_folder_and_no_pictures(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such folder'): bunch(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='no pictures'): bunch(tmp_path)
+
+@pytest.mark.parametrize('where', ['', 'train'])
+def test_loose_pictures(tmp_path, where):
+    for i in range(20): draw(tmp_path/'train'/'ab'[i % 2]/f'{i}.png', i)
+    draw(tmp_path/where/'loose.png', 1)
+    with pytest.raises(ValueError, match='no class folder.*loose'): bunch(tmp_path)
+
+def test_system_files_are_no_pictures(tmp_path):
+    for i in range(20): draw(tmp_path/'ab'[i % 2]/f'{i}.png', i)
+    draw(tmp_path/'__MACOSX'/'a'/'0.png', 0)
+    draw(tmp_path/'a'/'._1.png', 0)
+    assert len(bunch(tmp_path).cells) == 20
+
+# --- the other constructors -----------------------------------------------------------------------------------------------------
+
+def table(root): return pd.DataFrame([(p.name, p.parent.name, f'{p.parent.name}/{p.stem}') for p in sorted(root.rglob('*.png'))], columns=['file', 'kind', 'stem'])
+
+def same(a, b): return labels(a).equals(labels(b)) and a.fingerprint() == b.fingerprint()
+
+def test_from_df(root):
+    flat,df = bunch(root),table(root)
+    full = df.kind + '/' + df.file
+    assert same(flat, ImageDataBunch.from_df(root, pd.DataFrame(dict(a=full, b=df.kind)), **QUICK))
+    assert same(flat, ImageDataBunch.from_df(root, df, fn_col='stem', label_col=1, suffix='.png', **QUICK))
+    assert same(flat, ImageDataBunch.from_df(root.parent, df, folder=root.name, fn_col=2, label_col='kind', suffix='.png', **QUICK)) is False
+    good = df[df.kind == 'good']
+    part = ImageDataBunch.from_df(root, pd.concat([good, good.assign(kind='fine')])[['file', 'kind']].drop_duplicates('file'), folder='good', **QUICK)
+    assert part.cells.path.str.startswith('good/').all()
+    with pytest.raises(ValueError, match='one label'): ImageDataBunch.from_df(root, df, None, ',')
+
+def test_from_csv(root):
+    flat,df = bunch(root),table(root)
+    df.assign(file=df.kind + '/' + df.file)[['file', 'kind']].to_csv(root/'labels.csv', index=False)
+    assert same(flat, ImageDataBunch.from_csv(root, **QUICK))
+    df[['kind', 'stem']].to_csv(root/'other.txt', sep=';', index=False, header=False)
+    kw = dict(csv_labels='other.txt', delimiter=';', header=None, fn_col=1, label_col=0, suffix='.png')
+    assert same(flat, ImageDataBunch.from_csv(root, **kw, **QUICK))
+    other = ImageDataBunch.from_csv(root, valid_pct=.5, seed=7, **kw, **QUICK)
+    assert len(other.valid_ds) == 30 and other.valid_ds.cells.path.tolist() == bunch(root, valid_pct=.5, seed=7).valid_ds.cells.path.tolist()
+    with pytest.raises(ValueError, match='one label'): ImageDataBunch.from_csv(root, None, ' ')
+
+def test_from_lists_and_names(root):
+    flat = bunch(root, valid_pct=.3, seed=3)
+    files = sorted(root.rglob('*.png'))
+    kinds = [p.parent.name for p in files]
+    assert same(flat, ImageDataBunch.from_lists(root, files, kinds, .3, 3, **QUICK))
+    assert same(flat, ImageDataBunch.from_lists(root, [p.relative_to(root) for p in files], kinds, valid_pct=.3, seed=3, **QUICK))
+    assert same(flat, ImageDataBunch.from_name_func(root, files, lambda p: p.parent.name, .3, 3, **QUICK))
+    assert same(flat, ImageDataBunch.from_name_re(root, files, rf'{root.name}/(\w+)/c\d+', .3, 3, **QUICK)) # the whole path is searched
+    with pytest.raises(ValueError, match='no label'): ImageDataBunch.from_name_re(root, files, r'(\d+)\.jpg')
+    with pytest.raises(ValueError, match='60 names, but 59'): ImageDataBunch.from_lists(root, files, kinds[1:])
+    with pytest.raises(FileNotFoundError, match='1 of 61'): ImageDataBunch.from_lists(root, [*files, 'gone.png'], [*kinds, 'bad'])
+    with pytest.raises(ValueError, match='listed twice'): ImageDataBunch.from_lists(root, [*files, files[0]], [*kinds, 'bad'])
+    with pytest.raises(ValueError, match='item_cls'): ImageDataBunch.from_lists(root, files, kinds, item_cls=object)
+
+def test_single_from_classes(root):
+    data = ImageDataBunch.single_from_classes(root, ['x', 'y', 'z'], size=16)
+    assert data.classes == ['x', 'y', 'z'] and data.c == 3 and not len(data.train_ds)
+    x, = data.test_dl([root/'bad'/'c00.png', np.zeros((30, 20, 3), np.uint8), Image.new('L', (9, 9))]).one_batch()
+    assert x.shape == (3, 3, 16, 16)
+
+def test_from_cells_checks_its_table(root):
+    cells = bunch(root).cells
+    def make(c): return ImageDataBunch.from_cells(root, c, **QUICK)
+    assert len(make(cells.drop(columns='split')).valid_ds) == 12
+    with pytest.raises(ValueError, match='label is missing'): make(cells.drop(columns='label'))
+    with pytest.raises(ValueError, match="'valid' or 'test'.*validation"): make(cells.assign(split=cells.split.replace('valid', 'validation')))
+    with pytest.raises(ValueError, match='without a label'): make(cells.assign(label=cells.label.mask(cells.index == 3)))
+    with pytest.raises(TooFewCells, match="'valid'"): make(cells[cells.split == 'train'])
+
+UNKNOWN = 'sise ds_tfm no_check dl_tfms collate_fn mult tfm_y mode label_delim valid_size'.split()
+
+@pytest.mark.parametrize('name', UNKNOWN)
+def test_unknown_arguments_are_errors(root, name):
+    with pytest.raises(TypeError, match=name): bunch(root, **{name: 1})
+
+@pytest.mark.parametrize('make,names', [
+    (ImageDataBunch.from_folder, 'path train valid test valid_pct seed'),
+    (ImageDataBunch.from_df, 'path df folder label_delim valid_pct seed fn_col label_col suffix'),
+    (ImageDataBunch.from_csv, 'path folder label_delim csv_labels valid_pct seed fn_col label_col suffix delimiter header'),
+    (ImageDataBunch.from_lists, 'path fnames labels valid_pct seed item_cls'),
+    (ImageDataBunch.from_name_func, 'path fnames label_func valid_pct seed'),
+    (ImageDataBunch.from_name_re, 'path fnames pat valid_pct'),
+    (ImageDataBunch.single_from_classes, 'path classes ds_tfms'),
+    (get_transforms, 'do_flip flip_vert max_rotate max_zoom max_lighting max_warp p_affine p_lighting xtra_tfms')])
+def test_signatures_begin_as_in_v1(make, names):
+    assert ' '.join(inspect.signature(make).parameters).startswith(names)
+
+def test_defaults_are_v1s():
+    def defaults(f): return {k: v.default for k,v in inspect.signature(f).parameters.items()}
+    assert defaults(get_transforms).items() >= dict(do_flip=True, flip_vert=False, max_rotate=10., max_zoom=1.1, max_lighting=.2, max_warp=.2,
+                                                    p_affine=.75, p_lighting=.75, xtra_tfms=None).items()
+    assert defaults(ImageDataBunch.from_cells).items() >= dict(bs=64, val_bs=None, size=None, resize_method=None, ds_tfms=None).items()
+    assert defaults(ImageDataBunch.show_batch).items() >= dict(rows=5, ds_type=DatasetType.Train).items()
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------------
+
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+
+@settings(max_examples=80, deadline=None)
+@given(wh=SHAPES, hw=SHAPES, method=st.sampled_from(list(ResizeMethod)), mode=st.sampled_from(['zeros', 'border', 'reflection']),
+       place=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_every_method_gives_its_size(wh, hw, method, mode, place):
+    rule = Resizing.of(hw, method, mode)
+    x = rule.crop(rule.fixed(Image.new('RGB', wh, (9, 9, 9))), *place)
+    assert x.shape == ((wh[1], wh[0]) if method == ResizeMethod.NO else hw) + (3,) and x.dtype == np.uint8
+    if method in (ResizeMethod.CROP, ResizeMethod.SQUISH) or mode != 'zeros': assert (x == 9).all()
+
+def test_what_size_implies(root):
+    assert bunch(root, size=16, resize_method=None).rule.method == ResizeMethod.CROP
+    assert bunch(root, size=(12, 20), resize_method=None).rule.method == ResizeMethod.SQUISH
+    assert bunch(root, size=None, resize_method=None).rule.method == ResizeMethod.NO
+    for m in (ResizeMethod.CROP, ResizeMethod.PAD, ResizeMethod.SQUISH):
+        assert pixels(bunch(root, size=16, resize_method=m)).shape == (8, 3, 16, 16)
+        assert pixels(bunch(root, size=(12, 20), resize_method=m)).shape == (8, 3, 12, 20)
+
+def test_methods_differ_as_they_should():
+    x = np.zeros((10, 30, 3), np.uint8)
+    x[:, 10:20] = 200
+    im = Image.fromarray(x)
+    crop = Resizing.of(10)
+    assert (crop.crop(crop.fixed(im)) == 200).all()                       # the middle of the longer side
+    assert (crop.crop(crop.fixed(im), .5, 0.) == 0).all()
+    pad = Resizing.of(30, ResizeMethod.PAD).fixed(im)
+    assert (pad[:10] == 0).all() and (pad[10:20, 10:20] == 200).all() and (pad[20:] == 0).all()
+    mirrored = Resizing.of(30, ResizeMethod.PAD, 'reflection').fixed(im)
+    assert (mirrored[:, 10:20] == 200).all()
+    assert Resizing.of((10, 30), ResizeMethod.SQUISH).fixed(im).tolist() == x.tolist()
+
+def test_no_size_leaves_pictures_alone(root):
+    data = bunch(root, size=None, resize_method=ResizeMethod.NO, bs=1)
+    shapes = {tuple(x.shape[2:]) for x,_ in data.train_dl}
+    assert len(shapes) > 5
+    with pytest.raises(ValueError, match='different shapes'): bunch(root, size=None, resize_method=None).one_batch()
+
+@pytest.mark.parametrize('kw,match', [(dict(size=0), 'size'), (dict(size=(9, 9, 3)), 'height, width'), (dict(size=16.5), 'size'), (dict(size='16'), 'size'),
+    (dict(resize_method='squish'), 'ResizeMethod'), (dict(padding_mode='mirror'), 'padding_mode'), (dict(bs=0), 'bs'), (dict(val_bs=0), 'val_bs')])
+def test_bad_sizes(root, kw, match):
+    with pytest.raises(ValueError, match=match): bunch(root, **kw)
+
+def test_padding_mode_reaches_the_batch(root):
+    zeros,mirror = (pixels(bunch(root, resize_method=ResizeMethod.PAD, padding_mode=o, normalize=False)) for o in ('zeros', 'reflection'))
+    assert (zeros == 0).any() and not (mirror == 0).any()
+
+# --- batches --------------------------------------------------------------------------------------------------------------------
+
+def test_batch_sizes(root):
+    data = bunch(root, bs=10, val_bs=7)
+    assert [len(y) for _,y in data.train_dl] == [10]*4                     # 48 cells: the last 8 are left out, as in v1
+    assert [len(y) for _,y in data.valid_dl] == [7, 5]
+    assert bunch(root, bs=10).valid.bs == 10 and bunch(root, bs=48).train.n == 48
+    with pytest.raises(TooFewCells, match='bs=48 or less'): bunch(root, bs=49)
+
+def test_classes(root):
+    assert bunch(root).classes == list(CLASSES) and bunch(root).c == 3
+    data = bunch(root, classes=['ugly', 'good', 'bad', 'absent'])
+    assert data.classes == ['ugly', 'good', 'bad', 'absent'] and data.c == 4
+    assert data.valid_ds.y.tolist() == [data.classes.index(o) for o in data.valid_ds.cells.label]
+    with pytest.raises(ValueError, match='not in classes.*ugly'): bunch(root, classes=['bad', 'good'])
+
+def test_seed_names_everything(root):
+    tfms = get_transforms()
+    a,b,c = (bunch(root, ds_tfms=tfms, seed=o) for o in (1, 1, 2))
+    torch.manual_seed(99)
+    assert torch.equal(pixels(a), pixels(b)) and a.fingerprint() == b.fingerprint()
+    assert a.fingerprint() != c.fingerprint()
+
+@pytest.mark.parametrize('workers', [0, 1, 3])
+def test_workers_change_nothing(root, workers):
+    a,b = (bunch(root, ds_tfms=get_transforms(), num_workers=o) for o in (2, workers))
+    for (x,y),(v,w) in zip(a.train_dl, b.train_dl): assert torch.equal(x, v) and torch.equal(y, w)
+
+def test_global_streams_are_left_alone(root):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    bunch(root, ds_tfms=get_transforms()).one_batch()
+    assert torch.equal(before, torch.get_rng_state())
+
+@settings(max_examples=50, deadline=None)
+@given(a=st.lists(st.integers(0, 2**40), min_size=1, max_size=5), b=st.lists(st.integers(0, 2**40), min_size=1, max_size=5))
+def test_seeds_from_keys(a, b):
+    assert derive_seed(*a) == derive_seed(*a) and 0 <= derive_seed(*a) < 2**63
+    if [*map(int, a)] != [*map(int, b)] and len(a) == len(b): assert derive_seed(*a) != derive_seed(*b)
+    with seeded(*a): x = torch.rand(1), np.random.rand()
+    with seeded(*a): assert (torch.rand(1), np.random.rand()) == x
+
+def test_an_epoch_is_a_permutation(root):
+    data = bunch(root)
+    orders = []
+    for e in range(3):
+        data.train.epoch = e
+        orders.append(data.train.get_idxs())
+        assert sorted(orders[-1]) == list(range(48))
+    assert orders[0] != orders[1] != orders[2]
+    data.train.epoch,data.train.stage = 0,1
+    assert data.train.get_idxs() != orders[0]
+    assert data.valid.get_idxs() == list(range(12))
+
+def test_pictures_match_their_labels(root):
+    data = bunch(root, normalize=False, ds_tfms=None)
+    rule,idxs = data.rule,data.train.get_idxs()[:8]
+    x,y = data.one_batch()
+    for pic,label,i in zip(x, y, idxs):
+        file = data.train_ds.items[i]
+        assert data.classes[int(label)] == file.parent.name
+        with Image.open(file) as im: assert torch.equal((pic.permute(1, 2, 0)*255).round().byte(), torch.tensor(rule.fixed(im.convert('RGB'))))
+
+def test_normalize(root):
+    plain,usual = bunch(root, normalize=False),bunch(root)
+    mean,std = (torch.tensor(o)[:, None, None] for o in imagenet_stats)
+    seen = usual.train_dl.one_batch()[0].as_subclass(torch.Tensor)
+    assert torch.allclose(seen, (pixels(plain) - mean)/std, atol=1e-5)
+    assert torch.allclose(pixels(usual), pixels(plain), atol=1e-6) and torch.allclose(usual.one_batch(denorm=False)[0], seen)
+    own = bunch(root).normalize(([.5]*3, [.25]*3))
+    assert torch.allclose(own.train_dl.one_batch()[0].as_subclass(torch.Tensor), (pixels(plain) - .5)/.25, atol=1e-5)
+    for data in (own, bunch(root, normalize=([.5]*3, [.25]*3)), bunch(root).normalize()):
+        with pytest.raises(ValueError, match='already'): data.normalize(imagenet_stats)
+    assert bunch(root, normalize=False).normalize(imagenet_stats).stats == usual.stats
+    x = bunch(root).normalize().one_batch(DatasetType.Valid, denorm=False)[0]
+    assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+def test_unnormalized_is_a_copy(root):
+    data = bunch(root)
+    bare = data.unnormalized()
+    assert data.stats and bare.stats is None
+    assert data.train_dl.one_batch()[0].min() < 0 <= bare.train_dl.one_batch()[0].min()
+    with pytest.raises(ValueError, match='on purpose'): bunch(root).normalize().unnormalized()
+
+def test_parts_by_name(root):
+    data = bunch(root, ds_tfms=get_transforms())
+    assert data.fix_dl.get_idxs() == list(range(48)) and len(data.fix_dl.dataset) == 48
+    assert torch.equal(data.fix_dl.one_batch()[0], data.fix_dl.one_batch()[0]) and not torch.equal(data.fix_dl.one_batch()[0], data.train_dl.one_batch()[0])
+    with pytest.raises(ValueError, match='no test part'): data.dl(DatasetType.Test)
+    with pytest.raises(ValueError, match='no test part'): data.show_batch(ds_type=DatasetType.Test)
+
+def test_random_crops_only_in_training_with_transforms(root):
+    def two(**kw):
+        data = bunch(root, resize_method=ResizeMethod.CROP, **kw)
+        idxs = list(range(8))
+        for data.train.epoch in (0, 1): yield data.train.load(0, idxs)[0], data.valid.load(0, idxs)[0]
+    still = get_transforms(False, False, None, 1., None, None)
+    (a,va),(b,vb) = two(ds_tfms=still)
+    assert not torch.equal(a, b) and torch.equal(va, vb)
+    (a,_),(b,_) = two()
+    assert torch.equal(a, b)
+
+# --- the cache ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('method', list(ResizeMethod))
+def test_cached_is_uncached(root, tmp_path, method):
+    kw = dict(size=None if method == ResizeMethod.NO else (14, 18), resize_method=method, bs=1 if method == ResizeMethod.NO else 8,
+              ds_tfms=get_transforms(max_rotate=None, max_zoom=1., max_warp=None))
+    plain,made,opened = (bunch(root, cache=o, **kw) for o in (False, tmp_path, tmp_path))
+    assert len(list(tmp_path.glob('*.pictures'))) == 1 and plain.train_ds.pictures.store is None
+    for a,b,c in zip(plain.train_dl, made.train_dl, opened.train_dl): assert torch.equal(a[0], b[0]) and torch.equal(b[0], c[0])
+
+def test_cache_lies_beside_the_pictures(tmp_path):
+    for i in range(20): draw(tmp_path/'ab'[i % 2]/f'{i}.png', i)
+    bunch(tmp_path, cache=True)
+    assert len(list((tmp_path/'.cache').glob('*.pictures'))) == 1
+    assert len(bunch(tmp_path, cache=True).cells) == 20
+
+def test_cache_name_follows_content(root, tmp_path):
+    files,rule = sorted(root.rglob('*.png'))[:4],Resizing.of(16)
+    names = {cache_name(files, rule), cache_name(files[::-1], rule), cache_name(files[:3], rule), cache_name(files, Resizing.of(17)),
+             cache_name(files, Resizing.of((16, 16))), cache_name(files, Resizing.of(16, ResizeMethod.PAD)), cache_name(files, Resizing.of(16, ResizeMethod.PAD, 'border'))}
+    assert len(names) == 7
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6), seed=st.integers(0, 9))
+def test_picture_file_round_trip(tmp_path_factory, sizes, seed):
+    rng = np.random.RandomState(seed)
+    xs = [rng.randint(0, 256, (*s, 3)).astype(np.uint8) for s in sizes]
+    stored = PictureFile(PictureFile.write(tmp_path_factory.mktemp('store')/'a.pictures', iter(xs), len(xs)))
+    assert len(stored) == len(xs) and all((stored[i] == x).all() for i,x in enumerate(xs))
+
+def test_damaged_cache_is_made_again(root, tmp_path, capsys):
+    file = bunch(root, cache=tmp_path).train_ds.pictures.store.file
+    whole = file.read_bytes()
+    for bad in (whole[:-1], whole + b'x', b'another\n' + whole):
+        file.write_bytes(bad)
+        with pytest.raises(CacheDamaged): PictureFile(file)
+        bunch(root, cache=tmp_path)
+        assert file.read_bytes() == whole and 'made again' in capsys.readouterr().out
+
+def test_without_room_for_a_cache(root, tmp_path, capsys, monkeypatch):
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(PictureFile, 'write', full)
+    data = bunch(root, cache=tmp_path)
+    assert 'No picture cache: No space left' in capsys.readouterr().out
+    assert torch.equal(pixels(data), pixels(bunch(root)))
+
+def test_nothing_half_written_is_left(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with replacing(tmp_path/'new'/'file.txt') as part:
+            part.write_text('half')
+            1/0
+    assert list((tmp_path/'new').iterdir()) == []
+
+def test_decoding_ahead_keeps_order_and_raises(root):
+    files = sorted(root.rglob('*.png'))
+    pics = Pictures(files, Resizing.of(16, ResizeMethod.SQUISH), num_workers=3)
+    assert all((a == pics.decode(i)).all() for i,a in enumerate(pics.decode_many(range(60))))
+    with pytest.raises(Exception, match='gone'): list(Pictures([*files, root/'gone.png'], Resizing.of(16)).decode_many(range(61)))
+
+# --- transforms -----------------------------------------------------------------------------------------------------------------
+
+def kinds(tfms): return [type(o).__name__ for o in tfms[0]]
+OFF = dict(do_flip=False, max_rotate=None, max_zoom=None, max_lighting=None, max_warp=None)
+
+def test_get_transforms_is_a_pair():
+    assert len(get_transforms()) == 2 and list(get_transforms()[1]) == []
+    assert kinds(get_transforms(**OFF)) == []
+    assert kinds(get_transforms(**{**OFF, 'max_rotate': 0, 'max_zoom': 1, 'max_lighting': 0, 'max_warp': 0.})) == []
+
+@pytest.mark.parametrize('kw,name', [(dict(do_flip=True), 'Flip'), (dict(do_flip=True, flip_vert=True), 'Dihedral'), (dict(max_lighting=.1), 'Lighting')])
+def test_each_transform_alone(kw, name): assert kinds(get_transforms(**{**OFF, **kw})) == [name]
+
+def test_flip_vert_needs_do_flip(): assert kinds(get_transforms(**{**OFF, 'flip_vert': True})) == [] # v1's way
+
+@pytest.mark.parametrize('kw', [dict(max_rotate=33.), dict(max_zoom=1.7), dict(max_warp=.4)])
+def test_affine_transforms_move_pixels(kw):
+    x = torch.zeros(64, 3, 32, 32)
+    x[:, :, 8:24, 12:20] = 1
+    def moved(p):
+        tfm = get_transforms(**{**OFF, **kw}, p_affine=p)[0]
+        b = TensorImage(x.clone())
+        with seeded(1):
+            for t in tfm: b = t(b, split_idx=0)
+        return float(((b.as_subclass(torch.Tensor) - x).abs().amax((1, 2, 3)) > 1e-3).float().mean())
+    assert moved(0.) == 0 and moved(1.) > .95 and .6 < moved(.75) < .97 # a warp is drawn for either direction
+
+def test_xtra_tfms_come_too(root):
+    class Negative(Transform):
+        order = 50
+        def encodes(self, x:TensorImage): return 1 - x
+    plain,neg = (bunch(root, ds_tfms=get_transforms(**OFF, xtra_tfms=o), normalize=False) for o in (None, [Negative()]))
+    assert torch.allclose(pixels(plain), 1 - pixels(neg), atol=1e-6)
+    assert torch.equal(pixels(plain, DatasetType.Valid), pixels(neg, DatasetType.Valid)) # training only
+
+@pytest.mark.parametrize('kw,match', [(dict(p_affine=1.1), 'p_affine'), (dict(p_lighting=-.1), 'p_lighting'), (dict(max_zoom=.9), 'max_zoom'), (dict(max_lighting=1.), 'max_lighting'),
+    (dict(max_lighting=-.1), 'max_lighting'), (dict(max_rotate=-5), 'max_rotate'), (dict(padding_mode='mirror'), 'padding_mode')])
+def test_bad_transforms(kw, match):
+    with pytest.raises(ValueError, match=match): get_transforms(**kw)
+
+def test_unknown_transform():
+    with pytest.raises(TypeError, match='max_rotation'): get_transforms(max_rotation=10)
+
+def many(t, n=600, size=(8, 8)):
+    "`n` copies of one picture, transformed in one batch."
+    x = torch.rand(3, *size, generator=torch.Generator().manual_seed(1))*.8 + .1
+    with seeded(7): return x,t(TensorImage(x.repeat(n, 1, 1, 1)), split_idx=0).as_subclass(torch.Tensor)
+
+def share(y, x): return float((y - x).abs().amax((1, 2, 3)).lt(1e-6).float().mean())
+
+@pytest.mark.parametrize('p', [0., .5, .9, 1.])
+def test_flips_are_drawn_for_each_picture(p):
+    x,y = many(Flip(p))
+    assert abs(share(y, x.flip(-1)) - p) < .07 and abs(share(y, x) + share(y, x.flip(-1)) - 1) < 1e-6
+
+@pytest.mark.parametrize('size', [(8, 8), (6, 9)])
+def test_views_are_uniform(size):
+    x,y = many(Dihedral(), size=size)
+    n = n_views(size)
+    shares = [share(y, view(x, k)) for k in range(n)]
+    assert n == (8 if size[0] == size[1] else 4) and abs(sum(shares) - 1) < 1e-6 and all(abs(o - 1/n) < .07 for o in shares)
+
+@pytest.mark.parametrize('k', range(8))
+def test_views_turn_back(k):
+    x = torch.rand(2, 3, 5, 5)
+    assert torch.equal(view(view(x, k), k, back=True), x)
+    assert len({tuple(view(x, o).flatten().tolist()) for o in range(8)}) == 8
+
+@pytest.mark.parametrize('m,p', [(.2, .75), (.5, 1.), (.3, 0.)])
+def test_light_is_v1s(m, p):
+    shift,scale = (o.flatten() for o in Lighting(m, p).draw(20000, 'cpu'))
+    for o,off in ((shift, 0.), (scale, 1.)): assert abs(float((o != off).float().mean()) - p) < .02
+    if not p: return
+    bright,scale = torch.sigmoid(shift[shift != 0]),scale[scale != 1]
+    lo,hi = .5*(1-m),.5*(1+m)
+    assert lo <= bright.min() < lo + .01 and hi - .01 < bright.max() <= hi and abs(bright.mean() - .5) < .01       # uniform(.5(1-m), .5(1+m))
+    assert abs(bright.std() - m/12**.5) < .01
+    lo,hi = 1-m,1/(1-m)
+    assert lo - 1e-6 <= scale.min() < lo*1.02 and hi*.98 < scale.max() <= hi + 1e-5 and abs(scale.log().mean()) < .02 # log-uniform(1-m, 1/(1-m))
+
+def test_light_differs_within_a_batch():
+    x,y = many(Lighting(.2, 1.))
+    assert y.mean((1, 2, 3)).std() > .02 and y.min() >= 0 and y.max() <= 1
+    x,y = many(Lighting(.2, 0.))
+    assert torch.allclose(y, x.expand_as(y), atol=1e-5)
+    x = torch.zeros(4, 3, 2, 2)
+    assert Lighting(.5, 1.)(TensorImage(x), split_idx=0).max() < 1e-4 # black stays black
+
+def test_transforms_are_for_training(root):
+    data = bunch(root, ds_tfms=get_transforms(max_lighting=.9, p_lighting=1.))
+    plain = bunch(root)
+    assert torch.equal(pixels(data, DatasetType.Valid), pixels(plain, DatasetType.Valid)) and not torch.equal(pixels(data), pixels(plain))
+
+def test_own_pair_of_transforms(root):
+    class Zero(Transform):
+        order = 50
+        def encodes(self, x:TensorImage): return x*0
+    data = bunch(root, ds_tfms=([], [Zero()]), normalize=False)
+    assert pixels(data).max() > 0 and pixels(data, DatasetType.Valid).max() == 0
+    with pytest.raises(ValueError, match='get_transforms'): data.save('own.json')
+    def black(x:TensorImage): return x*0 # a plain function, on training batches only
+    data = bunch(root, ds_tfms=([black], []), normalize=False)
+    assert pixels(data).max() == 0 and pixels(data, DatasetType.Valid).max() > 0
+
+# --- printed, shown, saved ------------------------------------------------------------------------------------------------------
+
+def test_it_prints_as_v1(root):
+    data = bunch(root)
+    data.path = type(root)('data')
+    text,five = repr(data),','.join(['Image (3, 16, 16)']*5)
+    y = ','.join(data.train_ds.cells.label[:5])
+    assert text.startswith(f'ImageDataBunch;\n\nTrain: LabelList (48 items)\nx: ImageList\n{five}\ny: CategoryList\n{y}\nPath: data;\n\nValid: LabelList (12 items)\n')
+    assert text.endswith('Path: data;\n\nTest: None')
+
+@pytest.mark.parametrize('rows', [1, 2, 4])
+def test_show_batch(root, rows):
+    data = bunch(root)
+    fig = data.show_batch(rows=rows, figsize=(3, 4))
+    assert fig.get_size_inches().tolist() == [3, 4] and len(fig.axes) == rows**2
+    assert {o.get_title() for o in fig.axes} <= set(CLASSES)
+    shown = np.stack([o.images[0].get_array() for o in fig.axes])
+    assert np.allclose(shown[:8], pixels(data).permute(0, 2, 3, 1).numpy()[:rows**2], atol=1e-6) and 0 <= shown.min() and shown.max() <= 1
+
+def test_show_one_picture_many_times(root):
+    fig = bunch(root, ds_tfms=get_transforms()).show_batch(rows=3, unique=True)
+    shown = [o.images[0].get_array() for o in fig.axes]
+    assert len({o.get_title() for o in fig.axes}) == 1 and len({o.tobytes() for o in map(np.asarray, shown)}) > 5
+    assert len(bunch(root).show_batch(rows=4, ds_type=DatasetType.Valid).axes) == 12 # all there are
+
+@pytest.mark.parametrize('name', ['data_save.pkl', 'bunch.json', 'no ending'])
+@pytest.mark.parametrize('tfms', [None, get_transforms(flip_vert=True, max_warp=None)])
+def test_save_and_load(root, name, tfms):
+    data = bunch(root, ds_tfms=tfms, resize_method=ResizeMethod.PAD, padding_mode='border', size=(12, 20), bs=6, val_bs=5, seed=9, valid_pct=.3, classes=['ugly', 'good', 'bad'])
+    back = load_data(root, data.save(name).name, cache=False)
+    assert back.fingerprint() == data.fingerprint() and back.config() == data.config() and repr(back) == repr(data)
+    for a,b in zip(data.loaders, back.loaders):
+        for (x,y),(v,w) in zip(a, b): assert torch.equal(x, v) and torch.equal(y, w)
+    json.loads((root/name).read_text())
+
+def test_load_with_other_sizes(root):
+    bunch(root).save()
+    assert (load_data(root, bs=5, cache=False).bs, load_data(root, bs=5, cache=False).valid.bs) == (5, 5)
+    assert load_data(root, val_bs=3, cache=False).valid.bs == 3
+    assert load_data(root, cache=False).normalize(imagenet_stats).stats            # v1's line after loading
+    with pytest.raises(TypeError): load_data(root, no_check=True)
+
+def test_load_refuses(root, tmp_path):
+    file = bunch(root).save('saved.pkl')
+    d = json.loads(file.read_text())
+    d['cells']['split'][0] = 'valid' if d['cells']['split'][0] == 'train' else 'train'
+    (root/'edited.pkl').write_text(json.dumps(d))
+    with pytest.raises(ValueError, match='changed by hand'): load_data(root, 'edited.pkl', cache=False)
+    for text in (b'[1, 2]', b'{}', b'\x80\x04pickle', b'{"format": "another"}'):
+        (root/'other.pkl').write_bytes(text)
+        with pytest.raises(ValueError, match='not a file that'): load_data(root, 'other.pkl')
+    (tmp_path/'saved.pkl').write_text(file.read_text())
+    with pytest.raises(FileNotFoundError, match='60 of 60'): load_data(tmp_path, 'saved.pkl')
+
+def test_cells_by_name(root):
+    data = bunch(root, ds_tfms=get_transforms())
+    some = data.cells.iloc[[50, 3, 20]]
+    x,y = data.cells_dl(some).one_batch()
+    assert [data.classes[i] for i in y] == some.label.tolist()
+    assert torch.equal(x, data.test_dl([root/o for o in some.path]).one_batch()[0])
+    assert torch.equal(data.test_dl(some, with_labels=True).one_batch()[1], y)
