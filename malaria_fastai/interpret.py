@@ -146,17 +146,17 @@ def plot_top_losses(self:ClassificationInterpretation,
     maps = self.grad_cam(idxs, of, min_map, views) if heatmap else [None]*len(idxs)
     cols = int(np.ceil(np.sqrt(len(idxs))))
     rows = -(-len(idxs)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize or (2.3*cols, 2.6*rows + .6), squeeze=False, layout='constrained')
+    fig,axes = plt.subplots(rows, cols, figsize=figsize or (max(3.2, 2.3*cols), 2.6*rows + .6), squeeze=False, layout='constrained')
+    fig.get_layout_engine().set(h_pad=.12, w_pad=.08) # inches
     font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is as wide as its picture, or a little less
-    for ax in axes.flat: ax.axis('off')
+    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False) # the layout keeps room for titles only while an axis is on
     for ax,im,cam,title in zip(axes.flat, images, maps, _titles(self, idxs)):
         ax.imshow(im)
         if cam is not None: ax.imshow(cam, alpha=alpha*cam, cmap=cmap, extent=(0, im.shape[1], im.shape[0], 0), interpolation='bilinear', vmin=0, vmax=1)
         ax.set_title(title, fontsize=font)
-    fig.suptitle('Prediction / actual\nloss / probability of the actual class', fontsize=font + 1, weight='bold')
-    note = [f'heat map: what speaks for the {of} class'] if heatmap else []
+    note = ['above each: prediction / actual,', 'loss / probability of the actual class'] + ([f'heat map: what speaks for the {of} class'] if heatmap else [])
     if self.learn.dls.drawn_note: note.append(self.learn.dls.drawn_note)
-    if note: fig.supxlabel('\n'.join(note), fontsize=font, color='0.4')
+    fig.supxlabel('\n'.join(note), fontsize=font, color='0.4')
     plt.close(fig)
     return fig
 
@@ -175,6 +175,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     cm = self.confusion_matrix()
     shares = cm/cm.sum(1, keepdims=True).clip(1)
     fig,ax = plt.subplots(figsize=figsize or (2.4 + .8*len(cm),)*2, dpi=dpi, layout='constrained')
+    fig.get_layout_engine().set(h_pad=.12, w_pad=.12) # inches
     ax.imshow(shares, cmap=cmap, vmin=0, vmax=1)
     ticks,few = range(len(cm)),len(cm) < 3
     ax.set(xlabel='Predicted', ylabel='Actual', title=title, xticks=ticks, yticks=ticks)

@@ -190,7 +190,7 @@ def test_top_losses(interp, kw):
         cam,alpha = interp.grad_cam(idxs[:1], kw.get('of', 'actual'))[0],kw.get('alpha', .6)
         assert np.allclose(axes[0].images[1].get_array(), cam, atol=1e-4) and np.allclose(axes[0].images[1].get_alpha(), alpha*cam, atol=1e-4) and axes[0].images[1].get_cmap().name == kw.get('cmap', 'magma')
         assert f"the {kw.get('of', 'actual')} class" in fig._supxlabel.get_text()
-    assert 'probability of the actual class' in fig._suptitle.get_text() and 'drawn by code' in fig._supxlabel.get_text()
+    assert 'probability of the actual class' in fig._supxlabel.get_text() and 'drawn by code' in fig._supxlabel.get_text()
 
 def test_confusion_figure(interp):
     fig = interp.plot_confusion_matrix(figsize=(5, 5), dpi=100)
