@@ -146,7 +146,7 @@ def plot_top_losses(self:ClassificationInterpretation,
     maps = self.grad_cam(idxs, of, min_map, views) if heatmap else [None]*len(idxs)
     cols = int(np.ceil(np.sqrt(len(idxs))))
     rows = -(-len(idxs)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize or (max(3.2, 2.3*cols), 2.6*rows + .6), squeeze=False, layout='constrained')
+    fig,axes = plt.subplots(rows, cols, figsize=figsize or (max(4.2, 2.3*cols), 2.6*rows + .6), squeeze=False, layout='constrained')
     fig.get_layout_engine().set(h_pad=.12, w_pad=.08) # inches
     font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is as wide as its picture, or a little less
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False) # the layout keeps room for titles only while an axis is on

@@ -433,7 +433,6 @@ class CNNLearner(Learner):
         cbs = L(cbs) + L(callbacks)
         self.cycle = next((cb.config() for cb in cbs if hasattr(cb, 'config')), dict(kind='fit', lr=str(lr), tot_epochs=n_epoch))
         self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
-        if start_epoch == 0: self.begin_stage()
         try: super().fit(n_epoch, slice(3e-3) if lr is None else lr, wd, cbs, reset_opt)
         finally: self.fitting,self.dls.train.first_batch = False,0
 
@@ -453,7 +452,7 @@ class CNNLearner(Learner):
         with self.removed_cbs(L(self._grab_cbs(Progress))): yield self
 
     def _do_fit(self):
-        if self.first_epoch != 0: self._continue()
+        self.begin_stage() if self.first_epoch == 0 else self._continue() # here, so that a refused fit leaves no trace
         for self.epoch in range(self.first_epoch, self.n_epoch):
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 

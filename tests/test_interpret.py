@@ -166,7 +166,7 @@ def test_one_pass_agrees_with_the_learner(learn, interp):
 
 def inside(fig):
     "Whether every text of a figure lies within it, and no two overlap."
-    fig.canvas.draw()
+    fig.draw_without_rendering()
     texts = [t for t in (fig._suptitle, fig._supxlabel) if t]
     for ax in fig.axes: texts += [ax.title, *ax.texts] + [ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]*ax.axison
     boxes = [t.get_window_extent() for t in texts if t.get_text()]

@@ -134,7 +134,7 @@ def again(new, folder, whole, capsys):
     capsys.readouterr()
     try: end = fit(new(folder), 'last', count)
     except (ValueError, OSError) as e:
-        return f'{type(e).__name__}: {e}',f'the state; the weights of {len(list(folder.glob("models/x_[0-9].pth")))} epochs can be loaded'
+        return f'{type(e).__name__}: {e}',f'the run stops here; weights that can be loaded: {len(list(folder.glob("models/x_[0-9].pth")))}'
     assert end==whole[1]
     return told(capsys.readouterr().out),f'{count.n//BATCHES} of {EPOCHS} epochs trained again, to the same bits' if count.n else 'nothing'
 
