@@ -18,8 +18,8 @@ METRICS = ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity',
 
 def command(*words, cwd=None):
     "Run malaria-fastai in a process of its own."
-    env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '2'}
-    return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+    return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=550)
 
 
 @pytest.fixture(scope='module')
