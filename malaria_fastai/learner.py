@@ -283,10 +283,15 @@ class Recorder(_Recorder):
 def _clock(s): return f'{int(s)//60:02d}:{int(s)%60:02d}'
 
 # %% ../nbs/api/04_learner.ipynb #0cb37ce2
+def _row_of_axes(self, n=1, size=(4.5, 2.8)):
+    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown once, by whoever gets it."
+    fig,axes = plt.subplots(1, n, figsize=(size[0]*n, size[1]), layout='constrained', squeeze=False)
+    if note := getattr(self.learn.dls, 'drawn_note', ''): fig.supxlabel(note, fontsize=8, color='0.4')
+    plt.close(fig)
+    return fig,axes[0]
+
+
 def _curve_axes(self, ax, xlabel, ylabel):
-    if ax is None:
-        fig,ax = plt.subplots(figsize=(5.5, 3.2), layout='constrained')
-        plt.close(fig) # shown once, by whoever gets it
     for s in self.stages[1:]: ax.axvline(s, color='0.6', ls=':', lw=1)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=.25)
@@ -300,6 +305,7 @@ def plot_losses(self:Recorder,
     ax=None           # Axes to draw on; None makes a figure
 ):
     "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
+    if ax is None: ax = _row_of_axes(self, size=(5.5, 3.2))[1][0]
     ax,n = _curve_axes(self, ax, 'Batches processed', 'Loss'),len(self.losses)
     x = range(skip_start, max(skip_start, n-skip_end))
     ax.plot(x, [float(self.losses[i]) for i in x], label='Train', color='#0072B2')
@@ -317,10 +323,9 @@ def plot_lr(self:Recorder,
 ):
     "Plot the rate of the last layer group, batch by batch."
     x = range(skip_start, max(skip_start, len(self.lrs)-skip_end))
-    fig,axes = plt.subplots(1, 1+show_moms, figsize=(4.5*(1+show_moms), 2.8), layout='constrained', squeeze=False)
-    for ax,ys,name in zip(axes[0], (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
+    fig,axes = _row_of_axes(self, 1+show_moms)
+    for ax,ys,name in zip(axes, (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
         _curve_axes(self, ax, 'Batches processed', name).plot(x, [ys[i] for i in x], color='#0072B2')
-    plt.close(fig)
     return fig
 
 
@@ -333,9 +338,8 @@ def plot_metrics(self:Recorder,
     x,df = (o[skip_start:len(o)-skip_end] for o in (self.iters, self.to_frame()))
     names = [c for c in df if c not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
     if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
-    fig,axes = plt.subplots(1, len(names), figsize=(4.5*len(names), 2.8), layout='constrained', squeeze=False)
-    for ax,name in zip(axes[0], names): _curve_axes(self, ax, 'Batches processed', name).plot(x, df[name], marker='.', color='#0072B2')
-    plt.close(fig)
+    fig,axes = _row_of_axes(self, len(names))
+    for ax,name in zip(axes, names): _curve_axes(self, ax, 'Batches processed', name).plot(x, df[name], marker='.', color='#0072B2')
     return fig
 
 
@@ -349,7 +353,7 @@ def plot(self:Recorder,
     if not hasattr(self, 'found'): raise ValueError("nothing to plot yet: call learn.lr_find() first")
     lrs,losses = (np.array(o[skip_start:len(o)-skip_end]) for o in self.found)
     if len(lrs) < 4: raise ValueError(f"{len(lrs)} rates are left: let skip_start and skip_end leave out fewer")
-    fig,ax = plt.subplots(figsize=(5.5, 3.2), layout='constrained')
+    fig,(ax,) = _row_of_axes(self, size=(5.5, 3.2))
     ax.plot(lrs, losses, color='#0072B2')
     ax.set(xscale='log', xlabel='Learning rate', ylabel='Loss')
     ax.grid(alpha=.25)
@@ -358,7 +362,6 @@ def plot(self:Recorder,
         self.min_grad_lr = float(lrs[steep])
         print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
         ax.plot(lrs[steep], losses[steep], 'o', color='#D55E00')
-    plt.close(fig)
     return fig
 
 # %% ../nbs/api/04_learner.ipynb #d049bf64
@@ -369,9 +372,11 @@ class Progress(Callback):
         self._stop() # a bar that an interrupted fit left behind
         if not self.learn.fitting: return
         self.quiet,self.learn.logger = self.learn.logger,self.write
-        names = list(self.recorder.metric_names)
-        self.widths = [max(10, len(o)) for o in names]
-        self.write(names)
+        self.widths = [max(10, len(o)) for o in self.recorder.metric_names]
+        self.headless = True
+    def before_epoch(self):
+        if self.learn.fitting and self.headless: self.write(list(self.recorder.metric_names)) # here, so that a refused fit prints no table
+        self.headless = False
     def after_fit(self):
         if self.learn.fitting and hasattr(self, 'quiet'): self.learn.logger = self.quiet
     def write(self, row):
