@@ -1,4 +1,4 @@
-"""From a table of predictions to numbers with honest intervals: metrics, patients, thresholds, calibration.
+"""From a table of predictions to numbers with honest intervals: metrics, patients, thresholds, calibration, labels.
 
 Docs: https://OWNER.github.io/malaria_fastai/api/evaluate.html.md"""
 
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 
 # %% auto #0
-__all__ = ['METRICS', 'AIMS', 'simulate_predictions', 'EmptyPredictions', 'BadPredictions', 'NotBinary', 'NoPatients', 'OneClass',
-           'check_predictions', 'Scores', 'has_patients', 'metrics', 'confusion', 'negative_of', 'resamples',
-           'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference', 'per_patient',
-           'detection_limit', 'patient_scores', 'PatientOverlap', 'Fitted', 'choose_threshold', 'apply_threshold',
-           'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature', 'apply_temperature',
-           'coverage_risk', 'with_and_without_disputed', 'patient_summary', 'wilson', 'patient_rule', 'calibration',
-           'examine']
+__all__ = ['METRICS', 'AIMS', 'VERDICTS', 'simulate_predictions', 'EmptyPredictions', 'BadPredictions', 'NotBinary', 'NoPatients',
+           'OneClass', 'check_predictions', 'Scores', 'has_patients', 'metrics', 'confusion', 'negative_of',
+           'resamples', 'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference',
+           'per_patient', 'detection_limit', 'patient_scores', 'PatientOverlap', 'Fitted', 'choose_threshold',
+           'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature',
+           'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'InSample', 'review_list', 'flip_labels',
+           'review_agreement', 'BadVerdicts', 'read_verdicts', 'ask_verdicts', 'with_verdicts', 'patient_summary',
+           'wilson', 'patient_rule', 'calibration', 'examine']
 
 # %% ../nbs/api/07_evaluate.ipynb #8d39512f
 def simulate_predictions(
@@ -644,6 +645,139 @@ def with_and_without_disputed(
     keep = preds[~known.fillna(False).to_numpy(bool)]
     both = {k: evaluate(t, positive, threshold, draws, seed) if len(t) else None for k,t in (('all',preds), ('undisputed',keep))}
     return dict(disputed=len(preds)-len(keep), unknown=int(known.isna().sum())) | both
+
+# %% ../nbs/api/07_evaluate.ipynb #07a66fe2
+class InSample(ValueError):
+    "The model may have been trained on these very cells, so it cannot doubt their labels."
+
+def _check_out_of_fold(preds):
+    _need(preds, 'path', 'label', 'p')
+    remedy = "Use the predictions.csv of a cross-validation by patient"
+    if 'fold' not in preds or preds['fold'].isna().any(): raise InSample(
+        f"nothing says in which fold each cell was left out (column fold): the model may know these labels by heart. {remedy}")
+    if 'split' in preds and (n := int((preds['split']=='train').sum())): raise InSample(f"{n:,} rows are training cells. {remedy}")
+    if preds['fold'].nunique()<2: raise InSample(f"all rows are of one fold. {remedy}")
+    if n := int(preds['path'].duplicated().sum()): raise BadPredictions(f"{n:,} paths occur twice: each cell is left out once")
+    if not has_patients(preds): return
+    folds = preds.groupby('patient')['fold'].nunique()
+    if (folds>1).any(): raise InSample(f"{(folds>1).sum()} patients are in several folds, e.g. {folds.index[folds>1][0]!r}: "
+                                       f"the model knew their other cells. {remedy}")
+
+# %% ../nbs/api/07_evaluate.ipynb #a6b9425c
+def _cleanlab():
+    try: from cleanlab import filter as found, rank
+    except ImportError as e: raise ImportError("the label audit needs cleanlab, which is not installed: "
+                                               "pip install 'malaria_fastai[audit]'") from e
+    return found.find_label_issues, rank.get_label_quality_scores
+
+def review_list(
+    preds:pd.DataFrame, # Out-of-fold predictions; needs columns `path`, `label`, `p`, `fold`, and `patient` if known
+    positive:str, # Name of the positive class
+)->pd.DataFrame: # All cells, the most doubtful label first: rank (from 1), quality in [0,1], suspected (bool), says, then the columns of `preds`
+    "Rank labels by how much an out-of-fold model doubts them. No label is changed."
+    check_predictions(preds, positive)
+    _check_out_of_fold(preds)
+    if preds['label'].nunique()<2: raise OneClass("labels can only be doubted where there are cells of both classes")
+    find,score = _cleanlab()
+    y,p = (preds['label']==positive).to_numpy(int), preds['p'].to_numpy(float)
+    both = np.stack([1-p, p], 1)
+    says = np.where(p>=.5, positive, negative_of(preds, positive))
+    new = dict(quality=score(y, both, method='self_confidence'), suspected=find(y, both, n_jobs=1), says=says)
+    ranked = pd.DataFrame(new, preds.index).join(preds).sort_values(['quality','path'], ignore_index=True)
+    ranked.insert(0, 'rank', ranked.index+1)
+    return ranked
+
+# %% ../nbs/api/07_evaluate.ipynb #ea5b7172
+def flip_labels(
+    cells:pd.DataFrame, # A table with `label` of two classes; rows that are `disputed` are spared
+    share:float=.03, # Share of all rows to flip, in (0,1)
+    seed:int=42, # Same seed, same rows
+)->pd.DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
+    "Plant wrong labels on purpose, for an experiment. Train on the copy; never keep it."
+    if not 0<share<1: raise ValueError(f"share must lie between 0 and 1, got {share}")
+    _need(cells, 'label')
+    names = sorted(cells['label'].unique())
+    if len(names)!=2: raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
+    sure = ~cells['disputed'].fillna(False).to_numpy(bool) if 'disputed' in cells else np.ones(len(cells), bool)
+    n = max(1, round(share*len(cells)))
+    if n>sure.sum(): raise ValueError(f"{n:,} labels were to be flipped, but only {sure.sum():,} are undisputed")
+    flipped = np.zeros(len(cells), bool)
+    flipped[np.random.default_rng(seed).choice(np.flatnonzero(sure), n, replace=False)] = True
+    other = cells['label'].map({names[0]: names[1], names[1]: names[0]})
+    return cells.assign(label=cells['label'].where(~flipped, other), flipped=flipped)
+
+# %% ../nbs/api/07_evaluate.ipynb #4ef4db2c
+def _hits(marked, at):
+    "How many of the first k rows are marked, for each k."
+    found = np.cumsum(marked)
+    for k in at: yield dict(k=int(k), found=int(found[k-1]), precision=float(found[k-1]/k), recall=float(found[k-1]/marked.sum()),
+                            enrichment=float(found[k-1]/k/marked.mean()))
+
+def review_agreement(
+    review:pd.DataFrame, # As `review_list` gives it
+    truth:str='disputed', # Boolean column that marks the labels one hopes to find; rows where it is missing are left out
+    at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; the number of marked rows is added
+    draws:int=2000, # Bootstrap draws of the intervals
+    seed:int=42, # Same seed, same intervals
+)->dict|None: # n, marked, unknown, auc and recall by the list's order, contradicted (share of the marked), by_label, at; None if nothing is marked
+    "Compare the order of the list with labels that are known, or said, to be wrong."
+    known = review[review[truth].notna()]
+    marked = known[truth].to_numpy(bool)
+    if not marked.any() or marked.all(): return None
+    ks = sorted({k for k in (*at, int(marked.sum())) if k<=len(known)})
+    table = known.assign(label=np.where(marked, 'marked', 'other'), p=1-known['quality']).drop(columns='pred', errors='ignore')
+    found = evaluate(table, 'marked', draws=draws, seed=seed)
+    against = (known['label']!=known['says'])[marked].groupby(known['label'][marked]).agg(['size','mean'])
+    return dict(truth=truth, n=len(known), marked=int(marked.sum()), unknown=len(review)-len(known), ci_by=found['ci_by'],
+                auc=found['auc'], auc_ci=found['auc_ci'], contradicted=found['sensitivity'], contradicted_ci=found['sensitivity_ci'],
+                by_label={l: dict(marked=int(r['size']), contradicted=float(r['mean'])) for l,r in against.iterrows()},
+                at=list(_hits(marked, ks)))
+
+# %% ../nbs/api/07_evaluate.ipynb #ef936606
+VERDICTS = ('right','wrong','unsure') # What a reviewer may say of a label; an empty field was not judged yet
+_VERDICT_COLUMNS = ['path','sha256','verdict','note']
+
+class BadVerdicts(ValueError):
+    "A file of verdicts is not what it should be, or is about other pictures."
+
+def _check_verdicts(t):
+    if missing := [c for c in _VERDICT_COLUMNS if c not in t]: raise BadVerdicts(f"the verdicts have no column {missing}, only {list(t)}")
+    if (twice := t['path'].duplicated()).any(): raise BadVerdicts(f"{t['path'][twice].iloc[0]} has two verdicts: keep one")
+    odd = ~t['verdict'].isin(['', *VERDICTS])
+    if odd.any(): raise BadVerdicts(f"the verdict on {t['path'][odd].iloc[0]} is {t['verdict'][odd].iloc[0]!r}: it may be {', '.join(VERDICTS)} or empty")
+    return t
+
+def read_verdicts(
+    path, # verdicts.csv
+    cells:pd.DataFrame, # Cells table with `path` and `sha256`
+)->pd.DataFrame: # path, sha256, verdict ('' where not judged), note
+    "Read verdicts, and refuse them if a picture is not the one that was judged."
+    t = _check_verdicts(pd.read_csv(path, dtype=str, keep_default_na=False))
+    here = t['path'].map(cells.set_index('path')['sha256'])
+    for bad,why in ((here.isna(), "is not in this set"), (here!=t['sha256'], "is another picture than the one that was judged")):
+        if bad.any(): raise BadVerdicts(f"{t['path'][bad].iloc[0]} {why} ({bad.sum():,} of {len(t):,} verdicts): "
+                                        "take the verdicts that belong to these pictures, or remove the rows")
+    return t
+
+def ask_verdicts(
+    review:pd.DataFrame, # As `review_list` gives it
+    cells:pd.DataFrame, # Cells table with `path` and `sha256`
+    k:int=100, # How many of the first rows to ask about
+    known:pd.DataFrame|None=None, # Verdicts that were given before; all are kept
+)->pd.DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
+    "Make the table in which a human writes verdicts."
+    ask = review[['path']].head(k).merge(cells[['path','sha256']], 'left').assign(verdict='', note='')
+    if ask['sha256'].isna().any(): raise BadVerdicts(f"{ask['path'][ask['sha256'].isna()].iloc[0]} is not in the table of cells")
+    both = ask if known is None else pd.concat([known[_VERDICT_COLUMNS], ask])
+    return both.drop_duplicates('path', ignore_index=True)
+
+def with_verdicts(
+    preds:pd.DataFrame, # Any table with `path`
+    verdicts:pd.DataFrame, # As `read_verdicts` gives it
+)->pd.DataFrame: # `preds` with columns verdict ('' where not judged) and note
+    "Put verdicts beside the labels, which stay as they are."
+    t = verdicts.set_index('path')
+    return preds.assign(**{c: preds['path'].map(t[c]).fillna('').astype(str) for c in ('verdict','note')})
 
 # %% ../nbs/api/07_evaluate.ipynb #dbdfab08
 def _quantiles(x, at=(0,.05,.25,.5,.75,.95,1)):
