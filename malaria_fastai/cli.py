@@ -58,6 +58,8 @@ def _train_words(commands):
     p.add_argument('--positive', metavar='CLASS', help="the positive class (that of the data set's record unless given)")
     p.add_argument('--no-cache', action='store_true', help='decode the pictures in every epoch instead of keeping them')
     p.add_argument('--out', required=True, metavar='DIR', help='the run folder to make')
+    p.add_argument('--resume', action='store_true', help='go on with the run in DIR exactly where it was interrupted; start if there is none')
+    p.add_argument('--every', type=_every, default='epoch', metavar='N', help='write the training state after so many batches, or after each epoch')
 
 
 def _data_words(commands):
@@ -74,6 +76,9 @@ def _count(text):
     if not n: raise argparse.ArgumentTypeError('at least 1 is needed')
     return n
 
+
+def _every(text): return text if text == 'epoch' else _count(text)
+
 # %% ../nbs/api/12_cli.ipynb #0414c215
 def run_train(
     args # What `parser` read
@@ -81,7 +86,7 @@ def run_train(
     "Train, and print the main numbers."
     from malaria_fastai.study import summary, train
     words = vars(args)
-    out = train(out=words['out'], cache=not words['no_cache'], command=words['said'],
+    out = train(out=words['out'], cache=not words['no_cache'], resume=words['resume'], every=words['every'], command=words['said'].replace(' --resume', ''),
                 **{k: words[k] for k in ('source', 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained',
                                          'limit', 'positive', 'on_bad', 'data_dir')})
     print(summary(out))

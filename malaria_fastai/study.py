@@ -12,6 +12,7 @@ __all__ = ['UnknownPositive', 'positive_class', 'limit_cells', 'make_learner', '
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,7 @@ from .evaluate import evaluate
 from .interpret import ClassificationInterpretation
 from .learner import CNNLearner, WeightsUnavailable, arch_name, cnn_learner
 from .report import write_report
+from .resume import SaveModelCallback, check_config
 from .source import is_drawn, locate, record_for
 from .split import check_split, leakage, split_by
 
@@ -90,14 +92,19 @@ def fit_stages(
     learn:CNNLearner,        # A learner
     epochs:int,              # Epochs of the first stage
     finetune_epochs:int=0,   # Epochs of the second stage, all layers, with discriminative rates
-    lr:float|None=None       # Peak rate of the first stage; None is 3e-3
+    lr:float|None=None,      # Peak rate of the first stage; None is 3e-3
+    every:str|int|None=None, # When a state is written: 'epoch', or after so many batches; None writes none
+    resume:bool=False        # Go on from the last state; where there is none, start
 ):
-    "Train in one or two stages."
+    "Train in one or two stages, `stage1` and `stage2`."
     lr = lr or 3e-3
-    learn.fit_one_cycle(epochs, lr)
+    def fit(n, rate, name):
+        saver = [SaveModelCallback(learn, every=every, name=name, keep=2)] if every else []
+        learn.fit_one_cycle(n, rate, callbacks=saver, start_epoch='last' if resume else None)
+    fit(epochs, lr, 'stage1')
     if finetune_epochs:
         learn.unfreeze()
-        learn.fit_one_cycle(finetune_epochs, slice(lr/100, lr/10))
+        fit(finetune_epochs, slice(lr/100, lr/10), 'stage2')
 
 # %% ../nbs/api/10_study.ipynb #e3c9c343
 _PACKAGES = ('malaria_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scikit-learn', 'pillow')
@@ -145,10 +152,13 @@ def prepare(
     cells.attrs['left_out'] = left_out
     return root,cells
 
+# %% ../nbs/api/10_study.ipynb #15d1a671
+_SETTINGS = ('arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained', 'limit', 'positive', 'on_bad', 'draws')
+
 
 def train(
     source,                   # A folder, a zip, an address, or the name of a data set: 'nih', 'cxr', 'sample'
-    out:str|Path,             # The run folder to make; it must not hold a run already
+    out:str|Path,             # The run folder to make; it must not hold a run already, unless `resume` says so
     arch:str='resnet18',      # A torchvision or timm name
     size:int=128,             # Side of the pictures, pixels
     bs:int=64,                # Pictures in a batch
@@ -164,27 +174,66 @@ def train(
     data_dir:str|Path='data', # Where archives are downloaded and extracted
     cache=True,               # Keep decoded pictures, as in `ImageDataBunch.from_cells`
     draws:int=2000,           # Bootstrap draws of the intervals
+    resume:bool=False,        # Go on with the run in `out`; start if there is none; change nothing if it is finished
+    every:str|int='epoch',    # When a state is written: 'epoch', or after so many batches
     command:str|None=None     # What the report shows as the command; None is this call
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
-    command = command or f"train({', '.join(f'{k}={v!r}' for k,v in locals().items() if k != 'command')})"
-    start,out = time.time(),_fresh(out)
+    words,out,start = dict(locals()),Path(out),time.time()
+    settings = dict(source=_plain_name(source), **{k: words[k] for k in _SETTINGS})
+    if _is_finished(out, settings, resume): return _complete(out)
     root,cells = prepare(source, split, seed, limit, on_bad, data_dir)
     positive = positive_class(cells.label, positive)
     data = ImageDataBunch.from_cells(root, cells, ds_tfms=augmentation(cells.label), size=size, resize_method=ResizeMethod.SQUISH,
                                      bs=min(bs, int((cells.split == 'train').sum())), val_bs=max(bs, 128), seed=seed, cache=cache)
-    learn = make_learner(data, arch, pretrained, metrics=accuracy, path=out)
-    fit_stages(learn, epochs, finetune_epochs, lr)
+    learn = make_learner(data, arch, pretrained, metrics=accuracy, path=out, model_dir='states')
+    facts = _data_facts(root, cells, positive)
+    command = _begin(out, dict(settings, data=facts['hash'], weights='ImageNet' if learn.pretrained else 'random'), command or _call(words))
+    earlier = _fit_timed(learn, epochs, finetune_epochs, lr, every, resume)
     about = dict(arch=learn.spec.arch, size=size, bs=data.bs, epochs=epochs, finetune_epochs=finetune_epochs, seed=seed, split=split,
-                 pretrained=learn.pretrained, source=_plain_name(source), data=_data_facts(root, cells, positive), leakage=leakage(cells))
-    finish(learn, out, positive, about, start, draws, command)
-    return out
+                 pretrained=learn.pretrained, source=settings['source'], data=facts, leakage=leakage(cells))
+    finish(learn, out, positive, about, start - earlier, draws, command)
+    return _complete(out)
 
 
-def _fresh(out):
-    out = Path(out)
-    if (out/'metrics.json').exists(): raise FileExistsError(f"{out} holds a finished run already: name another folder, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
+def _call(words): return f"train({', '.join(f'{k}={v!r}' for k,v in words.items() if k not in ('command', 'resume'))})"
+
+
+def _is_finished(out, settings, resume):
+    "Whether nothing is left to do; a folder that holds another run, or one that nobody wants to continue, is refused."
+    begun,finished = (out/'run.json').exists(),(out/'metrics.json').exists()
+    if finished and not resume: raise FileExistsError(f"{out} holds a finished run already: name another folder, or remove it")
+    if begun and not resume:
+        raise FileExistsError(f"{out} holds an unfinished run: go on with resume=True (on the command line: --resume), name another folder, or remove it")
+    if begun:
+        then = json.loads((out/'run.json').read_text('utf-8'))
+        check_config({k: then.get(k) for k in settings}, settings, str(out))
+    if finished: print(f"{out} is finished: nothing is left to do.")
+    return finished
+
+
+def _begin(out, what, command):
+    "Write down what the run is, or check that the one that goes on is the same; returns the command that began it."
+    file = out/'run.json'
+    if file.exists():
+        then = json.loads(file.read_text('utf-8'))
+        check_config({k: v for k,v in then.items() if k != 'command'}, what, str(out))
+        return then['command']
+    write_atomically(file, _json(dict(what, command=command)))
+    return command
+
+
+def _fit_timed(learn, *args):
+    "Train; returns the seconds of epochs that an interrupted process had trained already."
+    start = time.time()
+    fit_stages(learn, *args)
+    return max(0, sum(h['seconds'] for h in learn.recorder.history) - (time.time() - start))
+
+
+def _complete(out):
+    "The last steps of a run, which may be taken again: the page, and the states that nobody needs any more."
+    if not (out/'report.html').exists(): write_report(out)
+    shutil.rmtree(out/'states', ignore_errors=True)
     return out
 
 

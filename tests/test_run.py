@@ -3,8 +3,11 @@ the others, and inputs that are wrong."""
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,21 @@ MAIN = 'import sys; from malaria_fastai.cli import main; sys.exit(main())'
 METRICS = ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc')
 
 
+ENV = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
+TWO_STAGES = ('train', 'sample', '--size', 32, '--bs', 16, '--epochs', 2, '--finetune-epochs', 1, '--pretrained', 'no', '--limit', 400)
+
+
 def command(*words, cwd=None):
     "Run malaria-fastai in a process of its own."
-    env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=550)
+    return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=550)
+
+
+def killed(*words, cwd, sign):
+    "Run malaria-fastai in a process of its own, and kill it from outside as soon as a file like `sign` is there; returns its exit status."
+    p = subprocess.Popen([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while p.poll() is None and not any(Path(cwd).glob(sign)): time.sleep(.001)
+    if p.poll() is None: p.send_signal(signal.SIGKILL)
+    return p.wait(60)
 
 
 @pytest.fixture(scope='module')
@@ -29,8 +43,7 @@ def place(tmp_path_factory): return tmp_path_factory.mktemp('place')
 @pytest.fixture(scope='module')
 def said(place):
     "A run of the command on the drawn sample, in two stages."
-    return command('train', 'sample', '--size', 32, '--bs', 16, '--epochs', 2, '--finetune-epochs', 1, '--pretrained', 'no', '--limit', 400,
-                   '--out', 'runs/a', cwd=place)
+    return command(*TWO_STAGES, '--out', 'runs/a', cwd=place)
 
 
 @pytest.fixture(scope='module')
@@ -105,8 +118,7 @@ def test_model_answers_as_the_predictions_say(run, place):
 
 
 def test_same_seed_same_predictions(run, place):
-    again = command('train', 'sample', '--size', 32, '--bs', 16, '--epochs', 2, '--finetune-epochs', 1, '--pretrained', 'no', '--limit', 400,
-                    '--out', 'runs/b', '--no-cache', cwd=place)
+    again = command(*TWO_STAGES, '--out', 'runs/b', '--no-cache', cwd=place)
     assert again.returncode == 0, again.stderr
     a,b = (pd.read_csv(place/'runs'/o/'predictions.csv') for o in 'ab')
     pd.testing.assert_frame_equal(a, b)
@@ -117,6 +129,65 @@ def test_a_finished_run_is_not_overwritten(run, place):
     said = command('train', 'sample', '--out', 'runs/a', cwd=place)
     assert said.returncode == 2 and 'finished run' in said.stderr
     assert (run/'metrics.json').read_bytes() == before
+
+
+def weights(run):
+    "Every weight of a run's model."
+    from malaria_fastai.learner import read_model
+    return {k: v.numpy() for k,v in read_model(run/'model'/'export.pkl')[1].items()}
+
+
+KILLS = ('stage1_1b7.state', 'stage2_start.state', 'predictions.csv') # in the middle of an epoch, between the stages, during the last writing
+
+
+def test_killed_three_times_and_resumed_it_is_the_same_run(run, place):
+    "From outside, with SIGKILL; each part is another process."
+    words = *TWO_STAGES, '--out', 'runs/killed', '--every', 7
+    resumed = place/'runs'/'killed'
+    for sign in KILLS:
+        where = resumed/'states' if sign.endswith('state') else resumed
+        assert killed(*words, *['--resume']*resumed.exists(), cwd=place, sign=(where/sign).relative_to(place).as_posix()) == -signal.SIGKILL
+    said = command(*words, '--resume', cwd=place)
+    assert said.returncode == 0 and 'Loaded stage1_1' in said.stdout and 'Loaded stage2' in said.stdout, said.stderr
+    assert (resumed/'predictions.csv').read_bytes() == (run/'predictions.csv').read_bytes()
+    a,b = (pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (run, resumed))
+    pd.testing.assert_frame_equal(a, b, check_exact=True)
+    a,b = weights(run),weights(resumed)
+    assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+    assert not (resumed/'states').exists() and {o.name for o in resumed.iterdir()} == {o.name for o in run.iterdir()}
+
+
+@pytest.fixture
+def begun(run, place, monkeypatch):
+    "A run folder that was killed right after it began; we are where `place` is."
+    monkeypatch.chdir(place)
+    shutil.rmtree('runs/begun', ignore_errors=True)
+    Path('runs/begun').mkdir()
+    shutil.copy(run/'run.json', 'runs/begun')
+    yield Path('runs/begun')
+    assert [o.name for o in Path('runs/begun').iterdir()] == ['run.json']
+
+
+def refusal(capsys, *words):
+    "What the command says, in this process, when it refuses."
+    from malaria_fastai.cli import main
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_not_overwritten(begun, capsys): assert '--resume' in refusal(capsys, *TWO_STAGES, '--out', begun)
+
+
+def test_another_run_is_not_continued(begun, capsys):
+    said = refusal(capsys, *TWO_STAGES, '--seed', 43, '--lr', .01, '--out', begun, '--resume')
+    assert 'lr: None then, 0.01 now' in said and 'seed: 42 then, 43 now' in said
+
+
+def test_other_data_are_not_continued(begun, capsys):
+    "The same words, but a cell has gone."
+    shutil.copytree('data/drawn-sample', 'other/sample')
+    min(Path('other/sample').rglob('*.png')).unlink()
+    assert 'data:' in refusal(capsys, 'train', 'other/sample', *TWO_STAGES[2:], '--out', begun, '--resume')
 
 
 WRONG = [
