@@ -6,10 +6,10 @@ Docs: https://OWNER.github.io/malaria_fastai/api/split.html.md"""
 
 # %% auto #0
 __all__ = ['CONTROL', 'PARTS', 'RULES', 'SplitError', 'NoPatients', 'Leak', 'split_random', 'split_patient', 'split_folder',
-           'split_fold', 'leakage', 'check_split', 'split_summary', 'split_by']
+           'split_fold', 'split_kfold', 'fold_rules', 'leakage', 'check_split', 'split_summary', 'split_by']
 
 # %% ../nbs/api/02_split.ipynb #5e6b8e04
-import difflib, warnings
+import difflib, re, warnings
 from functools import lru_cache
 
 import numpy as np, pandas as pd
@@ -206,6 +206,53 @@ def split_fold(
     rest = split_patient(cells[~is_test], valid/(1-share), 0, seed)
     return cells.assign(split=rest.split.reindex(cells.index).fillna('test'))
 
+# %% ../nbs/api/02_split.ipynb #a5ff2cef
+def _patient_folds(cells, folds, seed):
+    "A fold for each cell of a table sorted by path, no patient on two sides."
+    from sklearn.model_selection import StratifiedGroupKFold
+    _check_patients(cells)
+    group = _groups(cells)
+    if group.nunique() < folds: raise SplitError(f"{group.nunique()} patients are too few for {folds} folds")
+    fold,drawn = np.zeros(len(cells), int),StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of a label with fewer cells than folds
+        for k,(_,test) in enumerate(drawn.split(cells, cells.label, group)): fold[test] = k
+    return pd.Series(fold, cells.index)
+
+def _cell_folds(cells, folds, seed):
+    "A fold for each cell of a table sorted by path, drawn at random; copies of one picture together."
+    if len(cells) < folds: raise SplitError(f"{len(cells)} cells are too few for {folds} folds")
+    return _together(pd.Series(np.random.RandomState(seed).permutation(len(cells)) % folds, cells.index), cells)
+
+def split_kfold(
+    cells:pd.DataFrame, # Cells table, in any order
+    by:str, # What is drawn: 'patient' or 'random' (cells)
+    fold:int, # Which fold is the test part, from 0 to folds-1
+    folds:int=5, # How many there are, at least 2
+    valid:float=.2, # Share of all cells for validation, drawn by the same rule, in [0,1)
+    seed:int=42, # Same seed, same folds
+)->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
+    "Draw folds; one is test, and valid comes from the others."
+    if by not in ('patient','random'): raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
+    if folds < 2 or not 0 <= fold < folds: raise SplitError(f"fold {fold} of {folds}: there must be at least 2, counted from 0")
+    _check_table(cells, 'path', 'label')
+    by_path = cells.sort_values('path')
+    is_test = (_patient_folds if by=='patient' else _cell_folds)(by_path, folds, seed).reindex(cells.index) == fold
+    share = is_test.mean()
+    _check_shares(valid, share)
+    rest = (split_patient if by=='patient' else split_random)(cells[~is_test], valid/(1-share), 0, seed)
+    return cells.assign(split=rest.split.reindex(cells.index).fillna('test'))
+
+# %% ../nbs/api/02_split.ipynb #11164937
+def fold_rules(
+    cells:pd.DataFrame, # Cells table
+    by:str='patient', # 'patient' or 'random'
+    folds:int=5, # How many folds
+)->list: # Names of rules for `split_by`, one a fold
+    "Name the rules that put every cell into one test part."
+    pinned = by=='patient' and folds==5 and cells.patient.isin(_folds().index).all()
+    return [f'fold:{k}' if pinned else f'{by}:{k}/{folds}' for k in range(folds)]
+
 # %% ../nbs/api/02_split.ipynb #b7539be8
 PARTS = 'train','valid','test'
 _SHARED = dict(patient='patient', photo='photo', picture='sha256') # What leaks, and its column
@@ -271,20 +318,31 @@ def split_summary(
 # %% ../nbs/api/02_split.ipynb #6302592e
 RULES = 'random','patient','folder','fold:0','fold:1','fold:2','fold:3','fold:4'
 
+def _drawn_fold(rule):
+    "Read 'patient:K/N' or 'random:K/N' as (by, K, N); None for any other rule."
+    found = re.fullmatch(r'(patient|random):(\d+)/(\d+)', str(rule))
+    return found and (found[1], int(found[2]), int(found[3]))
+
+def _check_rule(rule):
+    "Refuse a rule that nobody knows."
+    if rule in RULES or _drawn_fold(rule): return
+    near = difflib.get_close_matches(str(rule).lower(), RULES, 1, .4)
+    hint = f"; did you mean {near[0]!r}?" if near else '.'
+    raise SplitError(f"there is no split rule {rule!r}{hint} Rules: random, patient, folder, fold:0 to fold:4, and patient:K/N or random:K/N, "
+                     "which is fold K of N drawn ones")
+
 def split_by(
     cells:pd.DataFrame, # Cells table
-    rule:str='patient', # 'random', 'patient', 'folder' or 'fold:K' with K from 0 to 4
+    rule:str='patient', # 'random', 'patient', 'folder', 'fold:K' with K from 0 to 4, 'patient:K/N' or 'random:K/N'
     valid:float=.2, # Share for validation, in [0,1)
     test:float=.2, # Share for test, in [0,1); folders and folds bring their own test part
     seed:int=42, # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`, checked
     "Split by the rule of this name, and check the result."
-    if rule not in RULES:
-        near = difflib.get_close_matches(str(rule).lower(), RULES, 1, .4)
-        hint = f"; did you mean {near[0]!r}?" if near else '.'
-        raise SplitError(f"there is no split rule {rule!r}{hint} Rules: random, patient, folder, fold:0 to fold:4")
-    if rule.startswith('fold:'): res = split_fold(cells, int(rule[-1]), valid, seed)
+    _check_rule(rule)
+    if drawn := _drawn_fold(rule): res = split_kfold(cells, *drawn, valid, seed)
+    elif rule.startswith('fold:'): res = split_fold(cells, int(rule[-1]), valid, seed)
     elif rule == 'folder': res = split_folder(cells, valid, seed)
     else: res = (split_patient if rule=='patient' else split_random)(cells, valid, test, seed)
-    check_split(res, by_patient=rule=='patient' or rule.startswith('fold:'))
+    check_split(res, by_patient=rule.startswith(('patient','fold:')))
     return res

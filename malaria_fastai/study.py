@@ -6,7 +6,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/study.html.md"""
 
 # %% auto #0
 __all__ = ['UnknownPositive', 'positive_class', 'limit_cells', 'make_learner', 'augmentation', 'fit_stages', 'environment',
-           'prepare', 'train', 'finish', 'summary', 'runs_table']
+           'prepare', 'train', 'finish', 'summary', 'runs_table', 'colour_features', 'colour_floor', 'boosted',
+           'cross_validate', 'gather', 'split_gap']
 
 # %% ../nbs/api/10_study.ipynb #7510d7c2
 import json
@@ -24,15 +25,15 @@ import torch
 from fastai.metrics import accuracy
 
 import malaria_fastai
-from .cells import data_hash, read_cells
+from .cells import data_hash, open_picture, read_cells
 from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, write_atomically
-from .evaluate import evaluate
+from .evaluate import METRICS, evaluate, paired_difference, read_predictions
 from .interpret import ClassificationInterpretation
 from .learner import CNNLearner, WeightsUnavailable, arch_name, cnn_learner
-from .report import write_report
+from .report import read_run, write_report
 from .resume import SaveModelCallback, check_config
-from .source import is_drawn, locate, record_for
-from .split import check_split, leakage, split_by
+from .source import is_drawn, locate, progress, record_for
+from .split import fold_rules, leakage, split_by
 
 # %% ../nbs/api/10_study.ipynb #3a4ec135
 class UnknownPositive(ValueError):
@@ -137,7 +138,7 @@ def environment(
 # %% ../nbs/api/10_study.ipynb #0de8b88f
 def prepare(
     source,                   # A folder, a zip, an address, or the name of a data set
-    split:str='patient',      # 'patient', 'random', 'folder' or 'fold:K'
+    split:str='patient',      # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'
     seed:int=42,              # Names the split
     limit:int|None=None,      # At most so many cells
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
@@ -148,7 +149,6 @@ def prepare(
     cells = read_cells(root, on_bad=on_bad)
     left_out = cells.attrs.get('left_out', {})
     cells = split_by(limit_cells(cells, limit, seed), split, valid=.2, test=.2, seed=seed)
-    check_split(cells, by_patient=split not in ('random', 'folder'))
     cells.attrs['left_out'] = left_out
     return root,cells
 
@@ -165,7 +165,7 @@ def train(
     epochs:int=3,             # Epochs of the first stage
     finetune_epochs:int=2,    # Epochs of the second stage, all layers
     lr:float|None=None,       # Peak rate of the first stage; None is 3e-3
-    split:str='patient',      # 'patient', 'random', 'folder' or 'fold:K'
+    split:str='patient',      # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'
     seed:int=42,              # Names the split, the weights, the order and every draw
     pretrained:str='auto',    # ImageNet weights: 'auto', 'yes' or 'no'
     limit:int|None=None,      # At most so many cells
@@ -326,3 +326,123 @@ def _anywhere(command): return ' '.join(Path(o).name if o.startswith(('/', '~'))
 def _with_intervals(block):
     names = [k.removesuffix('_ci') for k in block if k.endswith('_ci')]
     return {k: _number(block, k).replace('   95 % interval ', ' (').replace(' to ', '–') + ')'*bool(block.get(f'{k}_ci')) for k in names}
+
+# %% ../nbs/api/10_study.ipynb #403300bd
+def colour_features(
+    root:str|Path,      # The folder that `path` is relative to
+    cells:pd.DataFrame  # A cells table
+)->pd.DataFrame: # float32 (n, 30), values in 0..255, one row a `path`
+    "Sum up the colours of each cell: nine deciles and the deviation of each channel, black pixels left out."
+    rows = [_colours(np.asarray(open_picture(Path(root)/o))) for o in progress(cells.path, 'colours', len(cells), quiet=len(cells) < 2000)]
+    names = [f'{c}_{k}' for k in (*range(10, 100, 10), 'sd') for c in 'rgb']
+    return pd.DataFrame(np.array(rows, np.float32), cells.path.to_numpy(), names)
+
+
+def _colours(x):
+    pixels = x[x.max(-1) > 0] if x.any() else x.reshape(-1, 3)
+    return np.concatenate([np.percentile(pixels, range(10, 100, 10), axis=0).ravel(), pixels.std(0)])
+
+
+def colour_floor(
+    root:str|Path,         # The folder that `path` is relative to
+    cells:pd.DataFrame,    # A cells table with `split`
+    positive:str|None=None,# The positive class; None takes it from the data set's record
+    features:pd.DataFrame|None=None, # What `colour_features` gave for these cells; None computes it
+    seed:int=42            # Of the boosting
+)->pd.DataFrame: # A predictions table of all cells outside the training part
+    "Predict by colour alone: gradient boosting on the colours of the training cells, no network."
+    positive = positive_class(cells.label, positive)
+    x = (colour_features(root, cells) if features is None else features).loc[cells.path].to_numpy()
+    return boosted(x, cells, positive, seed)
+
+
+def boosted(
+    x:np.ndarray,       # float (n, features), one row a cell
+    cells:pd.DataFrame, # The n rows, with `label` and `split`
+    positive:str,       # The positive class
+    seed:int=42         # Of the boosting
+)->pd.DataFrame: # A predictions table of all cells outside the training part
+    "Fit scikit-learn's gradient boosting to the training part, and predict the others."
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    learns,others = (cells.split == 'train').to_numpy(),cells[cells.split != 'train'].reset_index(drop=True)
+    model = HistGradientBoostingClassifier(random_state=seed).fit(x[learns], cells.label[learns].astype(str))
+    p = model.predict_proba(x[~learns])[:, list(model.classes_).index(positive)]
+    return others.assign(pred=model.predict(x[~learns]), p=p)
+
+# %% ../nbs/api/10_study.ipynb #cb1ec35f
+def cross_validate(
+    source,              # As in `train`
+    out:str|Path,        # The folder to make: one run folder a fold, predictions.csv, metrics.json, report.html
+    split:str='patient', # What is drawn: 'patient' (the pinned folds where all patients have one) or 'random' (cells)
+    folds:int=5,         # How many folds
+    resume:bool=False,   # Go on with what is in `out`; start if there is nothing
+    command:str|None=None, # What the report shows as the command
+    **words              # More words of `train`
+)->Path: # `out`
+    "Train once a fold; every cell is predicted once, by a network that never saw its patient."
+    settings,out = dict(source=_plain_name(source), split=split, folds=folds, **{k: v for k,v in words.items() if k in _SETTINGS}),Path(out)
+    if _is_finished(out, settings, resume): return _complete(out)
+    root = locate(source, folder=words.get('data_dir', 'data'))
+    cells = limit_cells(read_cells(root, on_bad=words.get('on_bad', 'raise')), words.get('limit'), words.get('seed', 42))
+    command = _begin(out, dict(settings, data=data_hash(cells)), command or _call(dict(source=source, out=out, split=split, folds=folds, **words)))
+    rules = fold_rules(cells, split, folds)
+    for k,rule in enumerate(rules):
+        print(f'Fold {k} of {folds}: {rule}')
+        train(source, out/f'fold{k}', split=rule, resume=True, command=command, **words)
+    floor = _floor(root, cells, rules, words.get('seed', 42), words.get('positive'))
+    gather(out, split, floor, words.get('draws', 2000), command)
+    return out
+
+
+def _floor(root, cells, rules, seed, positive):
+    "The colour floor on the same folds."
+    features = colour_features(root, cells)
+    parts = (colour_floor(root, split_by(cells, rule, seed=seed), positive, features) for rule in rules)
+    return pd.concat([o[o.split == 'test'].assign(fold=k) for k,o in enumerate(parts)]).sort_values('path', ignore_index=True)
+
+
+def gather(
+    out:Path,           # The folder that holds fold0, fold1, …
+    split:str,          # 'patient' or 'random', for the report
+    floor:pd.DataFrame, # Predictions of the colour floor on the same folds
+    draws:int=2000,     # Bootstrap draws of the intervals
+    command:str=''      # The command
+):
+    "Write what the folds say together: one table of predictions, pooled and per-fold numbers, a report."
+    runs = [read_run(o) for o in sorted(out.glob('fold[0-9]*'), key=lambda o: int(o.name[4:]))]
+    preds = pd.concat([r['preds'][r['preds'].split == 'test'].assign(fold=k) for k,r in enumerate(runs)]).sort_values('path', ignore_index=True)
+    if preds.path.duplicated().any() or set(preds.path) != set(floor.path): raise ValueError(f"{out}: the folds do not hold every cell once")
+    first,each = runs[0]['metrics'],[r['metrics'] for r in runs]
+    positive = first['data']['positive']
+    found = {k: v for k,v in first.items() if k not in ('valid', 'test', 'leakage', 'data', 'seconds')}
+    found |= dict(split=split, folds=len(runs), seconds=round(sum(o['seconds'] for o in each), 1), leakage=_mean_leakage(each),
+                  data={k: v for k,v in first['data'].items() if k != 'parts'}, test=evaluate(preds, positive, draws=draws),
+                  colour_floor=evaluate(floor, positive, draws=draws), over_folds=_over_folds(each), by_fold=[dict(fold=k, **o['test']) for k,o in enumerate(each)])
+    write_atomically(out/'predictions.csv', preds.to_csv(index=False))
+    write_atomically(out/'colour_floor.csv', floor.to_csv(index=False))
+    write_atomically(out/'environment.json', _json(environment(command, data_hash=first['data']['hash'])))
+    write_atomically(out/'metrics.json', _json(found))
+    write_report(out)
+
+
+def _mean_leakage(each):
+    n = [o['test']['n'] for o in each]
+    shares = {k: [o['leakage']['test'][k] for o in each] for k in each[0]['leakage']['test']}
+    return dict(test={k: None if None in v else float(np.average(v, weights=n)) for k,v in shares.items()})
+
+
+def _over_folds(each):
+    "Mean and standard deviation of each metric over the folds."
+    table = pd.DataFrame([{m: o['test'][m] for m in METRICS} for o in each]).astype(float)
+    return [dict(metric=m, mean=float(table[m].mean()), sd=float(table[m].std())) for m in METRICS if table[m].notna().all()]
+
+# %% ../nbs/api/10_study.ipynb #29deb808
+def split_gap(
+    patient:str|Path, # A cross-validation by patient
+    random:str|Path,  # One by cell, of the same cells
+    file:str='predictions.csv', # Or 'colour_floor.csv'
+    draws:int=2000    # Bootstrap draws
+)->pd.DataFrame: # One row a metric: a (by patient), b (random), difference b-a, lo, hi
+    "By how much a random split flatters, with a 95 % interval by patient."
+    a,b = (read_predictions(Path(o)/file) for o in (patient, random))
+    return paired_difference(a, b, json.loads((Path(patient)/'metrics.json').read_text('utf-8'))['data']['positive'], draws=draws)
