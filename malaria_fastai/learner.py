@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -34,6 +35,7 @@ import timm
 import torch
 import torchvision
 from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback
+from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Category
 from fastai.learner import CastToTensor, Learner, load_learner as _load_pickle, save_model
@@ -134,13 +136,22 @@ def _torchvision_body(model):
     raise UnknownArchitecture(f"{type(model).__name__}: its body cannot be cut off; try a timm network of the same kind, such as 'timm:…'")
 
 # %% ../nbs/api/04_learner.ipynb #2bb2f1b5
+@torch.no_grad()
+def _probe(body):
+    "An empty picture through a body; some networks need a larger one."
+    try: return body(torch.zeros(1, 3, 64, 64))
+    except Exception: return body(torch.zeros(1, 3, 224, 224))
+
+
 def n_features(
     body:nn.Module # What `create_body` returned
 )->int: # Channels of its last feature map
     "Measure the channels of a body with an empty picture."
     was = body.training
-    with torch.no_grad(): out = body.eval()(torch.zeros(1, 3, 64, 64))
-    body.train(was)
+    try: out = _probe(body.eval())
+    except Exception as e: # whatever a network says of pictures that it does not take
+        raise UnknownArchitecture(f"it takes neither pictures of 64 nor of 224 pixels ({e}): choose a convolutional network") from e
+    finally: body.train(was)
     if out.ndim != 4 or out.shape[2] != out.shape[3]: raise UnknownArchitecture(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
     return out.shape[1]
 
@@ -394,17 +405,6 @@ class Recorder(_Recorder):
         self.stages.append(len(self.losses))
         self.smooth_loss.reset()
 
-    def rewind(self,
-        epoch:int # The epoch of the present stage that comes next
-    ):
-        "Forget what a stage recorded from `epoch` on: it is going to be trained again."
-        stage = len(self.stages) - 1
-        keep = [h for h in self.history if (h['stage'], h['epoch']) < (stage, epoch)]
-        n = self.iters[len(keep)-1] if keep else 0
-        n = max(n, self.stages[-1])
-        for o in (self.lrs, self.momenta, self.losses): del o[n:]
-        for o in (self.iters, self.values, self.history): del o[len(keep):]
-
     def after_batch(self):
         super().after_batch()
         if self.training: self.momenta.append(self.opt.hypers[-1]['mom'])
@@ -552,6 +552,13 @@ class Draws(Callback):
         if self.training: torch.manual_seed(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1))
 
 
+def _cycle(cbs, lr, n_epoch):
+    "What the rates of a fit follow, in plain numbers: our cycle, fastai's schedules, or nothing, and then the fit has no end."
+    own = next((cb.config() for cb in cbs if isinstance(cb, OneCycle)), None)
+    schedules = {k: [np.asarray(f(x)).tolist() for x in np.linspace(0, 1, 9)] for cb in cbs if isinstance(cb, ParamScheduler) for k,f in cb.scheds.items()}
+    return own or dict(kind='fit', lr=str(lr), **(dict(schedules=schedules, tot_epochs=n_epoch) if schedules else {}))
+
+
 class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
     def __init__(self,
@@ -578,9 +585,9 @@ class CNNLearner(Learner):
         "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at v1's `slice(3e-3)` unless told otherwise."
         if not isinstance(n_epoch, (int, np.integer)) or n_epoch < 1: raise ValueError(f"the number of epochs must be at least 1, got {n_epoch!r}")
         if len(self.dls.train) == 0: raise ValueError("there is nothing to train on: this bunch has no training batch")
-        if start_epoch != 'last' and not 0 <= start_epoch < n_epoch: raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch}")
+        if start_epoch != 'last' and start_epoch not in range(n_epoch): raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
         cbs = L(cbs) + L(callbacks)
-        self.cycle = next((cb.config() for cb in cbs if hasattr(cb, 'config')), dict(kind='fit', lr=str(lr), tot_epochs=n_epoch))
+        self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
         self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
         try: super().fit(n_epoch, slice(3e-3) if lr is None else lr, wd, cbs, reset_opt)
         finally: self.fitting,self.dls.train.first_batch = False,0
@@ -610,11 +617,14 @@ class CNNLearner(Learner):
         back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
         if any(back): return
         if self.first_epoch == 'last' and False in back: return self.begin_stage()
-        done = self.recorder.history
-        if self.first_epoch == 'last' or not done or (done[-1]['stage'], done[-1]['epoch']) < (self.stage, self.first_epoch-1):
+        if not self._stands_before(self.first_epoch):
             raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=[SaveModelCallback(learn, every='epoch', name=…)] "
                              "with the name the run was saved under")
-        self.recorder.rewind(self.first_epoch)
+
+    def _stands_before(self, epoch):
+        "Whether this very learner has just finished the epoch before `epoch`: the next piece of a cycle needs no file."
+        done = self.recorder.history
+        return bool(done) and (done[-1]['stage'], done[-1]['epoch'] + 1) == (self.stage, epoch) and len(self.recorder.losses) == self.recorder.iters[-1]
 
 # %% ../nbs/api/04_learner.ipynb #3b172d20
 def _one_of(**pairs):
@@ -650,6 +660,24 @@ def fit_one_cycle(self:CNNLearner,
     first,last = _one_of(div_factor=div_factor, div=div),_one_of(final_div=final_div, div_final=div_final)
     cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot)
     self.fit(n, lrs, wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
+
+# %% ../nbs/api/04_learner.ipynb #a7b3a4dc
+@patch
+def fit_flat_cos(self:CNNLearner,
+    n_epoch:int,             # Number of epochs
+    lr=None,                 # The rate, or a slice over layer groups; None is slice(3e-3)
+    div_final:float=1e5,     # Last rate = rate/div_final
+    pct_start:float=.75,     # Share of the batches at the flat rate, in (0, 1)
+    wd:float|None=None,      # Weight decay; None is the learner's
+    cbs=None,                # Callbacks of this fit
+    reset_opt:bool=False,    # Forget the optimizer's averages
+    start_epoch:int|str=0    # First epoch to train, or 'last'; fastai 2 ignores it here
+):
+    "Train at a flat rate, then let it fall along a cosine."
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
+    lrs = np.array([h['lr'] for h in self.opt.hypers])
+    self.fit(n_epoch, lrs, wd, L(ParamScheduler({'lr': combined_cos(pct_start, lrs, lrs, lrs/div_final)})) + L(cbs), reset_opt, start_epoch)
 
 # %% ../nbs/api/04_learner.ipynb #cdcc567c
 @patch
@@ -792,12 +820,18 @@ def lr_find(self:CNNLearner,
 ):
     "Try rising rates; `recorder.plot()` shows the result. Weights and history stay as they were."
     rec,stage,savers = self.recorder,self.stage,[cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
+    weights,opt = {k: v.clone() for k,v in self.model.state_dict().items()},deepcopy(self.opt.state_dict()) if self.opt is not None else None
     kept = {k: getattr(rec, k) for k in ('lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages')}
     rec.clear()
     try:
         with self.no_bar(), self.removed_cbs(savers), seeded(self.seed, 0):
             Learner.lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot=False, suggest_funcs=None)
         rec.found = [float(o) for o in rec.lrs],[float(o) for o in rec.losses]
+    except BaseException: # fastai puts the weights back only at the end
+        self.model.load_state_dict(weights)
+        self.opt = None
+        if opt is not None: self.create_opt().load_state_dict(opt)
+        raise
     finally:
         self.stage = stage
         for k,v in kept.items(): setattr(rec, k, v)
@@ -858,6 +892,16 @@ def TTA(self:CNNLearner,
         each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(n_views(self.dls.rule.size or (0, 1)))]
     plain,mean = each[0][0],torch.stack([o[0] for o in each]).mean(0)
     return (plain, mean, each[0][1]) if beta is None else (beta*plain + (1-beta)*mean, each[0][1])
+
+
+@patch
+def tta(self:CNNLearner,
+    ds_idx:int=1,        # 1 validation, 2 test
+    dl=None,             # A loader instead
+    beta:float|None=.25  # Weight of the plain prediction, in [0, 1]
+)->tuple: # As `TTA`
+    "fastai 2's name for `TTA`; it averages the dihedral views, not random augmentations, so it takes no `n`."
+    return self.TTA(beta, DatasetType(ds_idx), dl)
 
 
 @patch
