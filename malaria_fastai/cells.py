@@ -145,10 +145,10 @@ def _class_folders(root):
     return [(o,part) for o,part in pairs if any(_is_picture(p.name) for p in o.iterdir() if p.is_file())]
 
 def _walk(root):
-    "All files below a folder but our own cache; links to folders are not followed."
+    "All files below a folder but what `ImageDataBunch` writes there; links to folders are not followed."
     for folder,below,names in os.walk(root):
         below[:] = [o for o in below if o != '.cache']
-        yield from (Path(folder)/o for o in names)
+        yield from (Path(folder)/o for o in names if o != 'data_save.pkl')
 
 def _find(root):
     "The pictures as (relative path, label, part), sorted by path, and the count of what is left out."
