@@ -147,11 +147,16 @@ def _ratio(a, b):
     a,b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b!=0)
 
+def _sums(w, s):
+    "Running sums (draws, k+1) of `w` (draws, n) after each step down the list, 0 first."
+    total = np.zeros((len(w), w.shape[1]+1))
+    np.cumsum(w, 1, out=total[:,1:])
+    return total if len(s.ends)==w.shape[1] else total[:,np.append(0, s.ends+1)]
+
 def _curve(w, s):
     "True and false positives (draws, k+1) after each step down the list, for weights `w` (draws, n)."
-    pad = ((0,0),(1,0))
-    tp,both = np.cumsum(w*s.y, 1)[:,s.ends], np.cumsum(w, 1)[:,s.ends]
-    return np.pad(tp, pad), np.pad(both-tp, pad)
+    tp = _sums(w*s.y, s)
+    return tp, _sums(w, s)-tp
 
 def _steps(s, threshold):
     "How many steps of the curve lie at or above `threshold`."
@@ -744,7 +749,8 @@ def _check_verdicts(t):
     if missing := [c for c in _VERDICT_COLUMNS if c not in t]: raise BadVerdicts(f"the verdicts have no column {missing}, only {list(t)}")
     if (twice := t['path'].duplicated()).any(): raise BadVerdicts(f"{t['path'][twice].iloc[0]} has two verdicts: keep one")
     odd = ~t['verdict'].isin(['', *VERDICTS])
-    if odd.any(): raise BadVerdicts(f"the verdict on {t['path'][odd].iloc[0]} is {t['verdict'][odd].iloc[0]!r}: it may be {', '.join(VERDICTS)} or empty")
+    if odd.any(): raise BadVerdicts(f"the verdict on {t['path'][odd].iloc[0]} is {t['verdict'][odd].iloc[0]!r}: "
+                                    f"it may be {', '.join(VERDICTS)} or empty")
     return t
 
 def read_verdicts(

@@ -12,15 +12,17 @@ from pathlib import Path
 from string import Template
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
+from .cells import open_picture
 from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
-                                     curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
-                                     read_predictions, reliability)
+                                     curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, ask_verdicts,
+                                     read_predictions, read_verdicts, reliability, review_agreement)
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'plot_confusion', 'plot_roc', 'plot_pr', 'plot_losses',
-           'plot_metrics', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability', 'plot_coverage',
-           'Markup', 'tag', 'joined', 'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'name_of',
-           'metrics_table', 'facts_table', 'write_report', 'examine_run']
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'name_of', 'plot_confusion', 'plot_roc', 'plot_pr',
+           'plot_losses', 'plot_metrics', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
+           'plot_coverage', 'plot_folds', 'plot_robustness', 'plot_review', 'write_review', 'Markup', 'tag', 'joined',
+           'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'metrics_table', 'facts_table',
+           'write_report', 'examine_run']
 
 # %% ../nbs/api/08_report.ipynb #ec1f4081
 BLUE,ORANGE,GREEN,RED,GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -36,6 +38,14 @@ def _words(text):
     return (text if len(text)<=28 else text[:27]+'…').replace('$', r'\$')
 
 def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
+
+_NAMES = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
+
+def name_of(
+    metric:str, # Its key in metrics.json
+)->str: # Its name for a reader
+    "Name a metric."
+    return _NAMES.get(metric, metric.replace('_', ' '))
 
 def _share_axes(ax, x, y):
     ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
@@ -283,6 +293,102 @@ def plot_coverage(
     ax.legend(frameon=False, loc='upper left', fontsize=9)
     return ax
 
+# %% ../nbs/api/08_report.ipynb #439120a4
+def plot_folds(
+    found:dict, # Name to show -> what metrics.json of a cross-validation holds: blocks `test` and maybe `colour_floor`, list `by_fold`
+    metric:str='accuracy', # Which metric
+    ax=None, # matplotlib axes; None makes a figure
+): # The axes
+    "Draw cross-validations beside each other: each fold, all cells with the 95 % interval, and the floor that colours give."
+    rows = [(name, f['test'], f.get('by_fold') or [], BLUE) for name,f in found.items()]
+    rows += [(f'{name}, colours alone', f['colour_floor'], [], GREY) for name,f in found.items() if f.get('colour_floor')]
+    ax = _axes(ax, (5,.9+.55*len(rows)))
+    for i,(name,block,folds,color) in enumerate(rows): _plot_fold_row(ax, i, name, block, [f[metric] for f in folds], metric, color)
+    ax.set(yticks=[], ylim=(len(rows)-.45,-.65), xlabel=f"{name_of(metric)} (small dots: folds; bars: 95 % intervals)")
+    ax.spines['left'].set_visible(False)
+    ax.grid(axis='x', alpha=.3)
+    return ax
+
+def _plot_fold_row(ax, i, name, block, folds, metric, color):
+    ci,x = block.get(f'{metric}_ci'), block.get(metric)
+    ax.scatter([f for f in folds if f is not None], i+_jitter(len(folds))[:sum(f is not None for f in folds)]*.5, s=16, color=color, alpha=.5, lw=0)
+    if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
+    if x is not None: ax.plot(x, i, 'D', color=color, ms=6, mec='white')
+    who = f"{block['patients']} patients" if block.get('patients') else 'patients unknown'
+    said = 'undefined' if x is None else f'{x:.3f}' + (f' ({ci[0]:.3f} to {ci[1]:.3f})' if ci else '')
+    ax.text(0, i-.24, f"{name}: {said}, {block['n']:,} cells, {who}", fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
+
+# %% ../nbs/api/08_report.ipynb #948968a7
+def _see_change():
+    "Orange for a loss, nothing at 0, blue for a gain; readable on white and on black."
+    (a,b,c),(d,e,f) = mpl.colors.to_rgb(RED), mpl.colors.to_rgb(BLUE)
+    return mpl.colors.LinearSegmentedColormap.from_list('see_change', [(0,(a,b,c,.75)), (.5,(a,b,c,0)), (.5,(d,e,f,0)), (1,(d,e,f,.75))])
+
+def plot_robustness(
+    table:pd.DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, threshold, sensitivity_change, specificity_change, as fractions
+    rates:tuple=('sensitivity','specificity'), # Which rates, side by side
+    ax=None, # matplotlib axes; None makes a figure
+): # The axes
+    "Draw by how many points each corruption moves the rates at the fixed threshold."
+    t = table[table.strength>0]
+    names,strengths = list(dict.fromkeys(t.corruption)), sorted(t.strength.unique())
+    change = [t.pivot(index='corruption', columns='strength', values=f'{r}_change').loc[names, strengths].to_numpy(float)*100 for r in rates]
+    ax = _axes(ax, (1.6+1.9*len(rates),.9+.27*len(names)))
+    gap = np.full((len(names),1), np.nan)
+    _write_changes(ax, np.hstack([o for c in change for o in (gap, c)][1:]))
+    places = [i*(len(strengths)+1)+j for i in range(len(rates)) for j in range(len(strengths))]
+    ax.set(yticks=range(len(names)), xticks=places, xlabel=f"strength of the corruption ({int(t.n.iloc[0]):,} cells each)")
+    ax.set_yticklabels([_words(n.replace('_', ' ')) for n in names])
+    ax.set_xticklabels(list(map(str, strengths))*len(rates))
+    for i,r in enumerate(rates): ax.text(i*(len(strengths)+1)+(len(strengths)-1)/2, -.6, f'{r}, points', ha='center', va='bottom', fontsize=9)
+    return ax
+
+def _write_changes(ax, c):
+    ax.imshow(c, cmap=_see_change(), vmin=-40, vmax=40, aspect='auto')
+    for (i,j),x in np.ndenumerate(c):
+        if np.isfinite(x): ax.text(j, i, f'{x:+.0f}'.replace('-', '−') if abs(x)>=.5 else '0', ha='center', va='center', fontsize=8)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+# %% ../nbs/api/08_report.ipynb #9320c337
+def plot_review(
+    root:str|Path, # The folder that `path` is relative to
+    review:pd.DataFrame, # Rows of `review_list` to show, in their order
+    cols:int=5, # Pictures in a row
+    note:str='', # A line under the sheet, e.g. that the pictures are drawn
+): # The figure
+    "Show cells with the rank in the list, the label, and the probability that the model gives to it."
+    rows = -(-len(review)//cols)
+    fig,axes = plt.subplots(rows, cols, figsize=(1.55*cols, 1.95*rows+.35), squeeze=False, layout='constrained')
+    for ax in axes.flat: ax.axis('off')
+    for ax,r in zip(axes.flat, review.itertuples()):
+        ax.imshow(open_picture(Path(root)/r.path))
+        said = ', disputed' if getattr(r, 'disputed', False) is True else ''
+        ax.set_title(f'{r.rank}. {_words(r.label)}{said}\np of the label {r.quality:.3f}', fontsize=7.5)
+    told = 'above each: rank in the review list, the label, and how probable the model finds it'
+    fig.supxlabel('\n'.join(o for o in (told, note) if o), fontsize=8, color='0.4')
+    plt.close(fig)
+    return fig
+
+def write_review(
+    folder:str|Path, # Where to; keep it out of any repository, it shows pictures of the set
+    root:str|Path, # The folder that `path` is relative to
+    review:pd.DataFrame, # As `review_list` gives it
+    cells:pd.DataFrame, # Cells table with `path` and `sha256`
+    k:int=100, # How many of the first rows to look at
+    a_sheet:int=25, # Pictures on a sheet
+    note:str='', # A line under each sheet
+)->Path: # The folder: review.csv, verdicts.csv to write in (verdicts given before are kept), sheet_001.png and on
+    "Write the whole list, sheets of its first rows, and the file in which a human writes verdicts."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = read_verdicts(folder/'verdicts.csv', cells) if (folder/'verdicts.csv').is_file() else None
+    _write(folder/'review.csv', review.to_csv(index=False))
+    _write(folder/'verdicts.csv', ask_verdicts(review, cells, k, known).to_csv(index=False))
+    for i in range(0, min(k, len(review)), a_sheet):
+        plot_review(root, review.iloc[i:min(i+a_sheet, k)], note=note).savefig(folder/f'sheet_{i//a_sheet+1:03}.png', dpi=110)
+    return folder
+
 # %% ../nbs/api/08_report.ipynb #7d290dbb
 class Markup(str):
     "Text that is HTML already."
@@ -335,15 +441,16 @@ class NotARun(ValueError):
 
 def read_run(
     folder:str|Path, # Folder of the run
-)->dict: # folder, metrics (dict), environment (dict), history and preds (tables or None)
+)->dict: # folder, metrics (dict), environment (dict); history, preds, robustness and review (tables or None)
     "Read what a run left behind."
     folder = Path(folder)
     if not (folder/'metrics.json').is_file():
         raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
-    preds,history = folder/'predictions.csv', folder/'history.csv'
     return dict(folder=folder, metrics=_json(folder/'metrics.json'), environment=_json(folder/'environment.json'),
-                preds=read_predictions(preds) if preds.is_file() else None,
-                history=pd.read_csv(history) if history.is_file() else None)
+                preds=_table(folder/'predictions.csv', read_predictions), history=_table(folder/'history.csv', pd.read_csv),
+                robustness=_table(folder/'robustness.csv', pd.read_csv), review=_table(folder/'review.csv', read_predictions))
+
+def _table(path, read): return read(path) if path.is_file() else None
 
 def _json(path):
     if not path.is_file(): return {}
@@ -400,17 +507,9 @@ def blocks_of(
 )->dict: # Name of a part -> its metrics, 'valid' and 'test' first
     "Find the parts that were evaluated."
     names = [*('valid','test'), *sorted(k for k in found if k not in ('valid','test'))]
-    return {k: found[k] for k in names if isinstance(found.get(k), dict) and 'accuracy' in found[k]}
+    return {k: found[k] for k in names if isinstance(found.get(k), dict) and not isinstance(found[k].get('accuracy', []), list)}
 
 # %% ../nbs/api/08_report.ipynb #554f1e27
-_NAMES = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
-
-def name_of(
-    metric:str, # Its key in metrics.json
-)->str: # Its name for a reader
-    "Name a metric."
-    return _NAMES.get(metric, metric.replace('_', ' '))
-
 def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
 
 def _value(block, metric):
@@ -526,6 +625,7 @@ def _sections(run, draws, seed):
                    tag('p', _interval_note(blocks_of(found)), class_='quiet'))
     yield _section('decisions', 'Decisions', _decision_figures(run, draws, seed))
     yield from _closer(run, draws, seed)
+    yield from _trials(run, draws, seed)
     yield _section('learning', 'Learning curves', _learning_figures(run))
     yield _section('losses', 'Largest errors', _picture(run['folder']/'figures'/'top_losses.png', _LOSSES))
     yield _section('data', 'The data', facts_table(_data_facts(run), _DATA))
@@ -652,6 +752,111 @@ def _closer(run, draws, seed):
     yield _section('calibration', 'Calibration and abstention', _calibration_section(run, found, preds, positive, t, draws, seed))
     yield _section('disputed', 'Disputed labels', _disputed_section(found.get('disputed')))
     yield _section('cells', 'Why patients are drawn', tag('p', _width_line(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))))
+
+# %% ../nbs/api/08_report.ipynb #156f9ec4
+_SHORT = ('accuracy','auc','sensitivity','specificity')
+
+def _short_table(blocks):
+    "Four metrics of some blocks, one row a block."
+    head = tag('tr', *[tag('th', h) for h in ('', 'cells', *map(name_of, _SHORT))])
+    def row(name, b): return tag('tr', tag('th', name), tag('td', f"{b['n']:,}"), *[tag('td', *_value_and_range(b, m)) for m in _SHORT])
+    return tag('div', tag('table', tag('thead', head), tag('tbody', *[row(*o) for o in blocks.items()]), class_='points'), class_='wide')
+
+def _value_and_range(block, metric):
+    if block.get(metric) is None: return ['–']
+    return [f'{block[metric]:.3f}', tag('small', _range(block.get(f'{metric}_ci')))]
+
+def _fold_section(found):
+    name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
+    shown = {f"fold {b.get('fold', i)}": b for i,b in enumerate(found['by_fold'])}
+    spread = [f'{name_of(m)} {v[0]:.3f} ± {v[1]:.3f}' for m,v in (found.get('over_folds') or {}).items() if v and m in _SHORT]
+    said = tag('p', f"Mean over folds and standard deviation between them: {', '.join(spread)}.") if spread else Markup('')
+    size = (5,1.55+.55*bool(found.get('colour_floor')))
+    drawn = _figure(lambda ax: plot_folds({name: found}, ax=ax), 'Each fold, and all cells together', size)
+    return joined(tag('div', drawn, class_='figures'), said, _short_table(shown))
+
+# %% ../nbs/api/08_report.ipynb #388aa747
+_SHORTCUTS = dict(frame='the black frame alone', outline='the outline of the cell alone', blanked='the cell blacked out')
+
+def _shortcut_line(name, found):
+    auc,ci = found.get('auc'), found.get('auc_ci')
+    if auc is None: return f'{_SHORTCUTS.get(name, name)}: AUC undefined.'
+    if not ci: mood = 'no interval, so nothing can be concluded'
+    else: mood = 'not to be told from chance' if ci[0]<=.5<=ci[1] else 'not chance: something other than the parasite speaks here'
+    return f"{_SHORTCUTS.get(name, name)}: AUC {auc:.3f} ({_range(ci)}) on {found.get('n', 0):,} cells, {mood}.".replace('(no interval)', '')
+
+def _shortcut_section(found):
+    return joined(tag('p', 'Can the class be told without looking at the inside of the cell? An AUC of .5 is chance.'),
+                  _bullets([_shortcut_line(k, v) for k,v in found.items() if isinstance(v, dict)]))
+
+def _differences(found):
+    "Metric -> (difference, lo, hi), from one row of `paired_difference` or from several."
+    if 'difference' in found and not isinstance(found['difference'], dict): found = {found.get('metric', 'accuracy'): found}
+    elif 'difference' in found: found = pd.DataFrame(found).T.to_dict()
+    return {m: (d['difference'], d.get('lo'), d.get('hi')) for m,d in found.items() if m in METRICS and d.get('difference') is not None}
+
+def _gain_line(metric, difference, lo, hi):
+    ci = f' ({lo:+.4f} to {hi:+.4f})' if lo is not None and hi is not None else ''
+    mood = '' if not ci else ', a difference that patients alone could make' if lo<=0<=hi else ', more than chance between patients'
+    return f'{name_of(metric)}: {difference:+.4f}{ci}{mood}.'.replace('-', '−')
+
+def _tta_section(found):
+    blocks = {name: found[k] for k,name in (('plain','one view'), ('averaged','mean of eight views')) if isinstance(found.get(k), dict)}
+    gains = [_gain_line(m, *d) for m,d in _differences(found.get('difference') or {}).items() if m in _SHORT]
+    return joined(tag('p', 'A cell has no up: each was predicted in eight views, four turns and their mirror images, and the results averaged.'),
+                  _short_table(blocks), tag('p', 'Gain on the same patients, with its 95 % interval:') if gains else Markup(''), _bullets(gains))
+
+# %% ../nbs/api/08_report.ipynb #fb24d898
+def _worst_lines(t):
+    worst = t[t.strength>0]
+    for r in ('sensitivity','specificity'):
+        if worst[f'{r}_change'].isna().all(): continue
+        w = worst.loc[worst[f'{r}_change'].idxmin()]
+        points = f"{100*w[f'{r}_change']:+.1f}".replace('-', '−')
+        yield f"Largest change of {r} for the worse: {points} points, {w.corruption.replace('_', ' ')} at strength {int(w.strength)}."
+
+def _robustness_section(t):
+    size = (4.2,1+.27*t[t.strength>0].corruption.nunique())
+    shown = [_figure(lambda ax, r=r: plot_robustness(t, (r,), ax), f'Change of {r} in percentage points', size)
+             for r in ('sensitivity','specificity')]
+    cut = t.threshold.dropna().unique() if 'threshold' in t else []
+    fixed = f' {cut[0]:.3g}' if len(cut)==1 else ''
+    said = f'The cells, not their black frame, were corrupted in five strengths. The threshold{fixed} stayed as it was.'
+    return joined(tag('p', said), _bullets(_worst_lines(t)), tag('div', *shown, class_='figures'))
+
+def _hit_rows(found):
+    for o in found['at']: yield tag('tr', tag('th', f"{o['k']:,}"), tag('td', f"{o['found']:,}"), tag('td', _percent(o['precision'])),
+                                    tag('td', _percent(o['recall'])), tag('td', f"{o['enrichment']:.1f}"))
+
+def _agreement(found):
+    if not found: return tag('p', 'No label of this set is known to be disputed.', class_='quiet')
+    head = tag('tr', *[tag('th', h) for h in ('first rows', 'disputed among them', 'share of the rows', 'share of all disputed', 'times chance')])
+    said = (f"Of {found['n']:,} labels, {found['marked']:,} are disputed by others. The list ranks them before the rest with an AUC of "
+            f"{found['auc']:.3f} ({_range(found['auc_ci'])}).")
+    sides = [f"{l}: {_rate(d['contradicted'])} of {d['marked']:,}" for l,d in found['by_label'].items()]
+    return joined(tag('p', f"{said} The model itself sides against {_rate(found['contradicted'])} of them ({', '.join(sides)})."),
+                  tag('div', tag('table', tag('thead', head), tag('tbody', *_hit_rows(found)), class_='points'), class_='wide'))
+
+def _verdict_line(path):
+    if not path.is_file(): return 'No label was looked at yet: there is no verdicts.csv.'
+    given = pd.read_csv(path, dtype=str, keep_default_na=False)['verdict'].replace('', 'not judged yet').value_counts()
+    return f"Verdicts of a human: {', '.join(f'{k} {n:,}' for k,n in given.items())}."
+
+def _review_section(run, draws, seed):
+    review = run['review']
+    found = review_agreement(review, draws=draws, seed=seed) if 'disputed' in review else None
+    said = (f"All {len(review):,} labels are ranked in review.csv by how much a model that never saw the patient doubts them; "
+            f"{int(review['suspected'].astype(bool).sum()):,} are suspected. No label was changed.")
+    return joined(tag('p', said), _agreement(found), tag('p', _verdict_line(run['folder']/'verdicts.csv')))
+
+def _trials(run, draws, seed):
+    "The sections of what else was tried."
+    found = run['metrics']
+    if found.get('by_fold'): yield _section('folds', 'Fold by fold', _fold_section(found))
+    if found.get('shortcut'): yield _section('shortcut', 'Shortcuts', _shortcut_section(found['shortcut']))
+    if run['robustness'] is not None: yield _section('robustness', 'Robustness', _robustness_section(run['robustness']))
+    if found.get('tta'): yield _section('tta', 'Eight views', _tta_section(found['tta']))
+    if run['review'] is not None: yield _section('review', 'Labels to review', _review_section(run, draws, seed))
 
 # %% ../nbs/api/08_report.ipynb #7f7726ca
 CSS = """

@@ -121,13 +121,6 @@ def test_an_interval_that_half_of_the_draws_do_not_define_is_none():
 
 # --- intervals against the truth
 
-SPREAD = 1.
-def truth():
-    "Accuracy, sensitivity and specificity of the endless population behind `simulate_predictions(spread=SPREAD)`."
-    from scipy.stats import norm
-    found = norm.cdf(2/np.sqrt(1+SPREAD**2))
-    return dict(accuracy=found, sensitivity=found, specificity=found)
-
 def easy_and_hard(seed, patients=80, cells=20):
     "Patients of whose cells a share of their own is called rightly; .9 in the mean, so that is the true accuracy."
     rng = np.random.default_rng(seed)
@@ -135,29 +128,44 @@ def easy_and_hard(seed, patients=80, cells=20):
     y,right = rng.random(len(who))<.5, rng.random(len(who)) < rng.beta(4.5, .5, patients)[who]
     return table(y, np.where(y==right, .9, .1), who)
 
+def shifted(seed):
+    "As many patients as the NIH set has, the cells of each shifted to one side as a stain would do; a standard deviation of 1."
+    return simulate_predictions(patients=200, cells=8, spread=1., seed=seed)
+
+def drawn_rates(t, by, draws, seed):
+    "Three of the metrics of `bootstrap`, summed by patient first: the same numbers, a hundred times faster."
+    group = np.arange(len(t)) if by=='cell' else pd.factorize(t.patient.astype(str), sort=True)[0]
+    y,right = (t.label==POS).to_numpy(), ((t.p>=.5)==(t.label==POS)).to_numpy()
+    def total(x): return np.bincount(group, x)
+    c = np.concatenate(list(resamples(group.max()+1, draws, seed)))@np.stack([total(o) for o in (right, right|~right, right&y, y, right&~y, ~y)], 1)
+    return pd.DataFrame(dict(accuracy=c[:,0]/c[:,1], sensitivity=c[:,2]/c[:,3], specificity=c[:,4]/c[:,5]))
+
+@pytest.mark.parametrize('draw', [easy_and_hard, shifted])
+@pytest.mark.parametrize('by', ['patient','cell'])
+def test_rates_summed_by_patient_are_those_of_the_bootstrap(draw, by):
+    t = draw(0)
+    fast = drawn_rates(t, by, 60, 5)
+    pd.testing.assert_frame_equal(fast, bootstrap(t, POS, 60, 5, by)[list(fast)], check_exact=False, rtol=1e-12)
+
 def coverage(draw, truth, by, sets):
     "In how many of `sets` simulated sets the 95 % interval holds the truth, for each metric."
     held = []
     for seed in range(sets):
         t = draw(seed)
-        n = t.patient.nunique() if by=='patient' else len(t)
-        ci = ev.interval(bootstrap(t, POS, draws=400, seed=seed, by=by), n)
-        held.append({m: ci[m][0]<=true<=ci[m][1] for m,true in truth.items()})
+        ci = ev.interval(drawn_rates(t, by, 400, seed), t.patient.nunique() if by=='patient' else len(t))
+        held.append({m: low<=truth<=high for m,(low,high) in ci.items()})
     return pd.DataFrame(held).mean().to_dict()
 
-def test_patient_intervals_hold_the_truth_and_cell_intervals_do_not():
-    "500 sets of 80 patients who differ in how hard they are: 95 % by patient, and far fewer by cell."
-    truth = dict(accuracy=.9, sensitivity=.9, specificity=.9)
-    patient,cell = coverage(easy_and_hard, truth, 'patient', 500), coverage(easy_and_hard, truth, 'cell', 200)
-    assert all(.93<=x<=.97 for x in patient.values()), patient
-    assert all(x<.8 for x in cell.values()), cell
-
-def test_patient_intervals_hold_the_truth_when_patients_are_shifted():
-    "The same for patients whose cells are all shifted to one side, as a stain would do; here `p` has no ties."
-    draw = lambda seed: simulate_predictions(patients=120, cells=8, spread=SPREAD, seed=seed)
-    patient,cell = coverage(draw, truth(), 'patient', 250), coverage(draw, truth(), 'cell', 100)
-    assert all(.9<=x<=.98 for x in patient.values()), patient # 250 sets know it to 1.4 points, and skewed rates lie a little below .95
-    assert all(cell[m]<patient[m]-.04 for m in ('sensitivity','specificity')), (patient, cell)
+@pytest.mark.parametrize('draw, truth, least', [(easy_and_hard, .9, .93), (shifted, .9213504, .92)], ids=['easy_and_hard','shifted'])
+def test_patient_intervals_hold_the_truth_and_cell_intervals_do_not(draw, truth, least):
+    """500 sets each: accuracy, sensitivity and specificity of patients who differ in how hard they are lie in 93 to 97 % of the intervals by patient.
+    Shifted patients make skewed rates, of which the percentile interval holds 93.7 to 94.1 % (1,500 sets); 500 sets know that to a point, hence 92."""
+    from scipy.stats import norm
+    if draw is shifted: assert truth==pytest.approx(norm.cdf(2/np.sqrt(1+1.**2)), abs=1e-6)
+    patient,cell = coverage(draw, truth, 'patient', 500), coverage(draw, truth, 'cell', 200)
+    print(f'{draw.__name__}: held by patient {patient}, by cell {cell}')
+    assert all(least<=x<=.97 for x in patient.values()), patient
+    assert all(x<.85 for m,x in cell.items() if draw is easy_and_hard or m!='accuracy'), cell # a shift gives one rate what it takes from the other
 
 def test_few_patients_widen_the_interval():
     "Expanded percentiles by hand, Hesterberg (2015): Phi(sqrt(n/(n-1)) t_(n-1)^-1(.025))."
