@@ -337,7 +337,7 @@ def plot_robustness(
     gap = np.full((len(names),1), np.nan)
     _write_changes(ax, np.hstack([o for c in change for o in (gap, c)][1:]))
     places = [i*(len(strengths)+1)+j for i in range(len(rates)) for j in range(len(strengths))]
-    ax.set(yticks=range(len(names)), xticks=places, xlabel=f"strength of the corruption ({int(t.n.iloc[0]):,} cells each)")
+    ax.set(yticks=range(len(names)), xticks=places, xlabel=f"strength ({int(t.n.iloc[0]):,} cells each)")
     ax.set_yticklabels([_words(n.replace('_', ' ')) for n in names])
     ax.set_xticklabels(list(map(str, strengths))*len(rates))
     for i,r in enumerate(rates): ax.text(i*(len(strengths)+1)+(len(strengths)-1)/2, -.6, f'{r}, points', ha='center', va='bottom', fontsize=9)
@@ -346,7 +346,7 @@ def plot_robustness(
 def _write_changes(ax, c):
     ax.imshow(c, cmap=_see_change(), vmin=-40, vmax=40, aspect='auto')
     for (i,j),x in np.ndenumerate(c):
-        if np.isfinite(x): ax.text(j, i, f'{x:+.0f}'.replace('-', '−') if abs(x)>=.5 else '0', ha='center', va='center', fontsize=8)
+        if np.isfinite(x): ax.text(j, i, f'{round(x):+d}'.replace('-', '−') if round(x) else '0', ha='center', va='center', fontsize=8)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
@@ -519,7 +519,7 @@ def _value(block, metric):
 def _heading(name, block):
     n,patients = block.get('n'), block.get('patients')
     who = f'{patients:,} patients' if patients else 'patients unknown'
-    return tag('th', name, tag('small', f'{n:,} cells' if n else ''), tag('small', who), class_='n')
+    return tag('th', name.replace('_', ' '), tag('small', f'{n:,} cells' if n else ''), tag('small', who), class_='n')
 
 def metrics_table(
     blocks:dict, # Name of a part -> its metrics
@@ -596,7 +596,9 @@ def _picture(path, about):
                tag('figcaption', about))
 
 # %% ../nbs/api/08_report.ipynb #9f629208
-def _scalars(found, *without): return {k: v for k,v in found.items() if not isinstance(v, dict) and k not in without}
+def _is_plain(v): return not isinstance(v, dict) and not (isinstance(v, list) and any(isinstance(o, dict) for o in v))
+
+def _scalars(found, *without): return {k: v for k,v in found.items() if _is_plain(v) and k not in without}
 
 def _command(environment):
     said = environment.get('command')
@@ -797,7 +799,7 @@ def _differences(found):
 
 def _gain_line(metric, difference, lo, hi):
     ci = f' ({lo:+.4f} to {hi:+.4f})' if lo is not None and hi is not None else ''
-    mood = '' if not ci else ', a difference that patients alone could make' if lo<=0<=hi else ', more than chance between patients'
+    mood = '' if not ci else ', which may be chance between patients' if lo<=0<=hi else ', more than chance between patients'
     return f'{name_of(metric)}: {difference:+.4f}{ci}{mood}.'.replace('-', '−')
 
 def _tta_section(found):
@@ -812,6 +814,7 @@ def _worst_lines(t):
     for r in ('sensitivity','specificity'):
         if worst[f'{r}_change'].isna().all(): continue
         w = worst.loc[worst[f'{r}_change'].idxmin()]
+        if w[f'{r}_change']>=0: yield f'No corruption lowered {r}.'; continue
         points = f"{100*w[f'{r}_change']:+.1f}".replace('-', '−')
         yield f"Largest change of {r} for the worse: {points} points, {w.corruption.replace('_', ' ')} at strength {int(w.strength)}."
 
@@ -883,6 +886,7 @@ th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;font-weight
 tr,.metrics tbody{border-bottom:1px solid var(--line)}
 .metrics tbody tr{border:0}
 .metrics th,.points thead th{font-weight:600}
+.points tbody th{white-space:nowrap}
 .metrics .say{font-size:.8rem;padding-top:0}
 .metrics .n{text-align:right;font-variant-numeric:tabular-nums;padding:.4rem 0 .1rem .7rem}
 .metrics .n small{white-space:nowrap;font-weight:400}

@@ -219,7 +219,7 @@ def test_trials_have_their_sections_where_they_were_made(tmp_path):
     text = ' '.join(page.text)
     for says in ('AUC 0.520 (0.450 to 0.600) on 480 cells, not to be told from chance', 'something other than the parasite speaks here',
                  'AUC undefined', '−10.0 points, stain hue at strength 5', 'accuracy 0.900 ± 0.010', 'wrong 2, not judged yet 1',
-                 'a difference that patients alone could make', f'{review.suspected.sum()} are suspected'):
+                 'which may be chance between patients', f'{review.suspected.sum()} are suspected'):
         assert says in text, says
 
 @pytest.mark.parametrize('row', [dict(metric='auc', difference=.01, lo=.002, hi=.02), dict(auc=dict(difference=.01, lo=.002, hi=.02)),
