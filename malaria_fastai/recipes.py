@@ -158,7 +158,7 @@ xray_vgg16 = Recipe('xray_vgg16', 'Introduction to transfer learning (Towards Da
 # %% ../nbs/api/09_recipes.ipynb #6ef33470
 colour_floor = Recipe('colour_floor', 'This project: what colours alone can do', '', '93.2 % random, 91.2 % by patient', 'five folds of all 27,558 cells', pretrained=False,
     head='none', lin_ftrs=(), ps=0., loss='log_loss', stats='none', opt='boosting', schedule='constant', frozen='nothing', epochs=0,
-    note="Nine percentiles and the deviation of red, green and blue over the pixels that are not black.")
+    note="Nine deciles and the deviation of red, green and blue over the pixels that are not black.")
 
 # %% ../nbs/api/09_recipes.ipynb #c589e1c0
 def from_scratch(
@@ -214,7 +214,7 @@ def _training(o):
     return stage(o.epochs, o.frozen) + (f" + {stage(o.finetune_epochs, o.finetune_frozen)}" if o.finetune_epochs else '')
 
 # %% ../nbs/api/09_recipes.ipynb #56089cf4
-_SHORT = dict(size='px', epochs='epochs', finetune_epochs='epochs of fine-tuning')
+_SHORT = dict(size='px', epochs='epochs', finetune_epochs='fine-tuning epochs')
 
 
 def shortened(
@@ -222,11 +222,11 @@ def shortened(
     n_cells:int|None=None,  # Cells that were used
     all_cells:int|None=None,# Cells that the full set has
     weights:bool|None=None  # Whether ImageNet weights were loaded
-)->list: # Short texts such as '64 px of 224'; empty if nothing was
+)->list: # Short texts such as '64 of 224 px'; empty if nothing was
     "What a run has less of than its recipe."
     full = RECIPES.get(recipe.name, recipe)
-    texts = [f'{getattr(recipe, k):,} {unit} of {getattr(full, k):,}' for k,unit in _SHORT.items() if getattr(recipe, k) < getattr(full, k)]
-    if n_cells is not None and all_cells and n_cells < all_cells: texts.insert(0, f'{n_cells:,} cells of {all_cells:,}')
+    texts = [f'{getattr(recipe, k):,} of {getattr(full, k):,} {unit}' for k,unit in _SHORT.items() if recipe.network and getattr(recipe, k) < getattr(full, k)]
+    if n_cells is not None and all_cells and n_cells < all_cells: texts.insert(0, f'{n_cells:,} of {all_cells:,} cells')
     return texts + ['no ImageNet weights']*(full.pretrained and (not recipe.pretrained or weights is False))
 
 # %% ../nbs/api/09_recipes.ipynb #4f2825c9

@@ -7,29 +7,38 @@ Docs: https://OWNER.github.io/malaria_fastai/api/study.html.md"""
 # %% auto #0
 __all__ = ['UnknownPositive', 'positive_class', 'limit_cells', 'make_learner', 'augmentation', 'fit_stages', 'environment',
            'prepare', 'train', 'finish', 'summary', 'runs_table', 'colour_features', 'colour_floor', 'boosted',
-           'cross_validate', 'gather', 'split_gap']
+           'cross_validate', 'gather', 'split_gap', 'recipe_data', 'recipe_learner', 'fit_recipe', 'OutOfTime',
+           'comparison_folds', 'compare', 'comparison_title', 'comparison_markdown', 'plot_comparison']
 
 # %% ../nbs/api/10_study.ipynb #7510d7c2
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
+import textwrap
 import time
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.metrics import accuracy
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.metrics import accuracy, error_rate
 
 import malaria_fastai
 from .cells import data_hash, open_picture, read_cells
-from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, write_atomically
+from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, replacing, write_atomically
 from .evaluate import METRICS, evaluate, paired_difference, read_predictions
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, WeightsUnavailable, arch_name, cnn_learner
+from .learner import CNNLearner, StepDecay, WeightsUnavailable, arch_name, cnn_learner
+from .recipes import RECIPES, Recipe, find_recipe, shortened, t4_command
 from .report import read_run, write_report
 from .resume import SaveModelCallback, check_config
 from .source import is_drawn, locate, progress, record_for
@@ -142,18 +151,20 @@ def prepare(
     seed:int=42,              # Names the split
     limit:int|None=None,      # At most so many cells
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
-    data_dir:str|Path='data'  # Where archives are downloaded and extracted
+    data_dir:str|Path='data', # Where archives are downloaded and extracted
+    valid:float=.2,           # Share for validation, in (0, 1)
+    test:float=.2             # Share for test, in (0, 1); folders and folds bring their own
 )->tuple: # (root folder, cells table with `split`)
-    "From a name to a checked table in three parts, 60/20/20."
+    "From a name to a checked table in three parts, 60/20/20 unless told otherwise."
     root = locate(source, folder=data_dir)
     cells = read_cells(root, on_bad=on_bad)
     left_out = cells.attrs.get('left_out', {})
-    cells = split_by(limit_cells(cells, limit, seed), split, valid=.2, test=.2, seed=seed)
+    cells = split_by(limit_cells(cells, limit, seed), split, valid=valid, test=test, seed=seed)
     cells.attrs['left_out'] = left_out
     return root,cells
 
 # %% ../nbs/api/10_study.ipynb #15d1a671
-_SETTINGS = ('arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained', 'limit', 'positive', 'on_bad', 'draws')
+_SETTINGS = ('arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained', 'limit', 'positive', 'on_bad', 'draws', 'recipe')
 
 
 def train(
@@ -176,23 +187,71 @@ def train(
     draws:int=2000,           # Bootstrap draws of the intervals
     resume:bool=False,        # Go on with the run in `out`; start if there is none; change nothing if it is finished
     every:str|int='epoch',    # When a state is written: 'epoch', or after so many batches
+    recipe:str|Recipe|None=None, # A recipe, which then says arch, size, bs, epochs, finetune_epochs, lr, transforms and the rest
     command:str|None=None     # What the report shows as the command; None is this call
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
-    words,out,start = dict(locals()),Path(out),time.time()
-    settings = dict(source=_plain_name(source), **{k: words[k] for k in _SETTINGS})
+    words,out,start = _with_recipe(dict(locals())),Path(out),time.time()
+    recipe = words['recipe']
+    settings = dict(source=_plain_name(source), **_settings(words))
     if _is_finished(out, settings, resume): return _complete(out)
-    root,cells = prepare(source, split, seed, limit, on_bad, data_dir)
+    root,cells = prepare(source, split, seed, limit, on_bad, data_dir, *_shares(recipe))
     positive = positive_class(cells.label, positive)
-    data = ImageDataBunch.from_cells(root, cells, ds_tfms=augmentation(cells.label), size=size, resize_method=ResizeMethod.SQUISH,
-                                     bs=min(bs, int((cells.split == 'train').sum())), val_bs=max(bs, 128), seed=seed, cache=cache)
-    learn = make_learner(data, arch, pretrained, metrics=accuracy, path=out, model_dir='states')
     facts = _data_facts(root, cells, positive)
+    if recipe and not recipe.network: return _judge_colours(root, cells, facts, settings, out, start, draws, command or _call(words))
+    data,learn = _ready(root, cells, recipe, words, out)
     command = _begin(out, dict(settings, data=facts['hash'], weights='ImageNet' if learn.pretrained else 'random'), command or _call(words))
-    earlier = _fit_timed(learn, epochs, finetune_epochs, lr, every, resume)
-    about = dict(arch=learn.spec.arch, size=size, bs=data.bs, epochs=epochs, finetune_epochs=finetune_epochs, seed=seed, split=split,
+    fit = partial(fit_recipe, recipe=recipe) if recipe else partial(fit_stages, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr)
+    earlier = _fit_timed(learn, partial(fit, every=every, resume=resume))
+    about = dict(arch=learn.spec.arch, **_recipe_facts(recipe, cells), bs=data.bs, **{k: words[k] for k in ('size', 'epochs', 'finetune_epochs')}, seed=seed, split=split,
                  pretrained=learn.pretrained, source=settings['source'], data=facts, leakage=leakage(cells))
     finish(learn, out, positive, about, start - earlier, draws, command)
+    return _complete(out)
+
+
+def _with_recipe(words):
+    "The words of a run, those that a recipe decides taken from it."
+    if words['recipe'] is None: return words
+    r = find_recipe(words['recipe'])
+    return words | dict(recipe=r, lr=None, pretrained='yes' if r.pretrained else 'no', **{k: getattr(r, k) for k in ('arch', 'size', 'bs', 'epochs', 'finetune_epochs')})
+
+
+def _settings(words):
+    "The words that a continued run must have in common with its beginning, as JSON keeps them."
+    return {k: json.loads(json.dumps(asdict(v) if isinstance(v, Recipe) else v)) for k,v in words.items() if k in _SETTINGS}
+
+
+def _shares(recipe):
+    "Shares of validation and test; a recipe without a test part gets one, so that its numbers are of cells it was not chosen on."
+    return (recipe.parts[1], recipe.parts[2] or .2) if recipe else (.2, .2)
+
+
+def _recipe_facts(recipe, cells):
+    if not recipe: return {}
+    record = record_for(sorted(set(cells.label)))
+    full = sum(record.counts.values()) if record and record.counts else None
+    return dict(recipe=recipe.name, shortened='; '.join(shortened(recipe, len(cells), full)) or 'no', published=recipe.published or '-', published_split=recipe.published_split or '-')
+
+
+def _ready(root, cells, recipe, words, out):
+    "Batches and learner, as the recipe or the words of `train` say."
+    w,keep = words,dict(path=out, model_dir='states')
+    if recipe: return (data := recipe_data(recipe, root, cells, w['seed'], w['cache'])),recipe_learner(recipe, data, **keep)
+    data = ImageDataBunch.from_cells(root, cells, ds_tfms=augmentation(cells.label), size=w['size'], resize_method=ResizeMethod.SQUISH,
+                                     bs=min(w['bs'], int((cells.split == 'train').sum())), val_bs=max(w['bs'], 128), seed=w['seed'], cache=w['cache'])
+    return data,make_learner(data, w['arch'], w['pretrained'], metrics=accuracy, **keep)
+
+
+def _judge_colours(root, cells, facts, settings, out, start, draws, command):
+    "The run folder of the recipe that has no network."
+    command = _begin(out, dict(settings, data=facts['hash'], weights='none'), command)
+    preds = colour_floor(root, cells, facts['positive'], seed=settings['seed'])
+    blocks = {k: evaluate(preds[preds.split == k], facts['positive'], draws=draws) for k in ('valid', 'test')}
+    about = dict(arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0, pretrained=False, seed=settings['seed'], split=settings['split'],
+                 source=settings['source'], data=facts, leakage=leakage(cells), seconds=round(time.time() - start, 1))
+    write_atomically(out/'predictions.csv', preds.to_csv(index=False))
+    write_atomically(out/'environment.json', _json(environment(command, data_hash=facts['hash'])))
+    write_atomically(out/'metrics.json', _json(about | blocks))
     return _complete(out)
 
 
@@ -223,10 +282,10 @@ def _begin(out, what, command):
     return command
 
 
-def _fit_timed(learn, *args):
+def _fit_timed(learn, fit):
     "Train; returns the seconds of epochs that an interrupted process had trained already."
     start = time.time()
-    fit_stages(learn, *args)
+    fit(learn)
     return max(0, sum(h['seconds'] for h in learn.recorder.history) - (time.time() - start))
 
 
@@ -380,7 +439,7 @@ def cross_validate(
     **words              # More words of `train`
 )->Path: # `out`
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
-    settings,out = dict(source=_plain_name(source), split=split, folds=folds, **{k: v for k,v in words.items() if k in _SETTINGS}),Path(out)
+    settings,out = dict(source=_plain_name(source), split=split, folds=folds, **_settings(words)),Path(out)
     if _is_finished(out, settings, resume): return _complete(out)
     root = locate(source, folder=words.get('data_dir', 'data'))
     cells = limit_cells(read_cells(root, on_bad=words.get('on_bad', 'raise')), words.get('limit'), words.get('seed', 42))
@@ -434,7 +493,7 @@ def _mean_leakage(each):
 def _over_folds(each):
     "Mean and standard deviation of each metric over the folds."
     table = pd.DataFrame([{m: o['test'][m] for m in METRICS} for o in each]).astype(float)
-    return [dict(metric=m, mean=float(table[m].mean()), sd=float(table[m].std())) for m in METRICS if table[m].notna().all()]
+    return {m: [float(table[m].mean()), float(table[m].std())] for m in METRICS if table[m].notna().all()}
 
 # %% ../nbs/api/10_study.ipynb #29deb808
 def split_gap(
@@ -446,3 +505,315 @@ def split_gap(
     "By how much a random split flatters, with a 95 % interval by patient."
     a,b = (read_predictions(Path(o)/file) for o in (patient, random))
     return paired_difference(a, b, json.loads((Path(patient)/'metrics.json').read_text('utf-8'))['data']['positive'], draws=draws)
+
+# %% ../nbs/api/10_study.ipynb #1c205769
+_NORMALIZE = dict(imagenet=True, half=([.5]*3, [.5]*3), none=False)
+_METRICS = dict(accuracy=accuracy, error_rate=error_rate)
+_FREEZE = dict(nothing=0, early=1, body=2) # The first layer group that is trained
+
+
+def recipe_data(
+    recipe:Recipe,     # What to train
+    root:Path,         # The folder that `cells.path` is relative to
+    cells:pd.DataFrame,# Cells table with `split`
+    seed:int=42,       # Names the order and every draw
+    cache=True         # As in `ImageDataBunch.from_cells`
+)->ImageDataBunch:
+    "The batches of a recipe."
+    n = int((cells.split == 'train').sum())
+    return ImageDataBunch.from_cells(root, cells, seed=seed, ds_tfms=get_transforms(**recipe.tfms), size=recipe.size, resize_method=ResizeMethod[recipe.resize],
+                                     bs=min(recipe.bs, n), val_bs=128, normalize=_NORMALIZE[recipe.stats], cache=cache)
+
+
+def recipe_learner(
+    recipe:Recipe,       # What to train
+    data:ImageDataBunch, # Where batches come from
+    **kwargs             # More of `cnn_learner`: `path`, `model_dir`, `cbs`
+)->CNNLearner:
+    "The network, loss and optimizer of a recipe."
+    r = recipe
+    try: return cnn_learner(data, r.arch, r.pretrained, list(r.lin_ftrs), r.ps, head=r.head, log_softmax=r.activation == 'log_softmax', weights=r.weights,
+                            loss_func=r.loss, opt_func=r.opt, wd=r.wd, wd_bn_bias=r.wd_bn_bias, train_bn=r.train_bn, metrics=[_METRICS[o] for o in r.metrics], **kwargs)
+    except WeightsUnavailable as e:
+        hint = f"The recipe {r.name}_scratch trains the same network without them" if f'{r.name}_scratch' in RECIPES else 'Another recipe may do without them'
+        raise WeightsUnavailable(f"{r.name} starts from ImageNet weights, and they cannot be had here. {hint}. With a network and a GPU: {t4_command(r)}. ({e})") from e
+
+
+def fit_recipe(
+    learn:CNNLearner,        # What `recipe_learner` made
+    recipe:Recipe,           # What to train
+    every:str|int|None=None, # When a state is written: 'epoch', or after so many batches; None writes none
+    resume:bool=False,       # Go on from the last state; where there is none, start
+    cbs=None                 # More callbacks
+):
+    "Train in the one or two stages of a recipe, `stage1` and `stage2`."
+    r = recipe
+    for name,n,lr,frozen in (('stage1', r.epochs, r.lr, r.frozen), ('stage2', r.finetune_epochs, r.finetune_lr, r.finetune_frozen)):
+        if not n: continue
+        learn.freeze_to(_FREEZE[frozen])
+        lr = slice(*lr) if isinstance(lr, tuple) else lr
+        more = [*_savers(learn, r, name, every), *(cbs or []), *([StepDecay(lr)] if r.schedule == 'steps' else [])]
+        fit = learn.fit_one_cycle if r.schedule == 'one_cycle' else learn.fit
+        fit(n, lr, callbacks=more, start_epoch='last' if resume else 0)
+
+
+def _savers(learn, recipe, name, every):
+    "Callbacks that keep states, the best epoch, and watch for the end."
+    state = [SaveModelCallback(learn, every=every, name=name, keep=2)] if every else []
+    best = [SaveModelCallback(learn, monitor=recipe.best, every='improvement', name=f'{name}_best')] if recipe.best else []
+    early = [EarlyStoppingCallback(monitor=recipe.best or 'valid_loss', patience=recipe.patience)] if recipe.patience else []
+    return state + best + early
+
+# %% ../nbs/api/10_study.ipynb #8c23c84e
+class OutOfTime(RuntimeError):
+    "The minutes of a comparison are spent."
+
+
+class _Budget(Callback):
+    "Stops after the epoch in which the time runs out; the state of that epoch is on the disk by then."
+    order = 1001
+    def __init__(self, until): self.until = until
+    def after_epoch(self):
+        if self.learn.fitting and self.epoch < self.n_epoch-1 and time.time() > self.until: raise OutOfTime
+
+
+def comparison_folds(
+    cells:pd.DataFrame, # A cells table
+    rule:str,           # 'random', 'patient' or 'folder'
+    folds:int=1,        # The first so many of five folds
+    seed:int=42         # Names the folds that are not pinned, and the validation part
+)->list: # Cells tables with `split`, one a fold
+    "The same folds for every recipe: a fifth of the cells, or of the patients, is the test part of each."
+    if not 1 <= folds <= 5: raise ValueError(f"folds: from 1 to 5 of five, got {folds}")
+    if rule not in ('random', 'patient', 'folder'): raise ValueError(f"splits of a comparison are random, patient and folder; got {rule!r}")
+    rules = ['folder'] if rule == 'folder' else fold_rules(cells, rule, 5)[:folds]
+    return [split_by(cells, o, seed=seed) for o in rules]
+
+# %% ../nbs/api/10_study.ipynb #c55a6ef2
+def compare(
+    source,                   # A folder, a zip, an address, or the name of a data set
+    out:str|Path,             # The folder to fill; an unfinished comparison there goes on
+    recipes:tuple,            # Names of recipes, or records; differences are taken to the first
+    splits:tuple=('random', 'patient'), # 'random', 'patient', 'folder'
+    folds:int=1,              # How many of the five folds
+    seeds:int=1,              # How many seeds, from `seed` on
+    budget:float|None=None,   # Minutes; None is as long as it takes
+    limit:int|None=None,      # At most so many cells
+    size:int|None=None,       # At most so many pixels
+    bs:int|None=None,         # At most so many pictures in a batch
+    epochs:int|None=None,     # At most so many epochs in the first stage
+    finetune_epochs:int|None=None, # At most so many in the second
+    positive:str|None=None,   # The positive class; None takes it from the data set's record
+    on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
+    seed:int=42,              # Names the cells of `limit`, the folds and the first run
+    data_dir:str|Path='data', # Where archives are downloaded and extracted
+    draws:int=1000,           # Bootstrap draws of the intervals
+    command:str=''            # What the results show as the command
+)->pd.DataFrame: # The results: one row a recipe and split
+    "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
+    until = time.time() + 60*(budget or math.inf)
+    found = [_capped(find_recipe(o), size, bs, epochs, finetune_epochs) for o in recipes]
+    root = locate(source, folder=data_dir)
+    everything = read_cells(root, on_bad=on_bad, progress=False)
+    cells = limit_cells(everything, limit, seed)
+    out,positive = Path(out),positive_class(cells.label, positive)
+    _begin_comparison(out, dict(cells=data_hash(cells), folds_seed=seed))
+    jobs = list(_jobs(cells, found, splits, folds, range(seed, seed+seeds), seed))
+    states = _work(out, root, jobs, positive, until)
+    about = dict(command=command, n_all=len(everything) if is_drawn(root) else _full_size(everything), data=_data_name(root, cells))
+    return _write_results(out, found, jobs, states, positive, draws, about)
+
+
+def _capped(recipe, size, bs, epochs, finetune_epochs):
+    caps = dict(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs)
+    return recipe.but(**{k: min(v, getattr(recipe, k)) for k,v in caps.items() if v is not None})
+
+
+def _jobs(cells, recipes, splits, folds, seeds, seed):
+    "Every run, in an order that gives each recipe its first fold before any gets its second."
+    tables = {o: comparison_folds(cells, o, folds, seed) for o in splits}
+    for fold in range(folds):
+        for s in seeds:
+            for recipe in recipes:
+                for split in splits:
+                    if fold < len(tables[split]): yield dict(recipe=recipe, split=split, fold=fold, seed=s, cells=tables[split][fold])
+
+
+def _begin_comparison(out, what):
+    file = out/'compare.json'
+    if file.exists(): check_config(json.loads(file.read_text('utf-8')), what, str(out))
+    else: write_atomically(file, _json(what))
+
+
+def _folder(out, job): return out/'runs'/job['recipe'].name/f"{job['split']}{job['fold']}-seed{job['seed']}"
+
+
+def _full_size(cells):
+    "Cells of the full set, where its record knows."
+    record = record_for(sorted(set(cells.label)))
+    return max(len(cells), sum(record.counts.values()) if record and record.counts else 0)
+
+
+def _data_name(root, cells): return dict(name=_plain_name(root), hash=data_hash(cells)[:12], n=len(cells), drawn=is_drawn(root))
+
+# %% ../nbs/api/10_study.ipynb #fd1387bf
+def _work(out, root, jobs, positive, until):
+    "Run what is not finished yet; returns why a recipe has no row."
+    why,colours = {},None
+    for i,job in enumerate(jobs):
+        name,folder = job['recipe'].name,_folder(out, job)
+        if name in why or (folder/'facts.json').exists(): continue
+        if time.time() > until: why[name] = 'not finished: the budget was spent. The same command goes on'
+        else:
+            print(f"{i+1} of {len(jobs)}: {name}, {job['split']} fold {job['fold']}, seed {job['seed']}", flush=True)
+            if colours is None and not job['recipe'].network: colours = colour_features(root, job['cells'])
+            try: _run_one(job, folder, root, positive, until, colours)
+            except OutOfTime: why[name] = 'not finished: the budget was spent. The same command goes on'
+            except WeightsUnavailable: why[name] = f"not run here: it needs ImageNet weights. On a T4: {t4_command(RECIPES.get(name, job['recipe']))}"
+    return why
+
+
+def _run_one(job, folder, root, positive, until, colours):
+    "One recipe on one fold."
+    recipe,cells,start = job['recipe'],job['cells'],time.time()
+    if not recipe.network: preds,facts = colour_floor(root, cells, positive, colours, job['seed']),dict(parameters=None, seconds_epoch=None)
+    else: preds,facts = _train_one(job, folder, root, positive, until)
+    facts |= dict(recipe=asdict(recipe), seconds=round(time.time() - start, 1))
+    write_atomically(folder/'predictions.csv', preds.assign(fold=job['fold'], seed=job['seed']).to_csv(index=False))
+    write_atomically(folder/'facts.json', _json(facts))
+    shutil.rmtree(folder/'states', ignore_errors=True)
+
+
+def _train_one(job, folder, root, positive, until):
+    recipe,cells = job['recipe'],job['cells']
+    data = recipe_data(recipe, root, cells, job['seed'])
+    learn = recipe_learner(recipe, data, path=folder, model_dir='states')
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, 'epoch', resume=(folder/'states').exists(), cbs=[_Budget(until)])
+    history = learn.recorder.to_frame()
+    write_atomically(folder/'history.csv', history.to_csv(index=False))
+    with learn.no_bar(): preds = learn.predict_cells(cells[cells.split != 'train'], positive)
+    facts = dict(parameters=sum(p.numel() for p in learn.model.parameters()), seconds_epoch=round(history.seconds.median(), 1), epochs=len(history))
+    return preds,facts
+
+# %% ../nbs/api/10_study.ipynb #ee5ea258
+_SHOWN = dict(accuracy='accuracy', auc='AUC', sensitivity='sensitivity', specificity='specificity', f1='F1', mcc='MCC')
+
+
+def _collected(out, recipe, split, jobs):
+    "Test predictions and facts of all finished runs of a recipe and split; each seed is a copy of its cells."
+    folders = [_folder(out, o) for o in jobs if o['recipe'] is recipe and o['split'] == split]
+    if not folders or not all((o/'facts.json').exists() for o in folders): return None,[]
+    preds = pd.concat([read_predictions(o/'predictions.csv') for o in folders], ignore_index=True)
+    preds = preds[preds.split == 'test'].reset_index(drop=True)
+    return preds.assign(path=preds.path + '#' + preds.seed.astype(str)),[json.loads((o/'facts.json').read_text('utf-8')) for o in folders]
+
+
+def _row(recipe, split, preds, facts, first, floor, positive, draws):
+    found = evaluate(preds, positive, draws=draws)
+    row = dict(recipe=recipe.name, split=split, n=preds.path.str.split('#').str[0].nunique(), patients=found['patients'], folds=preds.fold.nunique(), seeds=preds.seed.nunique())
+    for k in _SHOWN: row |= {k: found[k], f'{k}_lo': (found[f'{k}_ci'] or [None]*2)[0], f'{k}_hi': (found[f'{k}_ci'] or [None]*2)[1]}
+    for name,other in (('first', first), ('floor', floor)): row |= _difference(name, other, preds, positive, draws)
+    return row | dict(parameters=facts[0]['parameters'], seconds_epoch=facts[0]['seconds_epoch'], seconds=sum(o['seconds'] for o in facts))
+
+
+def _difference(name, other, preds, positive, draws):
+    "The paired difference of accuracy and AUC to another recipe."
+    if other is None: return {}
+    d = paired_difference(other, preds, positive, draws=draws)
+    return {f'{k}_over_{name}{end}': float(d.loc[k, col]) for k in ('accuracy', 'auc') for end,col in (('', 'difference'), ('_lo', 'lo'), ('_hi', 'hi'))}
+
+
+def _floor_word(row):
+    "Whether a row beats the colour floor."
+    if row.get('recipe') == 'colour_floor': return 'is the floor'
+    if (d := row.get('accuracy_over_floor')) is None: return 'no floor was run'
+    return 'beats it' if row['accuracy_over_floor_lo'] > 0 else 'does not beat it' if d <= 0 else 'above it, not clearly'
+
+
+def _write_results(out, recipes, jobs, why, positive, draws, about):
+    "Evaluate what is finished, and write table and figure."
+    env,rows = environment(about['command']),[]
+    for split in dict.fromkeys(o['split'] for o in jobs):
+        got = {r.name: _collected(out, r, split, jobs) for r in recipes}
+        first,floor = got[recipes[0].name][0],got.get('colour_floor', (None, []))[0]
+        for r in recipes:
+            preds,facts = got[r.name]
+            row = dict(recipe=r.name, split=split) if preds is None else _row(r, split, preds, facts, first, floor, positive, draws)
+            short = shortened(r, about['data']['n'], about['n_all'])
+            rows.append(row | dict(floor=_floor_word(row) if preds is not None else '', state='' if preds is not None else why.get(r.name, 'not finished'), shortened='; '.join(short),
+                                   published=r.published, published_split=r.published_split, size=r.size, epochs=r.epochs + r.finetune_epochs, weights='ImageNet' if r.pretrained else 'random',
+                                   data=about['data']['name'], data_hash=about['data']['hash'], device=env['device'], cores=env['cores'], commit=env['commit'], command=_anywhere(about['command'])))
+    table = pd.DataFrame(rows)
+    write_atomically(out/'results.csv', table.to_csv(index=False))
+    write_atomically(out/'results.md', comparison_markdown(table, about['data']['drawn']))
+    with replacing(out/'results.svg') as part: plot_comparison(table, about['data']['drawn']).savefig(part, format='svg')
+    return table
+
+# %% ../nbs/api/10_study.ipynb #4f1f76e0
+def comparison_title(
+    table:pd.DataFrame, # What `compare` returned
+    drawn:bool=False    # The cells are drawn by code
+)->str:
+    "What a comparison may claim: how many cells and patients judged, and what was shortened."
+    done,kinds = table[table.state == ''],dict(cells='fewer cells', px='smaller pictures', epochs='fewer epochs', weights='no ImageNet weights')
+    short = [name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
+    n,patients = (int(done[k].max()) if len(done) and done[k].notna().any() else 0 for k in ('n', 'patients'))
+    who = f"{n:,} test cells" + f' of {patients} patients'*(patients > 0)
+    return 'Drawn cells, no claim about malaria. '*drawn + who + f". Shortened: {', '.join(short)}"*bool(short)
+
+
+def comparison_markdown(
+    table:pd.DataFrame, # What `compare` returned
+    drawn:bool=False    # The cells are drawn by code
+)->str:
+    "The results as a Markdown table: random and patient columns side by side."
+    splits = list(dict.fromkeys(table.split))
+    head = ['recipe', *[f'{name}, {s}' for name in _SHOWN.values() for s in splits], *[f'accuracy − first, {s}' for s in splits], *[f'colour floor, {s}' for s in splits],
+            'parameters', 's/epoch', 'seeds', 'published', 'its split', 'shortened']
+    lines = [_line(head), _line(['---']*len(head))]
+    for name,rows in table.groupby('recipe', sort=False): lines.append(_line(_cells_of(name, rows.set_index('split').reindex(splits))))
+    return f"{comparison_title(table, drawn)}\n\n" + '\n'.join(lines) + '\n'
+
+
+def _line(cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
+
+
+def _with_ci(row, k):
+    if k not in row or pd.isna(row.get(k)): return '-'
+    return f'{row[k]:.3f}' + (f" ({row[f'{k}_lo']:.3f} to {row[f'{k}_hi']:.3f})" if pd.notna(row.get(f'{k}_lo')) else '')
+
+
+def _cells_of(name, rows):
+    r,any_row = [rows.loc[s] for s in rows.index],rows.iloc[0]
+    state = next((o for o in rows.state if isinstance(o, str) and o), '')
+    numbers = [_with_ci(o, k) for k in _SHOWN for o in r] + [_with_ci(o, 'accuracy_over_first') for o in r]
+    def number(k, f): return f.format(any_row[k]) if k in any_row and pd.notna(any_row[k]) else '-'
+    return [f'`{name}`', *([state] + ['-']*(len(numbers)-1) if state else numbers), *[o.floor or '-' for o in r], number('parameters', '{:,.0f}'), number('seconds_epoch', '{:.1f}'),
+            number('seeds', '{:.0f}'), any_row.published or '-', any_row.published_split or '-', any_row.shortened or 'no']
+
+
+def plot_comparison(
+    table:pd.DataFrame, # What `compare` returned
+    drawn:bool=False    # The cells are drawn by code
+)->plt.Figure:
+    "Accuracy and AUC of every recipe with 95 % intervals, the splits side by side."
+    done = table[table.state == '']
+    names = list(dict.fromkeys(done.recipe))[::-1]
+    fig,axes = plt.subplots(1, 2, figsize=(9, 1.4 + .34*max(1, len(names))), sharey=True, layout='constrained')
+    for ax,k in zip(axes, ('accuracy', 'auc')):
+        for i,(split,rows) in enumerate(done.groupby('split', sort=False)): _dots(ax, rows, names, k, split, i)
+        ax.set(xlabel=_SHOWN[k], yticks=range(len(names)), yticklabels=names)
+        ax.grid(axis='x', alpha=.25)
+    if len(done): axes[0].legend(fontsize=8, loc='lower left')
+    fig.suptitle('\n'.join(textwrap.wrap(comparison_title(table, drawn), 120)), fontsize=8)
+    plt.close(fig)
+    return fig
+
+
+def _dots(ax, rows, names, k, split, i):
+    rows = rows[rows[k].notna()]
+    y = [names.index(o) + .12*(1 - 2*i) for o in rows.recipe]
+    lo,hi = (rows[f'{k}_{o}'].astype(float).fillna(rows[k]) for o in ('lo', 'hi'))
+    ax.errorbar(rows[k], y, xerr=[(rows[k] - lo).clip(lower=0), (hi - rows[k]).clip(lower=0)], fmt='os^'[i % 3], ms=4, lw=1, color=('#D55E00', '#0072B2', '#009E73')[i % 3], label=split)
+    floor = rows[rows.recipe == 'colour_floor']
+    if len(floor): ax.axvline(floor[k].iloc[0], color=('#D55E00', '#0072B2', '#009E73')[i % 3], ls=':', lw=1)
