@@ -540,7 +540,7 @@ class LabelList:
         self.random_crop = random_crop and pictures.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
         self.labelled = 'label' in cells and bool(cells.label.notna().all())
-        self.y = torch.tensor([self.vocab.o2i[o] for o in cells.label]) if self.labelled else None
+        self.y = torch.from_numpy(pd.Index(list(self.vocab), dtype=object).get_indexer(cells.label.to_numpy(object))) if self.labelled else None
         self.loss_func = CrossEntropyLossFlat()
 
     @property
@@ -555,13 +555,6 @@ class LabelList:
         im = PILImage.create(np.ascontiguousarray(self.pictures.rule.crop(self.pictures[self.positions[i]])))
         return (im, Category(self.vocab[int(self.y[i])])) if self.labelled else (im,)
     def new_empty(self): return LabelList(Pictures([], self.pictures.rule), self.cells[:0].reset_index(drop=True), self.classes, self.split_idx)
-
-    @contextmanager
-    def set_split_idx(self, i):
-        "Behave as another part for a while: test-time augmentation asks for the training transforms."
-        was,self.split_idx = self.split_idx,i
-        try: yield self
-        finally: self.split_idx = was
 
     def __repr__(self):
         few = range(min(5, len(self)))
@@ -605,7 +598,7 @@ class PictureLoader(TfmdDL):
         "Make one batch, or this process's share of it."
         ds,idxs,(rank,_) = self.dataset,np.asarray(idxs, np.int64),self.share
         mine = self._mine(idxs)
-        with seeded(self.seed, self.stage, self.epoch, 1+i, *[rank][:rank]):
+        with seeded(self.seed, self.stage, self.epoch, 1+i, *([rank] if rank else [])):
             places = np.random.rand(len(mine), 2) if ds.random_crop and ds.split_idx == 0 else None
             x = ds.pictures.batch(ds.positions[mine], places)
             if self.device.type == 'cuda': x = x.pin_memory() # a copy from other memory would wait for the GPU
@@ -666,7 +659,7 @@ class ImageDataBunch(DataLoaders):
         rule = Resizing.of(size, resize_method, padding_mode)
         folder = None if cache is False else path/'.cache' if cache is True else Path(cache)
         workers = os.cpu_count() or 1 if num_workers is None else num_workers
-        return cls._made(path, cells, Pictures(cells.path, rule, folder, workers, root=path, verify=verify), seed=seed, ds_tfms=ds_tfms,
+        return cls._made(path, cells, Pictures(cells.path.tolist(), rule, folder, workers, root=path, verify=verify), seed=seed, ds_tfms=ds_tfms,
                          bs=bs, val_bs=val_bs, classes=classes, normalize=normalize, device=device)
 
     @classmethod
@@ -715,6 +708,19 @@ class ImageDataBunch(DataLoaders):
         new._normalize(None)
         return new
 
+    def resized(self,
+        size:int|tuple, # As in `from_cells`
+        **kwargs        # Other arguments of `from_cells` to change, such as `bs`
+    )->'ImageDataBunch':
+        "The same cells, split and transforms with pictures of another size."
+        pics = self.train_ds.pictures
+        same = dict(seed=self.seed, ds_tfms=self.ds_tfms, resize_method=self.rule.method, padding_mode=self.rule.padding_mode, bs=self.bs,
+                    val_bs=self.valid.bs, num_workers=pics.num_workers, classes=self.classes, normalize=self.stats or False, device=self.device,
+                    cache=False if pics.store is None else pics.store.file.parent)
+        new = type(self).from_cells(self.path, self.cells, size=size, **{**same, **kwargs})
+        new._normalize_chosen = self._normalize_chosen
+        return new
+
     def _in_colour(self, x):
         "The inverse of the normalisation, float32 (n, 3, h, w) in [0, 1]."
         x = x.detach().as_subclass(torch.Tensor)
@@ -760,7 +766,8 @@ class ImageDataBunch(DataLoaders):
 def _with_split(cells, valid_pct, seed):
     missing = {'path', 'label'} - set(cells.columns)
     if missing: raise ValueError(f"the table of cells needs the columns path and label; {', '.join(sorted(missing))} is missing")
-    cells = cells.sort_values('path', ignore_index=True)
+    if not cells.path.is_monotonic_increasing: cells = cells.sort_values('path')
+    cells = cells.reset_index(drop=True)
     twice = cells.path[cells.path.duplicated()]
     if len(twice): raise ValueError(f"{len(twice)} pictures are listed twice, for example {twice.iloc[0]}")
     if 'split' not in cells: return _draw_valid(cells, valid_pct, seed) if len(cells) else cells.assign(split='train')
@@ -1030,7 +1037,7 @@ def cells_dl(self:ImageDataBunch,
 @patch
 def fingerprint(self:ImageDataBunch)->str: # 64 hex digits
     "A digest of which picture, with which label, is on which side: two runs agree on it, or must not be mixed."
-    path,label,split = (self.cells[k].astype(str) for k in ('path', 'label', 'split'))
+    path,label,split = (self.cells[k].fillna('').astype(str) for k in ('path', 'label', 'split'))
     rows = path + '|' + label + '|' + split
     return sha256('\n'.join([*rows, *map(str, self.classes)]).encode()).hexdigest()
 
@@ -1046,7 +1053,11 @@ def config(self:ImageDataBunch)->dict:
 def _tfm_args(tfms):
     if tfms is None: return None
     args = getattr(tfms, 'args', None)
-    return {k:v for k,v in args.items() if k != 'xtra_tfms' or v} if args else [str(o) for part in tfms for o in part]
+    if not args: return [_spelled(o) for part in tfms for o in part]
+    return {k: [_spelled(o) for o in v] if k == 'xtra_tfms' else v for k,v in args.items() if k != 'xtra_tfms' or v}
+
+
+def _spelled(tfm): return getattr(tfm, '__qualname__', None) or str(tfm) # a function prints its address, which is another in each process
 
 
 _SAVED = 'malaria_fastai data 1' # Changes when the layout of the file does

@@ -7,18 +7,21 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 # %% auto #0
 __all__ = ['PACKAGED', 'LOSSES', 'OPTIMIZERS', 'FASTAI_V1', 'UnknownArchitecture', 'WeightsUnavailable', 'arch_name', 'TimmBody',
            'create_body', 'n_features', 'Packaged', 'packaged_weights', 'layer_blocks', 'layer_groups', 'split_params',
-           'OwnHead', 'ModelSpec', 'OneCycle', 'Recorder', 'Progress', 'Draws', 'CNNLearner', 'NLLLossFlat',
-           'StepDecay', 'cnn_learner', 'weights_hash', 'ModelRefused', 'read_model', 'load_learner']
+           'OwnHead', 'ModelSpec', 'OneCycle', 'SmoothLoss', 'Recorder', 'Progress', 'Draws', 'CNNLearner', 'FusedAdam',
+           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'is_writer', 'writer_first',
+           'Processes', 'ModelRefused', 'read_model', 'load_learner']
 
 # %% ../nbs/api/04_learner.ipynb #e80b0c17
 import difflib
 import importlib.util
+import io
 import json
 import pickle
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,11 +41,11 @@ from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallba
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Category
-from fastai.learner import CastToTensor, Learner, load_learner as _load_pickle, save_model
+from fastai.learner import AvgSmoothLoss, CastToTensor, Learner, load_learner as _load_pickle, save_model
 from fastai.learner import Recorder as _Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
-from fastai.optimizer import SGD, Adam
-from fastai.torch_core import TensorImage, apply_init, params
+from fastai.optimizer import SGD, Optimizer
+from fastai.torch_core import TensorImage, apply_init, maybe_gather, num_distrib, params, rank_distrib, to_float
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import create_head
 from fastcore.basics import patch
@@ -51,6 +54,7 @@ from fasttransform import Transform
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.adamw import adamw
 from tqdm.auto import tqdm
 
 from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, replacing, seeded, show_grid, view
@@ -386,10 +390,20 @@ class OneCycle(Callback):
 def _cos(a, b, pct): return a + (b-a)/2*(1 - np.cos(np.pi*pct)) # exactly `a` at 0
 
 # %% ../nbs/api/04_learner.ipynb #36c11d1c
+class SmoothLoss(AvgSmoothLoss):
+    "fastai's running mean of the training loss, kept where the loss is: fetching it would wait for the GPU after every batch."
+    def accumulate(self, learn):
+        loss = learn.loss.detach().mean()
+        if getattr(learn.dl, 'share', (0, 1))[1] > 1: loss = maybe_gather(loss)
+        self.count += 1
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+
 class Recorder(_Recorder):
     "Rates, momenta, losses and metrics of the whole training, stage after stage."
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        self.smooth_loss = SmoothLoss(self.smooth_loss.beta)
         self.clear()
 
     def clear(self):
@@ -549,7 +563,8 @@ class Draws(Callback):
         if hasattr(dl, 'seed'): dl.stage,dl.epoch,dl.first_batch = self.learn.stage,self.epoch,self.learn.first_batch*(self.epoch == self.learn.first_epoch)
     def after_train(self): self.dls.train.first_batch = 0
     def before_batch(self):
-        if self.training: torch.manual_seed(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1))
+        rank = getattr(self.dl, 'share', (0, 1))[0]
+        if self.training: torch.manual_seed(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1+rank))
 
 
 def _cycle(cbs, lr, n_epoch):
@@ -707,6 +722,37 @@ def load(self:CNNLearner,
         if with_opt is None: warnings.simplefilter('ignore')
         return Learner.load(self, file, device=device, with_opt=with_opt is not False, strict=strict)
 
+# %% ../nbs/api/04_learner.ipynb #70102f14
+class FusedAdam(Optimizer):
+    "fastai's Adam with decoupled weight decay, in one call of torch's fused kernel for all parameters that share their rates."
+    def step(self, closure=None):
+        if closure is not None: raise NotImplementedError("fastai's optimizers take no closure")
+        alike = defaultdict(list)
+        for i,ps in enumerate(self.param_lists):
+            for p in ps:
+                if p.grad is not None: alike[i, self.state[p].get('do_wd', True), p.device, p.dtype].append(p)
+        for (i,do_wd,*_),ps in alike.items(): self._fused(ps, self.hypers[i], do_wd)
+
+    def _fused(self, ps, h, do_wd):
+        for p in ps:
+            if 'step' not in self.state[p]: self.state[p].update(grad_avg=torch.zeros_like(p.data), sqr_avg=torch.zeros_like(p.data), step=torch.zeros((), device=p.device))
+        grad_avgs,sqr_avgs,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
+        with torch.no_grad():
+            adamw(ps, [p.grad for p in ps], grad_avgs, sqr_avgs, [], steps, fused=True, amsgrad=False, beta1=h['mom'], beta2=h['sqr_mom'],
+                  lr=float(h['lr']), weight_decay=h['wd'] if do_wd else 0., eps=h['eps'], maximize=False)
+
+
+def adam(
+    params,           # Parameters, or a list of lists of them
+    lr:float|slice,   # Rate
+    mom:float=.9,     # Share of the old mean of the gradients, in [0, 1)
+    sqr_mom:float=.99,# Share of the old mean of their squares, in [0, 1)
+    eps:float=1e-5,   # Added to the root of that mean
+    wd:float=.01      # Decoupled weight decay
+)->FusedAdam:
+    "What `fastai.optimizer.Adam` is, fused."
+    return FusedAdam(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
 # %% ../nbs/api/04_learner.ipynb #7019715b
 class NLLLossFlat(BaseLoss):
     "Negative log likelihood of log-probabilities, which a head with a log-softmax gives."
@@ -717,7 +763,7 @@ class NLLLossFlat(BaseLoss):
 
 
 LOSSES = dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)
-OPTIMIZERS = dict(adam=partial(Adam, eps=1e-5), adam_v1=partial(Adam, eps=1e-8), sgd=partial(SGD, mom=.9))
+OPTIMIZERS = dict(adam=partial(adam, eps=1e-5), adam_v1=partial(adam, eps=1e-8), sgd=partial(SGD, mom=.9))
 
 
 def _named(what, table, word):
@@ -751,7 +797,7 @@ class StepDecay(Callback):
         self.opt.set_hyper('lr', [h['lr']*self.factor**(self.epoch//self.every) for h in self.opt.hypers])
 
 # %% ../nbs/api/04_learner.ipynb #c0069230
-FASTAI_V1 = dict(opt_func=partial(Adam, eps=1e-8), wd_bn_bias=True, head_bias=True, normalize=False)
+FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
 
 
 def cnn_learner(
@@ -928,6 +974,90 @@ def to_fp16(self:CNNLearner, **kwargs):
     if torch.cuda.is_available(): return Learner.to_fp16(self, **kwargs)
     print("to_fp16: no CUDA device here, training goes on in single precision")
     return self
+
+# %% ../nbs/api/04_learner.ipynb #52834a17
+class Bfloat16(Callback):
+    "Multiply in bfloat16; weights, sums and losses stay in single precision."
+    order,now = 10,None
+    def before_batch(self):
+        self.now = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.now.__enter__()
+    def after_pred(self):
+        self.learn.pred = to_float(self.pred)
+        self._end()
+    def _end(self):
+        if self.now is not None: self.now.__exit__(None, None, None)
+        self.now = None
+    after_cancel_batch = after_cancel_fit = _end
+
+
+@patch
+def to_bf16(self:CNNLearner):
+    "Train and predict with products in bfloat16, on a CPU or a GPU."
+    return self.add_cb(Bfloat16)
+
+# %% ../nbs/api/04_learner.ipynb #8098ae42
+def _accelerator():
+    "accelerate's engine, joined to the processes that were launched together."
+    try: from accelerate import Accelerator, DistributedDataParallelKwargs
+    except ImportError as e: raise ImportError("several processes need accelerate: pip install 'malaria_fastai[distributed]'") from e
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def is_writer()->bool:
+    "Whether this process writes files: the only one, or the first of those that were launched together."
+    return rank_distrib() == 0
+
+
+@contextmanager
+def writer_first():
+    "Let the first of several processes do this before the others, who find what it wrote."
+    if num_distrib() < 2: yield
+    else:
+        with _accelerator().main_process_first(): yield
+
+
+class Processes(Callback):
+    "Train as one of several processes: a share of each batch here, the gradient of the whole, the predictions of all."
+    order = 2000 # after SaveModelCallback, for whose files the others wait
+    def __init__(self):
+        self.accelerator = _accelerator()
+        self.share = (self.accelerator.process_index, self.accelerator.num_processes)
+    def before_fit(self):
+        if not self.learn.fitting: return
+        if self.dls.train.bs < self.share[1]: raise ValueError(f"a batch of {self.dls.train.bs} cannot be shared by {self.share[1]} processes: choose a larger bs")
+        self._set(self.share)
+        self.bare,self.parallel = self.model,self.accelerator.prepare_model(self.model)
+    def before_batch(self):
+        if self.training: self.learn.model = self.parallel
+    def after_pred(self):
+        if self.training: self.learn.model = self.bare
+        elif self.dl.share[1] > 1: self.learn.pred = maybe_gather(self.pred)[:len(self.y)]
+    def after_loss(self):
+        if not self.training: return
+        weight = len(self.y)*self.share[1]/self.dl.bs # shares may differ by one picture
+        self.learn.loss_grad,self.learn.loss = self.loss_grad*weight,self.loss*weight
+    def before_validate(self):
+        for o in self.model.buffers(): torch.distributed.broadcast(o, 0)
+    def after_epoch(self): self.accelerator.wait_for_everyone()
+    def after_fit(self): self._set((0, 1))
+    def _set(self, share):
+        for dl in (self.dls.train, self.dls.valid): dl.share = share
+
+
+@patch
+@contextmanager
+def distributed(self:CNNLearner):
+    "Train, inside, with all processes that `accelerate launch` started; where there is one, as always."
+    if num_distrib() < 2:
+        yield self
+        return
+    with ExitStack() as stack:
+        stack.enter_context(self.added_cbs([Processes()]))
+        if not is_writer():
+            stack.enter_context(self.no_bar())
+            stack.enter_context(redirect_stdout(io.StringIO()))
+        yield self
 
 # %% ../nbs/api/04_learner.ipynb #13971807
 _FORMAT = 'malaria_fastai model 1'

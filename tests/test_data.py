@@ -712,3 +712,58 @@ def test_what_is_written_beside_the_pictures_is_no_picture_left_out(tmp_path):
     for i in range(20): draw(tmp_path/'ab'[i % 2]/f'{i:02d}.png', i)
     bunch(tmp_path, cache=True).save()
     assert read_cells(tmp_path).attrs['left_out'] == {}
+
+# --- a million cells --------------------------------------------------------------------------------------------------------------
+
+MANY = """
+import json,re,resource,sys,time
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from fastai.callback.core import Callback, CancelFitException
+from torch import nn
+from malaria_fastai.data import ENTRY, ImageDataBunch, PictureFile, Pictures, ResizeMethod, Resizing, cache_name, get_transforms
+from malaria_fastai.learner import CNNLearner
+
+torch.set_num_threads(1)
+root,n = Path(sys.argv[1]),int(sys.argv[2])
+rule,entries = Resizing.of(32, ResizeMethod.SQUISH),np.zeros(n, ENTRY)
+entries['key'],entries['height'],entries['width'] = np.arange(n),32,32
+file = root/cache_name(rule, root, root)
+with open(file, 'wb') as f:
+    f.write(PictureFile.head(entries))
+    f.truncate(f.tell() + n*32*32*3) # a sparse file: no block of it is on the disk
+del entries
+Pictures.keys = lambda self: np.arange(len(self.files), dtype=np.uint64) # there are no a million files to ask for their sizes
+cells = pd.DataFrame(dict(path=[f'class_{i % 2}/patient_{i//100:05d}_cell_{i:07d}.png' for i in range(n)], label=[f'class_{i % 2}' for i in range(n)],
+                          split=np.where(np.arange(n) % 100 == 7, 'valid', 'train')))
+start = time.perf_counter()
+data = ImageDataBunch.from_cells(root, cells, ds_tfms=get_transforms(flip_vert=True, max_rotate=None, max_zoom=1., max_warp=None), size=32,
+                                 resize_method=ResizeMethod.SQUISH, bs=32, cache=root, device='cpu')
+seconds = time.perf_counter() - start
+
+class Stop(Callback):
+    seen = 0
+    def after_batch(self):
+        self.seen += 1
+        if self.seen == 300: raise CancelFitException()
+
+stop,model = Stop(),nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU()), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+learn = CNNLearner(data, model)
+with learn.no_bar(): learn.fit_one_cycle(1, 1e-3, callbacks=stop)
+rollup = Path('/proc/self/smaps_rollup').read_text()
+anonymous = sum(int(v) for v in re.findall(r'^Anonymous: +(\\d+) kB', rollup, re.M))/1024
+print(json.dumps(dict(cells=len(data.cells), batches=stop.seen, opened=seconds, anonymous=anonymous)))
+"""
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='reads the memory of a process as Linux reports it')
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    few,many = ((tmp_path/str(n), n) for n in (10_000, 1_000_000))
+    found = []
+    for folder,n in (few, many):
+        folder.mkdir()
+        out = subprocess.run([sys.executable, '-W', 'ignore', '-c', MANY, str(folder), str(n)], capture_output=True, text=True, env={**os.environ, 'TQDM_DISABLE': '1'})
+        assert not out.returncode, out.stderr
+        found.append(json.loads(out.stdout.splitlines()[-1]))
+        assert found[-1]['cells'] == n and found[-1]['batches'] == 300
+    print(found)
+    assert 50 < found[0]['anonymous'] and found[1]['anonymous'] - found[0]['anonymous'] < 500, found # MB
