@@ -164,7 +164,7 @@ def plot_top_losses(self:ClassificationInterpretation,
 @patch
 def plot_confusion_matrix(self:ClassificationInterpretation,
     normalize:bool=False,     # Shares of each row instead of counts
-    title:str='Confusion matrix', # Above the figure
+    title:str='Confusion matrix', # Above the figure; drawn cells are said to be drawn
     cmap:str='Blues',         # Colours
     norm_dec:int=2,           # Decimals of the shares
     plot_txt:bool=True,       # Write the numbers
@@ -181,6 +181,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     ax.set(xlabel='Predicted', ylabel='Actual', title=title, xticks=ticks, yticks=ticks)
     ax.set_xticklabels(self.classes, rotation=0 if few else 90)
     ax.set_yticklabels(self.classes, rotation=90 if few else 0, va='center')
+    if self.learn.dls.drawn_note: fig.supxlabel(self.learn.dls.drawn_note, fontsize=8, color='0.4')
     if plot_txt:
         for i,j in np.ndindex(cm.shape):
             text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{cm[i, j]:,}'

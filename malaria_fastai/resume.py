@@ -9,6 +9,7 @@ __all__ = ['StateDamaged', 'StateNotWritten', 'save_atomically', 'read_state', '
            'check_config', 'SaveModelCallback']
 
 # %% ../nbs/api/05_resume.ipynb #958db86c
+import errno
 import hashlib
 import io
 import math
@@ -23,7 +24,10 @@ from pathlib import Path
 
 import fastai
 import numpy as np
+import PIL
+import timm
 import torch
+import torchvision
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -59,6 +63,8 @@ def _sync(folder):
     if os.name == 'nt': return # Windows cannot open folders
     fd = os.open(folder, os.O_RDONLY)
     try: os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS): raise # disks in the network cannot sync a folder; the file itself is synced
     finally: os.close(fd)
 
 
@@ -146,15 +152,21 @@ def _set_streams(s):
 _COUNTERS = ('best', 'wait', 'count', 'new_best') # What fastai's tracking callbacks remember between epochs
 
 
-def _cb_key(cb): return '|'.join(str(getattr(cb, k, '')) for k in ('name', 'monitor', 'stem'))
+def _named(cbs):
+    "Callbacks by name and what they watch; the second of two equal ones is called so."
+    res = {}
+    for cb in cbs:
+        key = '|'.join(str(getattr(cb, k, '')) for k in ('name', 'monitor', 'stem'))
+        res[f"{key}|{sum(o.rpartition('|')[0] == key for o in res)}"] = cb
+    return res
 
 
-def _counters(cbs): return {_cb_key(cb): plain({k: v for k,v in vars(cb).items() if k in _COUNTERS}) for cb in cbs}
+def _counters(cbs): return {name: plain({k: v for k,v in vars(cb).items() if k in _COUNTERS}) for name,cb in _named(cbs).items()}
 
 
 def _set_counters(cbs, s):
-    for cb in cbs:
-        for k,v in s.get(_cb_key(cb), {}).items(): setattr(cb, k, v)
+    for name,cb in _named(cbs).items():
+        for k,v in s.get(name, {}).items(): setattr(cb, k, v)
 
 
 def _optimizer(opt):
@@ -202,8 +214,16 @@ def run_config(
     opt = learn.opt_func
     how = dict(name=getattr(getattr(opt, 'func', opt), '__name__', type(opt).__name__), **getattr(opt, 'keywords', {}))
     arch = vars(learn.spec) if learn.spec is not None else hashlib.sha256(str(learn.model).encode()).hexdigest()
-    return plain(dict(split=learn.dls.fingerprint(), **learn.dls.config(), arch=arch, optimizer=how, loss=type(learn.loss_func).__name__,
-                      cycle=learn.cycle, wd=learn.opt.hypers[-1].get('wd')), other=str)
+    precision = str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', None) or 'single')
+    return plain(dict(split=learn.dls.fingerprint(), **learn.dls.config(), arch=arch, optimizer=how, loss=_loss(learn.loss_func),
+                      cycle=learn.cycle, wd=learn.opt.hypers[-1].get('wd'), precision=precision), other=str)
+
+
+def _loss(f):
+    "A loss by name, with its numbers: class weights, label smoothing."
+    parts = {**getattr(f, '__dict__', {}), **getattr(getattr(f, 'func', None), '__dict__', {})}
+    numbers = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k,v in {**parts, **parts.get('_buffers', {})}.items() if k != 'training'}
+    return {'name': getattr(f, '__name__', type(f).__name__), **{k: v for k,v in numbers.items() if isinstance(v, (bool, int, float, str, list))}}
 
 
 def _flat(o, name=''):
@@ -218,7 +238,8 @@ def _differences(then, now):
 
 def _surroundings():
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return plain(dict(torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__, device=device, threads=torch.get_num_threads()))
+    versions = {o.__name__: o.__version__ for o in (fastai, torch, torchvision, timm, np, PIL)}
+    return plain(dict(**versions, device=device, threads=torch.get_num_threads()))
 
 
 def check_config(
@@ -249,7 +270,7 @@ class SaveModelCallback(Callback):
         if mode not in ('auto', 'min', 'max'): raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2: raise ValueError(f"keep must be at least 2, so that one good state is always left; got {keep}")
         self.expected,self.every,self.stem,self.keep = learn,every,name,keep
-        self.done,self.pct,self.stale = None,None,[]
+        self.done,self.pct,self.stale,self.config = None,None,[],None
         self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
         low = mode == 'min' or (mode == 'auto' and re.search('loss|error', self.monitor))
         self.sign,self.best = (-1 if low else 1),-math.inf
@@ -266,7 +287,7 @@ class SaveModelCallback(Callback):
         if not self.active: return
         if self.expected is not None and self.expected is not self.learn:
             raise ValueError("SaveModelCallback was given another learner than the one that trains: it would save that one's weights")
-        self.done,self.pct,self.stale = None,None,[]
+        self.done,self.pct,self.stale,self.config = None,None,[],None
         self._check_monitor()
         self._check_folder()
         if self.learn.first_epoch in (0, 'last'): self.best = -math.inf
@@ -336,8 +357,17 @@ def _writing(self:SaveModelCallback, what):
 @patch
 def _start_anew(self:SaveModelCallback):
     self.stale = self._found('state')
-    there = [self._name(o) for o in self._found('pth')]
-    if there: print(f"Starting anew: {', '.join(there)} of an earlier training will be replaced. To go on instead, pass start_epoch='last'")
+    there = self._found('pth')
+    if there: print(f"Starting anew. {self._fate(there)}To go on instead, pass start_epoch='last'")
+
+
+@patch
+def _fate(self:SaveModelCallback, places, which='an earlier'):
+    "What becomes of the files of another training."
+    stay = [self._name(o) for o in places if o != _START and o[0] >= self.learn.n_epoch]
+    gone = [self._name(o) for o in places if self._name(o) not in stay]
+    said = f"Files of {which} training, {', '.join(gone)}, will be replaced. " if gone else ''
+    return said + (f"Its weights {', '.join(stay)} stay: this training has no such epoch. " if stay else '')
 
 # %% ../nbs/api/05_resume.ipynb #dd63facb
 @patch
@@ -361,7 +391,8 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
 def _state(self:SaveModelCallback, sha, stopped):
     learn = self.learn
     scaler = getattr(learn, 'scaler', None)
-    return dict(config=run_config(learn), surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
+    self.config = self.config or run_config(learn) # the same throughout a fit, and a second's work for a large set
+    return dict(config=self.config, surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
                 optimizer=_optimizer(learn.opt), gradients=_gradients(learn.model), scaler=plain(scaler.state_dict()) if scaler else None,
                 requires_grad=[p.requires_grad for p in learn.model.parameters()], recorder=_recorder(learn.recorder),
                 callbacks=_counters(learn.cbs), train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams())
@@ -474,7 +505,7 @@ def _restore(self:SaveModelCallback, place, state):
     _check_past(state, learn, name)
     if lines := _differences(state['surroundings'], _surroundings()): print('Other surroundings, so the last bits may differ:\n' + '\n'.join(lines))
     learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
-    for p,grad in zip(learn.model.parameters(), state['requires_grad']): p.requires_grad_(grad)
+    _set_frozen(learn.model, state['requires_grad'])
     _set_gradients(learn.model, state['gradients'])
     _set_optimizer(learn.opt, state['optimizer'])
     _set_recorder(learn.recorder, state['recorder'])
@@ -487,6 +518,13 @@ def _restore(self:SaveModelCallback, place, state):
     _set_streams(state['streams'])
 
 
+def _set_frozen(model, trained):
+    "Freeze and thaw as it was, and say so where the learner was set up otherwise."
+    ps = list(model.parameters())
+    if [p.requires_grad for p in ps] != trained: print(f"Frozen as it was then: {sum(trained)} of {len(ps)} tensors of weights are trained")
+    for p,grad in zip(ps, trained): p.requires_grad_(grad)
+
+
 def _check_past(state, learn, name):
     "Refuse a state whose earlier stages are not those that this learner went through."
     n,then,now = state['recorder']['stages'][state['stage']],state['recorder']['losses'],learn.recorder.losses
@@ -497,5 +535,5 @@ def _check_past(state, learn, name):
 @patch
 def _tell_later(self:SaveModelCallback, place):
     self.stale = [o for o in self._found('state') if o > place]
-    later = [self._name(o) for o in self._found('pth') if o > place]
-    if later: print(f"Files of a later training, {', '.join(later)}, will be replaced")
+    later = [o for o in self._found('pth') if o > place]
+    if later: print(self._fate(later, 'a later').strip())

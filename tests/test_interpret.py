@@ -40,14 +40,14 @@ def close():
 # --- does it look at the parasite? ----------------------------------------------------------------------------------------------
 
 def hits(interp, root, **kw):
-    "Share of recognised parasites whose hottest place lies within 1.5 radii of the parasite's middle."
+    "Share of recognised parasites whose hottest place lies on the parasite: within its radius."
     truth = pd.read_csv(root/'truth.csv').set_index('path')
     cells,found = interp.dl.dataset.cells.path.tolist(),[]
     idxs = torch.where((interp.y_true == 0) & (interp.pred_class == 0))[0]
     for i,cam in zip(idxs, interp.grad_cam(idxs, **kw)):
         t,(x,y) = truth.loc[cells[i]],hottest(cam)
         with Image.open(root/cells[i]) as im: w,h = im.size
-        found.append(np.hypot(x*w - t.x, y*h - t.y) <= 1.5*t.radius)
+        found.append(np.hypot(x*w - t.x, y*h - t.y) <= t.radius)
     return np.mean(found),len(found)
 
 @pytest.fixture(scope='module')
