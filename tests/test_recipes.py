@@ -1,0 +1,291 @@
+"""Each recipe: head, frozen set, loss, transforms, optimizer, and p in [0, 1]; ImageNet weights that come as Python packages; comparisons."""
+import importlib.util
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+
+from malaria_fastai.cells import read_cells
+from malaria_fastai.cli import main
+from malaria_fastai.data import Dihedral, Flip
+from malaria_fastai.learner import (PACKAGED, NLLLossFlat, OwnHead, StepDecay, WeightsUnavailable, _fold, cnn_learner, create_body, load_learner, packaged_weights,
+    split_params)
+from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
+from malaria_fastai.resume import AnotherRun
+from malaria_fastai.source import draw_sample
+from malaria_fastai.split import split_by
+from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner
+
+NETWORKS = [k for k,o in RECIPES.items() if o.network]
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('drawn')/'cells')
+
+
+@pytest.fixture(scope='module')
+def cells(sample): return split_by(limit_cells(read_cells(sample, progress=False), 48), 'random', .2, .2)
+
+
+def small(recipe): return recipe.but(size=32, bs=8, epochs=1, finetune_epochs=min(1, recipe.finetune_epochs), pretrained=False, weights=None)
+
+
+def built(name, sample, cells, tmp_path):
+    recipe = small(RECIPES[name])
+    return recipe,recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
+
+
+# What the tutorials say: the last layers of the head, the loss, the optimizer, the training transforms, which groups are trained (early body, late body, head)
+FASTAI = ['Linear', 'ReLU', 'BatchNorm1d', 'Dropout', 'Linear']
+EXPECTED = dict(
+    fastai_resnet34=(FASTAI, 'cross_entropy', 'Adam', [Flip], [0, 0, 1]),
+    fastai_resnet18=(FASTAI, 'cross_entropy', 'Adam', [Flip], [0, 0, 1]),
+    fastai_resnet18_finetuned=(FASTAI, 'cross_entropy', 'Adam', [Flip], [0, 0, 1]),
+    vgg16_pytorch=(['Linear'], 'cross_entropy', 'SGD', [Flip], [0, 0, 1]),
+    vgg16_pytorch_finetuned=(['Linear'], 'cross_entropy', 'SGD', [Flip], [1, 1, 1]),
+    mobilenetv2_features=(['AdaptiveAvgPool2d', 'Flatten', 'Linear'], 'cross_entropy', 'Adam', [Flip, 'zoom'], [0, 0, 1]),
+    mobilenetv2_top=(['AdaptiveAvgPool2d', 'Flatten', 'Linear'], 'cross_entropy', 'Adam', [Flip, 'zoom'], [0, 0, 1]),
+    densenet121_head=(['Linear', 'ReLU', 'Dropout', 'Linear', 'LogSoftmax'], 'nll', 'Adam', [Flip, 'rotate', 'zoom'], [0, 0, 1]),
+    xray_vgg16=(['AdaptiveAvgPool2d', 'Flatten', 'Linear'], 'cross_entropy', 'Adam', [Flip, 'zoom', 'warp'], [0, 0, 1]),
+    efficientnet_lite0=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [0, 0, 1]),
+    squeezenet1_1=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [0, 0, 1]),
+    xray_lite0=(FASTAI, 'cross_entropy', 'Adam', [Flip, 'zoom', 'warp'], [0, 0, 1]),
+    best=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [1, 1, 1]))
+
+
+def expected(name):
+    if name in EXPECTED: return EXPECTED[name]
+    head,loss,_,tfms,_ = EXPECTED[name.removesuffix('_scratch')] # from scratch: Adam, one cycle, every layer
+    return head,loss,'Adam',tfms,[1, 1, 1]
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_recipe(name, sample, cells, tmp_path):
+    recipe,learn = built(name, sample, cells, tmp_path)
+    head,loss,opt,tfms,trained = expected(name)
+    flat = [type(o).__name__ for o in (learn.model[1].last if recipe.head == 'own' else learn.model[1]).modules() if not list(o.children())]
+    flat = flat[-len(head):] if head == FASTAI or recipe.head != 'fastai' else flat
+    assert [o.replace('fastaiFlatten', 'Flatten') for o in flat] == head
+    assert type(learn.loss_func) is dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)[loss]
+    assert type(learn.dls.ds_tfms[0][0]) is tfms[0]
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe.but(finetune_epochs=0))
+    assert learn.opt_func.func.__name__.lower() == opt.lower()
+    biggest = [max(g, key=lambda p: p.numel()).requires_grad for g in split_params(learn.model)]
+    assert biggest == [bool(o) for o in trained]
+    with learn.no_bar(): preds = learn.predict_cells(cells[cells.split == 'test'], 'Parasitized')
+    assert preds.p.between(0, 1).all() and np.isfinite(preds.loss).all()
+    assert ((preds.p >= .5) == (preds.pred == 'Parasitized')).all()
+
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_transforms(name):
+    "What is named in the expectation is on, everything else is off."
+    t = dict(max_rotate=10., max_zoom=1.1, max_lighting=.2, max_warp=.2, flip_vert=False) | RECIPES[name].tfms
+    on = {k for k,v in dict(rotate=t['max_rotate'], zoom=t['max_zoom'], light=t['max_lighting'], warp=t['max_warp']).items() if v}
+    assert on == {o for o in EXPECTED[name][3] if isinstance(o, str)}
+    assert t['flip_vert'] == (EXPECTED[name][3][0] is Dihedral)
+
+
+def test_faithful_numbers():
+    "The numbers that the older tutorials print."
+    r = RECIPES
+    assert [(r[f'fastai_{k}'].size, r[f'fastai_{k}'].bs, r[f'fastai_{k}'].epochs) for k in ('resnet34', 'resnet18')] == [(128, 256, 10), (128, 512, 10)]
+    assert (r['fastai_resnet18_finetuned'].finetune_epochs, r['fastai_resnet18_finetuned'].finetune_lr) == (30, (1e-4, 1e-5))
+    assert all(r[k].stats == 'none' and r[k].resize == 'SQUISH' for k in r if k.startswith('fastai') and 'scratch' not in k)
+    assert (r['vgg16_pytorch'].size, r['vgg16_pytorch'].head, r['vgg16_pytorch'].best) == (224, 'own', 'accuracy')
+    assert (r['mobilenetv2_features'].arch, r['mobilenetv2_features'].size, r['mobilenetv2_features'].patience > 0) == ('mobilenetv2_140', 224, True)
+    d = r['densenet121_head']
+    assert (d.lin_ftrs, d.ps, d.activation, d.loss, d.lr, d.parts) == ((460,), .4, 'log_softmax', 'nll', 3e-3, (.7, .2, .1))
+    x = r['xray_vgg16']
+    assert (x.size, x.head, x.epochs, x.split, x.tfms.get('flip_vert', False)) == (224, 'flat', 5, 'folder', False)
+
+
+def test_densenet_head_sizes(sample, cells, tmp_path):
+    _,learn = built('densenet121_head', sample, cells, tmp_path)
+    assert [(o.in_features, o.out_features) for o in learn.model[1].modules() if isinstance(o, nn.Linear)] == [(1024, 460), (460, 2)]
+    assert [o.p for o in learn.model[1].modules() if isinstance(o, nn.Dropout)] == [.4]
+
+
+def test_a_frozen_body_stays_as_it_is(sample, cells, tmp_path):
+    "The misspelt `require_grad` left the body free, and its batch norm moved."
+    recipe,learn = built('densenet121_head', sample, cells, tmp_path)
+    before = {k: v.clone() for k,v in learn.model[0].state_dict().items()}
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model[0].state_dict().items())
+
+
+def test_top_layers_move_in_the_second_stage(sample, cells, tmp_path):
+    recipe,learn = built('mobilenetv2_top', sample, cells, tmp_path)
+    early,late,_ = [[p.detach().clone() for p in g] for g in split_params(learn.model)]
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe)
+    now = split_params(learn.model)
+    assert all(torch.equal(a, b) for a,b in zip(early, now[0])) and not all(torch.equal(a, b) for a,b in zip(late, now[1]))
+
+
+@pytest.mark.parametrize('arch,out', [('vgg16', 4096), ('resnet18', 512), ('densenet121', 1024), ('mobilenet_v2', 1280), ('alexnet', 4096)])
+def test_the_last_layer_is_found(arch, out, sample, cells, tmp_path):
+    data = recipe_data(small(RECIPES['vgg16_pytorch']), sample, cells, cache=False)
+    learn = cnn_learner(data, arch, pretrained=False, head='own', path=tmp_path)
+    assert isinstance(learn.model[1], OwnHead) and learn.model[1].last.in_features == out
+    learn.freeze()
+    assert [p.shape[0] for p in learn.model.parameters() if p.requires_grad and p.ndim == 2] == [2]
+
+
+@pytest.mark.parametrize('name', ['densenet121_head', 'vgg16_pytorch', 'xray_vgg16', 'squeezenet1_1'])
+def test_export_and_load(name, sample, cells, tmp_path):
+    recipe,learn = built(name, sample, cells, tmp_path)
+    if recipe.head == 'own': pytest.skip("537 MB of VGG16 are tested with another network") if name == 'vgg16_pytorch' else None
+    file = learn.export('model.pkl')
+    item = learn.dls.valid_ds.items[0]
+    assert torch.allclose(load_learner(file).predict(item)[2], learn.predict(item)[2], atol=1e-6)
+
+
+def test_own_head_is_exported(sample, cells, tmp_path):
+    data = recipe_data(small(RECIPES['vgg16_pytorch']), sample, cells, cache=False)
+    learn = cnn_learner(data, 'squeezenet1_1', pretrained=False, head='own', path=tmp_path)
+    loaded = load_learner(learn.export('model.pkl'))
+    item = data.valid_ds.items[0]
+    assert torch.allclose(loaded.predict(item)[2], learn.predict(item)[2], atol=1e-6)
+
+
+def test_steps(sample, cells, tmp_path):
+    data = recipe_data(small(RECIPES['vgg16_pytorch']), sample, cells, cache=False)
+    learn = cnn_learner(data, 'squeezenet1_1', pretrained=False, path=tmp_path, opt_func='sgd')
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-3, callbacks=[StepDecay(1e-3, every=2)])
+    n = len(data.train)
+    assert np.allclose(learn.recorder.lrs, [1e-3]*2*n + [1e-4]*2*n)
+
+
+def test_the_best_epoch_is_kept(sample, cells, tmp_path):
+    recipe,learn = built('squeezenet1_1_scratch', sample, cells, tmp_path)
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe.but(epochs=3, best='valid_loss', lr=1e-3))
+    best = min(h['valid_loss'] for h in learn.recorder.history)
+    with learn.no_bar(): assert learn.validate()[0] == pytest.approx(best, rel=1e-4)
+
+
+# ---- words
+
+@pytest.mark.parametrize('kw,said', [(dict(head='x'), 'there is none, fastai'), (dict(sise=3), 'did you mean size'), (dict(epochs=-1), 'number of epochs'),
+    (dict(loss='nll'), 'only with it'), (dict(ps=1.), r'\[0, 1\)')])
+def test_bad_fields_are_refused(kw, said):
+    with pytest.raises(BadRecipe, match=said): RECIPES['best'].but(**kw)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UnknownRecipe, match='did you mean'): find_recipe('vgg16')
+
+
+def test_every_frozen_recipe_has_a_version_from_scratch():
+    assert not [k for k,o in RECIPES.items() if o.pretrained and o.frozen == 'body' and f'{k}_scratch' not in RECIPES and not k.endswith(('_finetuned', '_top'))]
+    assert all(o.frozen == 'nothing' and not o.pretrained for k,o in RECIPES.items() if k.endswith('_scratch'))
+    assert from_scratch(RECIPES['vgg16_pytorch']).name == 'vgg16_pytorch_scratch'
+
+
+def test_shortened_and_changed():
+    r = RECIPES['densenet121_head']
+    assert shortened(r) == [] and changed(r) == {}
+    assert shortened(r.but(size=64, epochs=2), 2_400, 27_558, weights=False) == ['2,400 of 27,558 cells', '64 of 224 px', '2 of 10 epochs', 'no ImageNet weights']
+    assert changed(r.but(size=64)) == {'size': (224, 64)}
+
+
+def test_the_table_has_every_recipe(capsys):
+    assert list(recipes_table().index) == list(RECIPES)
+    assert main(['recipes']) == 0 and all(k in (said := capsys.readouterr().out) or k in said for k in RECIPES)
+    assert main(['recipes', 'densenet121']) == 2 and 'did you mean densenet121_head' in capsys.readouterr().err
+
+
+# ---- weights from Python packages
+
+@pytest.mark.parametrize('arch', PACKAGED)
+def test_packaged_weights(arch):
+    if not importlib.util.find_spec(PACKAGED[arch].package): pytest.skip("its Python package is not installed: pip install 'malaria_fastai[weights]'")
+    state,body = packaged_weights(arch),create_body(arch, True, 'packaged')
+    first = next(v for v in body.state_dict().values() if v.ndim == 4)
+    a,b = first[..., :-1].flatten(),first[..., 1:].flatten()
+    assert np.corrcoef(a, b)[0, 1] > .1 # neighbours in a trained filter are alike; in random ones they are not
+    assert len(state) > len(body.state_dict()) # the classifier of the 1,000 classes is there too
+
+
+def test_changed_packaged_weights_are_refused(monkeypatch, tmp_path):
+    (tmp_path/'fake').mkdir()
+    (tmp_path/'fake'/'__init__.py').write_text('')
+    (tmp_path/'fake'/'w.pth').write_bytes(b'x')
+    monkeypatch.syspath_prepend(tmp_path)
+    from malaria_fastai.learner import Packaged
+    monkeypatch.setitem(PACKAGED, 'resnet18', Packaged('fake', 'w.pth', '0'*64, torch.load))
+    with pytest.raises(WeightsUnavailable, match='not the file that is known'): create_body('resnet18', True, 'packaged')
+    monkeypatch.setitem(PACKAGED, 'resnet18', Packaged('not_there', 'w.pth', '0'*64, torch.load))
+    with pytest.raises(WeightsUnavailable, match='not installed'): create_body('resnet18', True, 'packaged')
+
+
+def test_the_fold_is_exact():
+    "BGR in 0…255 minus Caffe's mean through the old layer equals normalised RGB through the folded one."
+    torch.manual_seed(0)
+    old,new,rgb = nn.Conv2d(3, 8, 3),nn.Conv2d(3, 8, 3),torch.rand(2, 3, 9, 9)
+    state = {'c.weight': old.weight.detach()/100, 'c.bias': old.bias.detach()}
+    old.load_state_dict({k[2:]: v for k,v in state.items()})
+    new.load_state_dict({k[2:]: v for k,v in _fold(dict(state), 'c').items()})
+    caffe = (rgb*255 - torch.tensor([123.68, 116.779, 103.939])[None, :, None, None])[:, [2, 1, 0]]
+    normed = (rgb - torch.tensor([.485, .456, .406])[None, :, None, None])/torch.tensor([.229, .224, .225])[None, :, None, None]
+    with torch.no_grad(): assert torch.allclose(old(caffe), new(normed), atol=1e-4)
+
+
+# ---- comparisons
+
+TINY = dict(limit=100, size=32, bs=16, epochs=2, finetune_epochs=0, draws=50)
+
+
+def test_compare_goes_on_exactly(sample, tmp_path, capsys):
+    rows = 'colour_floor', 'squeezenet1_1_scratch', 'vgg16_pytorch'
+    whole = compare(sample, tmp_path/'whole', rows, **TINY)
+    none = compare(sample, tmp_path/'cut', rows, budget=1e-9, **TINY)
+    assert none.state.str.contains('budget').all() and 'accuracy' not in none
+    cut = compare(sample, tmp_path/'cut', rows, **TINY)
+    for k in ('recipe', 'split', 'accuracy', 'auc', 'n'): pd.testing.assert_series_equal(whole[k], cut[k])
+    assert cut.set_index(['recipe', 'split']).state['vgg16_pytorch', 'random'].startswith('not run here: it needs ImageNet weights. On a T4: malaria-fastai train')
+    assert (cut.shortened.str.contains('32 of') | (cut.recipe == 'colour_floor')).all()
+    text = (tmp_path/'cut'/'results.md').read_text()
+    assert 'accuracy, random | accuracy, patient' in text and 'drawn' in text.lower()
+    assert (tmp_path/'cut'/'results.svg').stat().st_size > 1000
+
+
+def test_a_budget_stops_between_epochs(sample, tmp_path, monkeypatch):
+    rows = 'colour_floor', 'squeezenet1_1_scratch'
+    whole = compare(sample, tmp_path/'whole', rows, splits=('patient',), **TINY)
+    from malaria_fastai import study
+    run = study._train_one
+    monkeypatch.setattr(study, '_train_one', lambda job, folder, root, positive, until: run(job, folder, root, positive, 0))
+    cut = compare(sample, tmp_path/'cut', rows, splits=('patient',), **TINY)
+    assert 'budget' in cut.state[1]
+    assert any((tmp_path/'cut').rglob('stage1_0.state'))
+    monkeypatch.undo()
+    end = compare(sample, tmp_path/'cut', rows, splits=('patient',), **TINY)
+    assert end.accuracy.tolist() == whole.accuracy.tolist() and end.auc.tolist() == whole.auc.tolist()
+
+
+def test_another_comparison_is_refused(sample, tmp_path):
+    compare(sample, tmp_path, ('colour_floor',), splits=('random',), **TINY)
+    with pytest.raises(AnotherRun): compare(sample, tmp_path, ('colour_floor',), splits=('random',), **TINY | dict(limit=120))
+
+
+@pytest.mark.parametrize('rule', ['random', 'patient'])
+def test_folds_hold_every_cell_once(rule, sample):
+    cells = read_cells(sample, progress=False)
+    folds = comparison_folds(cells, rule, 5)
+    tested = pd.concat([o.path[o.split == 'test'] for o in folds])
+    assert sorted(tested) == sorted(cells.path)
+    assert all((o.split == 'valid').any() for o in folds)
+
+
+def test_train_runs_a_recipe(sample, tmp_path, capsys):
+    words = ['train', sample, '--recipe', 'squeezenet1_1_scratch', '--size', '32', '--epochs', '1', '--bs', '16', '--limit', '100', '--split', 'patient', '--out', tmp_path/'run']
+    assert main(words) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path/'run'/'metrics.json').read_text())
+    assert found['recipe'] == 'squeezenet1_1_scratch' and '32 of 128 px' in found['shortened'] and found['arch'] == 'squeezenet1_1'
+    assert main([*words, '--resume']) == 0
+    assert main(['train', sample, '--recipe', 'colour_floor', '--limit', '100', '--split', 'patient', '--out', tmp_path/'floor']) == 0, capsys.readouterr().err
+    assert (tmp_path/'floor'/'report.html').exists()
