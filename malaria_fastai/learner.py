@@ -978,7 +978,7 @@ def to_fp16(self:CNNLearner, **kwargs):
 # %% ../nbs/api/04_learner.ipynb #52834a17
 class Bfloat16(Callback):
     "Multiply in bfloat16; weights, sums and losses stay in single precision."
-    order,now = 10,None
+    order,name,amp_mode,now = 10,'mixed_precision','bf16',None # fastai's name, under which a state writes the precision down
     def before_batch(self):
         self.now = torch.autocast(self.dls.device.type, torch.bfloat16)
         self.now.__enter__()
@@ -1001,7 +1001,7 @@ def _accelerator():
     "accelerate's engine, joined to the processes that were launched together."
     try: from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as e: raise ImportError("several processes need accelerate: pip install 'malaria_fastai[distributed]'") from e
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 
 def is_writer()->bool:

@@ -29,10 +29,11 @@ import timm
 import torch
 import torchvision
 from fastai.callback.core import Callback
+from fastai.torch_core import num_distrib
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .learner import CNNLearner
+from .learner import CNNLearner, is_writer
 
 # %% ../nbs/api/05_resume.ipynb #5c7562e1
 _MAGIC = b'malaria_fastai state 1'
@@ -193,7 +194,7 @@ _RECORDED = ('lrs', 'momenta', 'iters', 'history', 'stages')
 
 
 def _recorder(rec):
-    losses = torch.stack([torch.as_tensor(o) for o in rec.losses]) if rec.losses else torch.zeros(0)
+    losses = torch.stack([torch.as_tensor(o).cpu() for o in rec.losses]) if rec.losses else torch.zeros(0)
     return plain(dict({k: getattr(rec, k) for k in _RECORDED}, losses=losses, values=rec.values, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count))
 
 
@@ -239,7 +240,7 @@ def _differences(then, now):
 def _surroundings():
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     versions = {o.__name__: o.__version__ for o in (fastai, torch, torchvision, timm, np, PIL)}
-    return plain(dict(**versions, device=device, threads=torch.get_num_threads()))
+    return plain(dict(**versions, device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1))
 
 
 def check_config(
@@ -331,6 +332,7 @@ def _check_monitor(self:SaveModelCallback):
 @patch
 def _check_folder(self:SaveModelCallback):
     "Make the folder, try to write to it, and clear away what a killed process left half written."
+    if not is_writer(): return
     with self._writing(f'the folder {self.learn.model_dir}'):
         self.folder.mkdir(parents=True, exist_ok=True)
         left = re.compile(rf'\.{re.escape(self.stem)}(_\w+)?\.(pth|state)\.\d+\.tmp')
@@ -378,13 +380,17 @@ def _name(self:SaveModelCallback, place):
 
 @patch
 def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
-    "Write the weights and the state after `epoch`, or after `batch` batches of it."
-    name = self._name((epoch, batch))
+    "Write the weights and the state after `epoch`, or after `batch` batches of it; of several processes, one writes."
+    if is_writer(): self._write(self._name((epoch, batch)), stopped)
+    self.done = (epoch, batch)
+    if is_writer(): self._tidy()
+
+
+@patch
+def _write(self:SaveModelCallback, name, stopped):
     with self._writing(name):
         sha = save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{name}.pth', header=False)
         save_atomically(self._state(sha, stopped), self.folder/f'{name}.state')
-    self.done = (epoch, batch)
-    self._tidy()
 
 
 @patch
@@ -402,7 +408,8 @@ def _state(self:SaveModelCallback, sha, stopped):
 def _save_if_better(self:SaveModelCallback):
     value = self.sign*self.recorder.history[-1][self.monitor]
     if not value > self.best: return
-    with self._writing(self.stem): save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{self.stem}.pth', header=False)
+    if is_writer():
+        with self._writing(self.stem): save_atomically(plain(self.learn.model.state_dict()), self.folder/f'{self.stem}.pth', header=False)
     self.best = value
     print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*value:.6f}.")
 
