@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -630,6 +630,7 @@ class CNNLearner(Learner):
     def _continue(self):
         "Bring back what was reached: from the files of a callback, or from this very learner."
         back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
+        if getattr(self.dls.train, 'share', (0, 1))[1] > 1: torch.distributed.barrier() # no process writes while another one looks for states
         if any(back): return
         if self.first_epoch == 'last' and False in back: return self.begin_stage()
         if not self._stands_before(self.first_epoch):
@@ -1009,12 +1010,15 @@ def is_writer()->bool:
     return rank_distrib() == 0
 
 
+def _others_silent(): return nullcontext() if is_writer() else redirect_stdout(io.StringIO())
+
+
 @contextmanager
 def writer_first():
-    "Let the first of several processes do this before the others, who find what it wrote."
+    "Let the first of several processes do this before the others, who find what it wrote and do not repeat what it says."
     if num_distrib() < 2: yield
     else:
-        with _accelerator().main_process_first(): yield
+        with _accelerator().main_process_first(), _others_silent(): yield
 
 
 class Processes(Callback):
@@ -1054,9 +1058,8 @@ def distributed(self:CNNLearner):
         return
     with ExitStack() as stack:
         stack.enter_context(self.added_cbs([Processes()]))
-        if not is_writer():
-            stack.enter_context(self.no_bar())
-            stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(_others_silent())
+        if not is_writer(): stack.enter_context(self.no_bar())
         yield self
 
 # %% ../nbs/api/04_learner.ipynb #13971807

@@ -1,0 +1,157 @@
+"Two processes on one machine train as one: the same gradients and metrics, one writer, every cell once, and an exact continuation."
+import json, os, socket, subprocess, sys
+import numpy as np, pytest, torch
+from pathlib import Path
+from PIL import Image
+
+pytest.importorskip('accelerate', reason="several processes need the extra [distributed]")
+
+TRAIN = """
+import json,os,sys
+from pathlib import Path
+import numpy as np, torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.metrics import RocAucBinary, accuracy
+from torch import nn
+from malaria_fastai.data import ImageDataBunch, ResizeMethod, get_transforms
+from malaria_fastai.learner import CNNLearner, cnn_learner, is_writer, weights_hash, writer_first
+from malaria_fastai.resume import SaveModelCallback
+
+torch.set_num_threads(1)
+root,out = map(Path, sys.argv[1:3])
+rank = int(os.environ.get('RANK', 0))
+
+class Watch(Callback):
+    "What this process trained on, the gradients it stepped with, and which files it wrote."
+    order = 3000
+    def __init__(self): self.cells,self.valid,self.grads = [],[],[]
+    def before_fit(self):
+        load = type(self.dls.train)._mine
+        for dl,to in ((self.dls.train, self.cells), (self.dls.valid, self.valid)):
+            def watched(idxs, dl=dl, to=to):
+                mine = load(dl, idxs)
+                to.append((dl.epoch, mine.tolist()))
+                return mine
+            dl._mine = watched
+    def before_step(self): self.grads.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])[:2000].tolist())
+
+def train(learn, epochs, name, stop=None, **kw):
+    watch = Watch()
+    class Stop(Callback):
+        order = 2500
+        def after_epoch(self):
+            if self.epoch == stop: raise CancelFitException()
+    with learn.distributed(): learn.fit_one_cycle(epochs, 1e-2, callbacks=[SaveModelCallback(every='epoch', name=name), watch, *([Stop()] if stop is not None else [])], **kw)
+    for dl in learn.dls.loaders[:2]: del dl._mine
+    history = [{k: v for k,v in h.items() if k != 'seconds'} for h in learn.recorder.history]
+    return dict(cells=watch.cells, valid=watch.valid, grads=watch.grads, history=history, weights=weights_hash(learn.model), loss=[float(o) for o in learn.recorder.losses])
+
+def data(tfms=None, bs=10):
+    return ImageDataBunch.from_folder(root, size=24, resize_method=ResizeMethod.SQUISH, bs=bs, val_bs=7, cache=root/'cache', device='cpu', ds_tfms=tfms)
+
+opened,written = open,set()
+import builtins,io
+def watching(file, mode='r', *args, **kw):
+    if set(mode) & set('wxa+') and not str(file).startswith('/dev'): written.add(Path(str(file)).name)
+    return opened(file, mode, *args, **kw)
+builtins.open = io.open = watching
+
+found = {}
+with writer_first(): found['cached'] = data().train_ds.pictures.store is not None
+found['written_first'] = sorted(written)
+written.clear()
+def plain():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+for bs in (10, 13): found[f'plain{bs}'] = train(CNNLearner(data(bs=bs), plain(), metrics=[accuracy, RocAucBinary()], path=out), 2, f'plain{bs}')
+def resnet(): return cnn_learner(data(get_transforms(flip_vert=True, max_rotate=None, max_zoom=1., max_warp=None)), 'resnet18', pretrained=False, metrics=accuracy, path=out)
+found['whole'] = train(resnet(), 2, 'whole')
+train(resnet(), 2, 'pieces', stop=0)
+learn = resnet()
+found['pieces'] = train(learn, 2, 'pieces', start_epoch='last')
+found['written'] = sorted(written)
+if is_writer(): found['predicted'] = learn.get_preds()[0].tolist() # by one process alone
+(out/f'{rank}.json').write_text(json.dumps(found))
+"""
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    "Sixty-five pictures of two classes: 52 to train on, 13 for validation."
+    root = tmp_path_factory.mktemp('pictures')
+    for i in range(65):
+        file = root/'ab'[i % 2]/f'{i:02d}.png'
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.RandomState(i).randint(0, 128 + 99*(i % 2), (20 + i % 9, 24, 3)).astype(np.uint8)).save(file)
+    return root
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def launched(root, out, n):
+    "What each of `n` processes found."
+    out.mkdir()
+    (out/'train.py').write_text(TRAIN)
+    how = ['-m', 'accelerate.commands.launch', '--multi_gpu', f'--num_processes={n}', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
+           f'--main_process_port={free_port()}'] if n > 1 else []
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, *how, str(out/'train.py'), str(root), str(out)], capture_output=True, text=True, env=env, timeout=500)
+    assert not run.returncode, run.stderr[-3000:]
+    return [json.loads((out/f'{i}.json').read_text()) for i in range(n)],run.stdout
+
+@pytest.fixture(scope='module')
+def one(root, tmp_path_factory): return launched(root, tmp_path_factory.mktemp('one')/'out', 1)
+
+@pytest.fixture(scope='module')
+def two(root, tmp_path_factory): return launched(root, tmp_path_factory.mktemp('two')/'out', 2)
+
+def table(o, *keys): return np.array([[h[k] for k in keys] for h in o['history']])
+
+def test_gradients_and_metrics_are_those_of_one_process(one, two):
+    "Batches of 10 are shared five and five; the validation batches are 7 and 6, so 4+3 and 3+3."
+    (alone,),(a,b) = (([p['plain10'] for p in o[0]]) for o in (one, two))
+    assert len(a['grads']) == len(alone['grads']) == 10
+    assert np.allclose(a['grads'], b['grads']) and np.allclose(a['grads'], alone['grads'], atol=1e-6, rtol=1e-4)
+    keys = ('train_loss', 'valid_loss', 'accuracy', 'roc_auc_score')
+    assert np.allclose(table(a, *keys), table(alone, *keys), atol=1e-5) and a['weights'] == b['weights']
+    assert np.allclose(a['loss'], alone['loss'], atol=1e-5)
+
+def test_shares_that_differ(one, two):
+    "A batch of 13 is shared seven and six, and each picture still weighs the same."
+    (alone,),(a,b) = (([p['plain13'] for p in o[0]]) for o in (one, two))
+    assert {len(c) for o in (a, b) for _,c in o['cells']} == {6, 7}
+    assert np.allclose(a['grads'], alone['grads'], atol=1e-6, rtol=1e-4)
+    assert np.allclose(table(b, 'valid_loss', 'accuracy'), table(alone, 'valid_loss', 'accuracy'), atol=1e-5)
+
+@pytest.mark.parametrize('net', ['plain10', 'whole'])
+def test_no_cell_is_trained_twice_in_an_epoch(one, two, net):
+    def epochs(runs): return [sorted(i for o in runs for e,idxs in o[net]['cells'] if e == k for i in idxs) for k in range(2)]
+    for cells in epochs(two[0]): assert len(cells) == len({*cells}) == 50
+    assert epochs(two[0]) == epochs(one[0])
+    assert not {i for _,c in two[0][0][net]['cells'][:5] for i in c} & {i for _,c in two[0][1][net]['cells'][:5] for i in c}
+
+def test_every_validation_cell_is_there(two):
+    for o in two[0]: assert len(o['plain10']['valid']) == 4
+    assert {i for o in two[0] for _,c in o['plain10']['valid'] for i in c} == {*range(13)}
+
+def test_one_writer(two):
+    writer,other = two[0]
+    assert other['written_first'] == [] and other['written'] == []
+    assert {'whole_1.pth', 'whole_1.state'} <= {o.split('.', 1)[1].rsplit('.', 2)[0] if o.startswith('.') else o for o in writer['written']}
+    assert writer['cached'] and other['cached'] and len(writer['predicted']) == 13
+
+def test_a_resnet_agrees_on_all_processes(two):
+    for k in ('whole', 'pieces'): assert two[0][0][k]['weights'] == two[0][1][k]['weights']
+    keys = ('train_loss', 'valid_loss', 'accuracy')
+    assert (table(two[0][0]['whole'], *keys) == table(two[0][1]['whole'], *keys)).all()
+
+def test_continued_is_uninterrupted(two):
+    for o in two[0]: assert o['pieces']['weights'] == o['whole']['weights'] and o['pieces']['history'] == o['whole']['history']
+
+def test_only_one_process_talks(two): assert two[1].count('Loaded pieces_0') == 1
+
+def test_too_small_a_batch_and_a_missing_extra(monkeypatch):
+    from malaria_fastai import learner
+    monkeypatch.setitem(sys.modules, 'accelerate', None)
+    with pytest.raises(ImportError, match=r'malaria_fastai\[distributed\]'): learner._accelerator()
