@@ -271,8 +271,7 @@ def plot_reliability(
            label=f'cells (most in a bin: {r.n.max():,})')
     ax.plot([0,1], [0,1], color=GREY, lw=1, ls=':')
     _share_axes(ax, f'p of {_words(positive)}, mean in the bin', f'truly {_words(positive)}, share of the bin')
-    ax.legend(frameon=False, loc='upper left', fontsize=9)
-    return ax
+    return _legend_above(ax)
 
 # %% ../nbs/api/08_report.ipynb #baee3378
 def plot_coverage(
