@@ -53,3 +53,14 @@ address: .venv/ready ## write git_url of settings.ini wherever the repository's 
 .PHONY: soak
 soak: .venv/ready ## kill a training 200 times, compare each end: results/resume_soak.csv (half an hour or more)
 	$(BIN)/python tests/kill_resume.py --kills 200 --out results/resume_soak.csv
+
+.PHONY: bench bench-long
+bench: .venv/ready ## measure ratios to stock fastai on the cells of MALARIA_NIH_ZIP: bench/README.md (ten minutes, on a quiet machine)
+	$(BIN)/python -W ignore bench/bench.py
+
+bench-long: .venv/ready ## the wall time to 95 % of unseen patients' cells (up to two hours)
+	$(BIN)/python -W ignore bench/bench.py --long
+
+.PHONY: best
+best: .venv/ready ## train the best recipe on the cells of MALARIA_NIH_ZIP, or on the full set: runs/best
+	$(BIN)/malaria-fastai train $(or $(MALARIA_NIH_ZIP),nih) --recipe best --split fold:0 --out runs/best --resume
