@@ -777,7 +777,8 @@ def _fold_section(found):
     return joined(tag('div', drawn, class_='figures'), said, _short_table(shown))
 
 # %% ../nbs/api/08_report.ipynb #388aa747
-_SHORTCUTS = dict(frame='the black frame alone', outline='the outline of the cell alone', blanked='the cell blacked out')
+_SHORTCUTS = dict(blanked='The cell blacked out', outline='The outline alone, every cell painted in one colour',
+                  frame='Eight measures of the outline, given to gradient boosting instead of the network')
 
 def _shortcut_line(name, found):
     auc,ci = found.get('auc'), found.get('auc_ci')
@@ -823,7 +824,7 @@ def _robustness_section(t):
              for r in ('sensitivity','specificity')]
     cut = t.threshold.dropna().unique() if 'threshold' in t else []
     fixed = f' {cut[0]:.3g}' if len(cut)==1 else ''
-    said = f'The cells, not their black frame, were corrupted in five strengths. The threshold{fixed} stayed as it was.'
+    said = f'Cells were corrupted in five strengths; only background, neighbour and scale touch the black frame. The threshold{fixed} stayed.'
     return joined(tag('p', said), _bullets(_worst_lines(t)), tag('div', *shown, class_='figures'))
 
 def _hit_rows(found):
