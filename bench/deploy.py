@@ -1,0 +1,201 @@
+"""What the model folder promises, measured: parity of ONNX, pictures a second from files, and what is refused.
+
+    MALARIA_NIH_ZIP=cell_images.zip MALARIA_CXR_ZIP=chest_xray.zip python bench/deploy.py parity|throughput|refusal [RUN]
+
+`throughput` needs a packed run folder with both ONNX files; `parity` and `refusal` need none: the check is fitted as `pack` does it, on the patients of the
+training part, its limits are set on those of the validation part, and the cells that are judged belong to the test part. Photographs are the pictures that
+scikit-learn and scikit-image (`pip install scikit-image`) carry. Writes results/deploy_parity.csv, deploy_throughput.csv and refusal.csv."""
+import argparse,io,os,sys,tempfile,time,zipfile
+from importlib.util import find_spec
+from pathlib import Path
+import numpy as np
+import pandas as pd
+from PIL import Image,ImageFilter
+
+from malaria_fastai.cells import open_picture,read_cells
+from malaria_fastai.data import Resizing,ResizeMethod
+from malaria_fastai.deploy import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
+from malaria_fastai.learner import ModelSpec
+from malaria_fastai.source import locate
+from malaria_fastai.split import split_by
+from malaria_fastai.study import environment
+
+BACKBONES = 'resnet18 resnet34 resnet50 vgg16_bn densenet121 mobilenet_v2 squeezenet1_1 mobilenetv2_140 tf_efficientnet_lite0'.split()
+
+def say(rows, file, a):
+    "Write a table, each row with command and commit."
+    table = pd.DataFrame(rows).assign(command=' '.join(['python','bench/deploy.py',*sys.argv[1:]]), commit=environment('')['commit'])
+    table.to_csv(Path(a.results)/file, index=False, lineterminator='\n')
+    print(table.drop(columns=['command','commit']).to_string())
+
+def real(a, folder):
+    "The folder of the cells, and their table with the split by patient."
+    root = locate(os.environ['MALARIA_NIH_ZIP'], folder=folder)
+    return root,split_by(read_cells(root, progress=False), 'patient', valid=.2, test=.2, seed=42)
+
+# ---- parity
+
+def parity(a, folder):
+    "From file to probability on 200 real cells of the test part, torch beside ONNX; random weights, scaled so that probabilities spread."
+    import torch
+    from malaria_fastai.deploy import _session,_softmax
+    root,cells = real(a, folder)
+    files,rows = [root/o for o in cells.path[cells.split=='test'].iloc[::12][:200]],[]
+    for arch in a.arch or BACKBONES:
+        size = 224 if 'vgg' in arch and a.full else a.size
+        net,rule = PictureNet(ModelSpec(arch, 2).build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
+        x = np.stack([rule.fixed(open_picture(o)) for o in files])
+        with torch.inference_mode(): net.model[1][-1].weight.mul_(3/max(net(torch.from_numpy(x[:32])).std().item(), 1e-6))
+        own = write_onnx(net, rule, Path(folder)/f'{arch}.onnx')
+        ask = _session(Path(folder)/f'{arch}.onnx', 1)
+        with torch.inference_mode(): p = torch.cat([net(torch.from_numpy(x[i:i+32])) for i in range(0, len(x), 32)]).softmax(1).numpy()
+        q = np.concatenate([_softmax(ask(x[i:i+32])) for i in range(0, len(x), 32)])
+        rows.append(dict(arch=arch, size=size, weights='random', cells=len(x), p_min=p[:,0].min().round(3), p_max=p[:,0].max().round(3), largest_difference=float(abs(p-q).max()),
+                         same_decision=int(((p[:,0]>=.5)==(q[:,0]>=.5)).sum()), at_export=own, onnx_mb=round((Path(folder)/f'{arch}.onnx').stat().st_size/1e6, 1)))
+        print(rows[-1], flush=True)
+        say(rows, 'deploy_parity.csv', a)
+
+# ---- throughput
+
+def throughput(a, folder):
+    "Pictures a second from files to answers: decode, check, resize, network. The engines take turns; the best of the rounds counts."
+    root,cells = real(a, folder)
+    files = [root/o for o in cells.path[cells.split=='test'].iloc[:a.n]]
+    engines = {(o,c): Predictor(a.run, o, threads=2) for o in ('torch','onnx','int8') for c in (True,False)}
+    for (o,c),p in engines.items():
+        if not c: p.content = None
+    best,answers = {},{}
+    for _ in range(a.rounds):
+        for k,p in engines.items():
+            start = time.perf_counter()
+            answers[k] = p(files)
+            best[k] = min(best.get(k, 1e9), time.perf_counter()-start)
+    folder,said = read_folder(a.run)
+    names,truth = dict(torch='export.pkl', onnx='model.onnx', int8='model.int8.onnx'),cells.set_index('path').label
+    label = truth[[o.relative_to(root).as_posix() for o in files]].to_numpy()
+    rows = [dict(engine=o, content_check=c, arch=said['arch'], size=said['resize']['size'][0], pictures=len(files), seconds=round(best[o,c], 2), pictures_per_second=round(len(files)/best[o,c]),
+                 mb=round(said['files'][names[o]]['file']['bytes']/1e6, 1), accuracy=round(float((answers[o,c].label==label)[answers[o,c].label!=''].mean()), 4),
+                 same_decision_as_torch=round(float((answers[o,c].decision==answers['torch',c].decision).mean()), 4), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1))
+            for o,c in engines]
+    say(rows, 'deploy_throughput.csv', a)
+
+# ---- refusal: pictures by kind
+
+PHOTOS = '''astronaut.png brick.png camera.png cell.png chelsea.png chessboard_GRAY.png chessboard_RGB.png clock_motion.png coffee.png coins.png color.png grass.png gravel.png horse.png
+hubble_deep_field.jpg ihc.png logo.png microaneurysms.png moon.png motorcycle_left.png motorcycle_right.png page.png phantom.png retina.jpg rocket.jpg text.png'''.split()
+
+def photographs():
+    "The photographs and drawings that lie in scikit-image and scikit-learn."
+    ski,skl = (Path(find_spec(o).submodule_search_locations[0]) for o in ('skimage','sklearn'))
+    there = [o for o in [*(ski/'data'/o for o in PHOTOS), *(skl/'datasets/images'/o for o in ('china.jpg','flower.jpg'))] if o.exists()]
+    return [open_picture(o) for o in there]
+
+def xrays(n, rng):
+    "X-rays of chests, drawn at random from the archive."
+    with zipfile.ZipFile(os.environ['MALARIA_CXR_ZIP']) as z:
+        return [open_picture(io.BytesIO(z.read(o))) for o in _drawn(sorted(o for o in z.namelist() if o.endswith('.jpeg')), n, rng)]
+
+def one_noise(k, rng):
+    h,w = rng.integers(60, 250, 2)
+    if k==0: a = rng.integers(0, 256, (h,w,3))
+    if k==1: a = rng.normal(rng.uniform(60, 200, 3), rng.uniform(10, 60), (h,w,3))
+    if k==2: a = rng.normal(rng.uniform(60, 200), rng.uniform(10, 60), (h,w,1)).repeat(3, 2)
+    if k==3: a = np.where(rng.random((h,w,1)) < rng.uniform(.02, .3), rng.integers(0, 2, (h,w,1))*255, rng.uniform(60, 220, 3))
+    if k==4: a = np.asarray(Image.fromarray(rng.integers(0, 256, (*rng.integers(3, 12, 2),3)).astype(np.uint8)).resize((int(w),int(h)), Image.Resampling.BICUBIC))
+    return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
+
+def blank(n, rng, colours):
+    "One colour all over: any, or the mean colour of a cell."
+    for i in range(n): yield Image.new('RGB', tuple(int(o) for o in rng.integers(60, 250, 2)), tuple(int(o) for o in (colours[i % len(colours)] if i % 2 else rng.integers(0, 256, 3))))
+
+def field(cells, rng, kind):
+    "A field of view composed of the cells of one patient, not as the library composes them: without overlap, in rows, or one over the other."
+    h,w = (700,900) if kind=='apart' else (480,640) if kind=='heaped' else tuple(int(o)*170 for o in rng.integers(3, 7, 2))
+    ground = np.mean([np.percentile(c[c.max(2) > 24], 98, axis=0) for c in cells[:20]], 0)*rng.uniform(1, 1.08) if kind=='apart' else rng.uniform((200,180,190), (250,235,240))
+    x,taken = np.ones((h,w,3))*np.clip(ground, 0, 252),np.zeros((h,w), bool)
+    if kind=='apart': x += rng.normal(0, 3, (h,w,1))
+    for i in range(dict(apart=int(rng.uniform(1.2, 2.7)*h*w/130**2), heaped=40).get(kind, h*w//170**2)):
+        c = cells[rng.integers(len(cells))]
+        (a,b),m = c.shape[:2],c.max(2) > 0
+        room = (170,170) if kind=='rows' else (h,w)
+        if a >= room[0] or b >= room[1]: continue
+        y,z = int(rng.integers(room[0]-a)),int(rng.integers(room[1]-b))
+        if kind=='rows': y,z = y+i//(w//170)*170,z+i%(w//170)*170
+        if kind=='apart' and (taken[y:y+a,z:z+b] & m).mean() > .02: continue
+        x[y:y+a,z:z+b][m] = c[m]
+        taken[y:y+a,z:z+b] |= m
+    im = Image.fromarray(x.clip(0, 255).astype(np.uint8))
+    return im.filter(ImageFilter.GaussianBlur(.7)) if kind=='apart' else im
+
+def without_frame(cell, rng):
+    "A cell in its box, on a background instead of black."
+    return Image.fromarray(np.where(cell.max(2, keepdims=True) > 24, cell, rng.integers(170, 250, 3).astype(np.uint8)))
+
+def outlines(cells, rng):
+    "The outline of a real cell, or an oval."
+    while True:
+        c = cells[rng.integers(len(cells))]
+        h,w = c.shape[:2]
+        y,x = np.mgrid[:h,:w]
+        yield c.max(2) > 24 if rng.random() < .5 else ((2*y+1)/h-1)**2+((2*x+1)/w-1)**2 <= 1
+
+def framed(ims, shapes, rng, how, times=1):
+    "In a black frame, as large as a cell: all of each picture, a piece of any size, or a piece at the scale of its pixels."
+    for im in ims:
+        for _ in range(times):
+            o = next(shapes)
+            most = min(im.width/o.shape[1], im.height/o.shape[0])
+            if how=='whole': yield cut_piece(im.resize(o.shape[::-1], Image.Resampling.BILINEAR), o)
+            else: yield cut_piece(im, o, 1. if how=='native' or most <= 1 else float(np.exp(rng.uniform(0, np.log(most)))), rng)
+
+def fitted(root, cells, rng, n):
+    "As `pack` fits it."
+    part = {k: list(cells.path[cells.split==k]) for k in ('train','valid','test')}
+    some = {k: numbers_of(root/o for o in _drawn(v, n, rng)) for k,v in part.items() if k!='test'}
+    return fit_content(some['train'], some['valid'], numbers_of(_pieces(_by_patient(root, part['train'], rng), rng, n)))
+
+def refusal(a, folder):
+    "What share of each kind is refused; limits from validation patients, cells from test patients."
+    rng = np.random.default_rng(42)
+    root,cells = real(a, folder)
+    check = fitted(root, cells, rng, a.n)
+    test = cells[cells.split=='test']
+    look = lambda o: np.asarray(open_picture(root/o))
+    mine = [look(o) for o in _drawn(list(test.path), 200, rng)]
+    people = [[look(o) for o in _drawn(list(g), 24, rng)] for _,g in test.groupby('patient').path]
+    shapes,m = outlines(mine, rng),a.each
+    kinds = {'X-rays': xrays(m, rng), 'photographs': photographs(), 'noise': [one_noise(i % 5, rng) for i in range(m)],
+             'blank': list(blank(m, rng, [c[c.max(2) > 24].mean(0) for c in mine]))}
+    kinds |= {f'smear fields, cells {k}': [field(people[i % len(people)], rng, k) for i in range(m//4)] for k in ('apart','rows','heaped')}
+    rows = []
+    def judge(kind, ims, about):
+        seen = [appearance(o) for o in ims]
+        why = [check.reason(o) for o in seen]
+        rows.append(dict(kind=kind, n=len(why), refused=sum(map(bool, why)), rate=round(float(np.mean([bool(o) for o in why])), 4), frame=sum('black' in o for o in why),
+                         far=sum(o.startswith('unlike') for o in why), piece=sum(o.startswith('more like') for o in why), about=about))
+        print(rows[-1], flush=True)
+    judge('real cells of test patients', (open_picture(root/o) for o in _drawn(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, never used for the check; at most 1 % may be refused')
+    for k,ims in kinds.items():
+        judge(k, ims, 'as they are')
+        judge(f'{k}, framed', framed(ims, shapes, rng, 'whole', 4 if len(ims) < m else 1), 'all of the picture in a black frame of the size of a cell')
+        judge(f'{k}, cut', framed(ims, shapes, rng, 'cut', max(1, m//len(ims))), 'a piece of any size in a black frame of the size of a cell')
+        if 'smear' in k: judge(f'{k}, cut as large as a cell', framed(ims, shapes, rng, 'native', 4), 'a piece at the scale of its pixels: may show most of one cell, or nothing but background')
+    judge('cells without the black frame', (without_frame(c, rng) for c in mine), 'refused on purpose: training cells are cut out on black')
+    say(rows, 'refusal.csv', a)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('what', choices=('parity','throughput','refusal'))
+    p.add_argument('run', nargs='?', help='a packed run folder, for throughput')
+    p.add_argument('--results', default='results')
+    p.add_argument('--arch', nargs='*', help='parity: these networks only')
+    p.add_argument('--size', type=int, default=64, help='parity: side of the pictures')
+    p.add_argument('--full', action='store_true', help='parity: VGG at 224')
+    p.add_argument('--n', type=int, default=2000, help='cells to fit the check on, or to time')
+    p.add_argument('--each', type=int, default=200, help='refusal: pictures of a kind')
+    p.add_argument('--cells', type=int, default=2500, help='refusal: cells of test patients')
+    p.add_argument('--rounds', type=int, default=2, help='throughput: rounds')
+    a = p.parse_args()
+    with tempfile.TemporaryDirectory() as folder: globals()[a.what](a, folder)
+
+if __name__=='__main__': main()
