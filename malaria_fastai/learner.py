@@ -57,7 +57,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 from tqdm.auto import tqdm
 
-from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, replacing, seeded, show_grid, view
+from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, replacing, seed_torch, seeded, show_grid, view
 
 # %% ../nbs/api/04_learner.ipynb #10ede0b7
 _FEATURES = {'vgg', 'alexnet', 'squeezenet', 'densenet', 'mobilenetv2', 'mobilenetv3', 'efficientnet', 'convnext'} # body: .features
@@ -564,7 +564,7 @@ class Draws(Callback):
     def after_train(self): self.dls.train.first_batch = 0
     def before_batch(self):
         rank = getattr(self.dl, 'share', (0, 1))[0]
-        if self.training: torch.manual_seed(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1+rank))
+        if self.training: seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1+rank))
 
 
 def _cycle(cbs, lr, n_epoch):

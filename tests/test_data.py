@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from malaria_fastai.cells import read_cells
 from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod,
-    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, replacing, seeded, transformed, view, views)
+    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, replacing, seed_torch, seeded, transformed, view)
 
 CLASSES = 'bad', 'good', 'ugly'
 
@@ -575,11 +575,6 @@ def test_views_are_uniform(size):
     shares = [share(y, view(x, k)) for k in range(n)]
     assert n == (8 if size[0] == size[1] else 4) and abs(sum(shares) - 1) < 1e-6 and all(abs(o - 1/n) < .07 for o in shares)
 
-@pytest.mark.parametrize('size', [(8, 8), (6, 9)])
-def test_views_of_bytes(size):
-    x,k = torch.randint(0, 256, (24, 3, *size), dtype=torch.uint8),torch.arange(24) % n_views(size)
-    assert torch.equal(views(x, k), torch.stack([view(p, int(o)) for p,o in zip(x, k)]))
-
 BYTES = TensorImage(torch.arange(256, dtype=torch.uint8).repeat(20*3*2).reshape(20, 2*16, 16, 3).permute(0, 3, 1, 2))
 
 class Affine(Transform):
@@ -590,14 +585,25 @@ class Affine(Transform):
 @pytest.mark.parametrize('fs', [[], [Normalize.from_stats(*imagenet_stats, cuda=False)], [Affine(), Normalize.from_stats(*imagenet_stats, cuda=False)]], ids=len)
 @pytest.mark.parametrize('split', [0, 1])
 @pytest.mark.parametrize('light', [None, 0., 1.])
-def test_looked_up_is_worked_out(fs, split, light):
-    fs = [IntToFloatTensor(), *([Lighting(.4, light)] if light is not None else []), *fs]
+@pytest.mark.parametrize('turn', [None, Flip, Dihedral])
+@pytest.mark.parametrize('square', [True, False])
+def test_looked_up_is_worked_out(fs, split, light, turn, square):
+    x = TensorImage(BYTES[..., :16, :]) if square else BYTES
+    fs = [*([turn()] if turn else []), IntToFloatTensor(), *([Lighting(.4, light)] if light is not None else []), *fs]
     pipe = Pipeline(fs, split_idx=split)
-    with seeded(3): worked_out = pipe(BYTES)
-    with seeded(3): looked_up,y = transformed((BYTES, 'label'), pipe)
-    if light is None or split: assert torch.equal(looked_up, worked_out)  # nothing is drawn: bit for bit
+    with seeded(3): worked_out = pipe(x)
+    with seeded(3): looked_up,y = transformed((x, 'label'), pipe)
+    if light is None or split: assert torch.equal(looked_up, worked_out)  # no value is drawn: bit for bit
     else: assert torch.allclose(looked_up, worked_out, atol=1e-5)
-    assert y == 'label' and type(looked_up) is TensorImage and looked_up.is_contiguous()
+    assert y == 'label' and type(looked_up) is TensorImage
+    if len(fs) < 2: assert looked_up.is_contiguous()
+
+def test_seeding_is_torchs():
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        x = torch.rand(3)
+        seed_torch(7)
+        assert torch.equal(torch.rand(3), x)
 
 def test_bytes_stay_bytes(root):
     data = bunch(root, ds_tfms=get_transforms())
