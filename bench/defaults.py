@@ -13,6 +13,7 @@ from fastai.optimizer import Adam
 
 from malaria_fastai.all import (FASTAI_V1, ImageDataBunch, ResizeMethod, accuracy, cnn_learner, get_transforms, positive_class, prepare)
 from malaria_fastai.evaluate import metrics
+from malaria_fastai.study import environment
 
 VARIANTS = { # name -> what differs from cnn_learner's defaults
     'ours': {},
@@ -39,13 +40,14 @@ def trial(root, cells, size, epochs, seed, lr=3e-3, **kwargs):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--size', type=int, default=48)
-    p.add_argument('--epochs', type=int, default=4)
-    p.add_argument('--limit', type=int, default=6000)
-    p.add_argument('--seeds', type=int, default=2)
+    p.add_argument('--size', type=int, default=32)
+    p.add_argument('--epochs', type=int, default=5)
+    p.add_argument('--limit', type=int, default=4000)
+    p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--out', type=Path, default=Path('results/defaults.csv'))
     a = p.parse_args()
-    rows = []
+    rows,about = [],environment('python bench/defaults.py ' + ' '.join(f'--{k} {getattr(a, k)}' for k in ('size', 'epochs', 'limit', 'seeds')))
+    said = f"{about['command']} (resnet18 from random weights, split by patient; torch {about['versions']['torch']}, {about['device']}, commit {about['commit']})"
     with tempfile.TemporaryDirectory() as d:
         for seed in range(42, 42 + a.seeds):
             root,cells = prepare(os.environ['MALARIA_NIH_ZIP'], 'patient', seed, a.limit, data_dir=d)
@@ -54,7 +56,7 @@ def main():
                                  cells=len(cells), valid_patients=int(cells[cells.split == 'valid'].patient.nunique())))
                 print(rows[-1], flush=True)
                 a.out.parent.mkdir(exist_ok=True)
-                pd.DataFrame(rows).round(4).to_csv(a.out, index=False)
+                a.out.write_text(f'# {said}\n' + pd.DataFrame(rows).round(4).to_csv(index=False), encoding='utf-8')
     print(pd.DataFrame(rows).groupby('variant', sort=False)[['accuracy', 'auc', 'loss']].mean().round(4))
 
 
