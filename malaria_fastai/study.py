@@ -611,7 +611,7 @@ class _Budget(Callback):
     order = 1001
     def __init__(self, until): self.until = until
     def after_epoch(self):
-        if self.learn.fitting and self.epoch < self.n_epoch-1 and time.time() > self.until: raise OutOfTime
+        if self.learn.fitting and self.epoch < self.n_epoch-1 and time.time() > self.until: raise OutOfTime('the minutes are spent')
 
 
 def comparison_folds(
@@ -699,7 +699,7 @@ def _work(out, root, jobs, positive, until):
     why,colours = {},None
     for i,job in enumerate(jobs):
         name,folder = job['recipe'].name,_folder(out, job)
-        if name in why or (folder/'facts.json').exists(): continue
+        if name in why or _is_done(folder, job['recipe']): continue
         if time.time() > until: why[name] = 'not finished: the budget was spent. The same command goes on'
         else:
             print(f"{i+1} of {len(jobs)}: {name}, {job['split']} fold {job['fold']}, seed {job['seed']}", flush=True)
@@ -708,6 +708,14 @@ def _work(out, root, jobs, positive, until):
             except OutOfTime: why[name] = 'not finished: the budget was spent. The same command goes on'
             except WeightsUnavailable: why[name] = f"not run here: it needs ImageNet weights. On a T4: {t4_command(RECIPES.get(name, job['recipe']))}"
     return why
+
+
+def _is_done(folder, recipe):
+    "Whether a run is finished; one that was finished with other settings is refused."
+    if not (folder/'facts.json').exists(): return False
+    then = json.loads((folder/'facts.json').read_text('utf-8'))['recipe']
+    check_config(then, _settings(dict(recipe=recipe))['recipe'], f'{folder.parent.name}/{folder.name}')
+    return True
 
 
 def _run_one(job, folder, root, positive, until, colours):
@@ -739,7 +747,7 @@ _SHOWN = dict(accuracy='accuracy', auc='AUC', sensitivity='sensitivity', specifi
 def _collected(out, recipe, split, jobs):
     "Test predictions and facts of all finished runs of a recipe and split; each seed is a copy of its cells."
     folders = [_folder(out, o) for o in jobs if o['recipe'] is recipe and o['split'] == split]
-    if not folders or not all((o/'facts.json').exists() for o in folders): return None,[]
+    if not folders or not all(_is_done(o, recipe) for o in folders): return None,[]
     preds = pd.concat([read_predictions(o/'predictions.csv') for o in folders], ignore_index=True)
     preds = preds[preds.split == 'test'].reset_index(drop=True)
     return preds.assign(path=preds.path + '#' + preds.seed.astype(str)),[json.loads((o/'facts.json').read_text('utf-8')) for o in folders]
