@@ -367,7 +367,7 @@ def _verified(self:Pictures, old, rows):
     found = np.flatnonzero(rows >= 0)
     checked = bar(_map_ahead(good, found, self.num_workers), 'verifying', len(found), quiet=not self.progress)
     bad = found[~np.fromiter(checked, bool, len(found))]
-    if len(bad): print(f"{len(bad):,} of {len(rows):,} pictures are not what the picture file says, for example {self.files[bad[0]]}")
+    if len(bad): print(f"{len(bad):,} of {len(rows):,} pictures are not what the picture file says, for example {Path(self.files[bad[0]]).name}")
     return np.where(np.isin(np.arange(len(rows)), bad), -1, rows)
 
 

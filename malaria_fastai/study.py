@@ -45,7 +45,7 @@ from .cells import data_hash, open_picture, read_cells
 from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, replacing, write_atomically
 from .evaluate import METRICS, evaluate, metrics, paired_difference, read_predictions
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, StepDecay, WeightsUnavailable, arch_name, cnn_learner, load_learner
+from .learner import CNNLearner, StepDecay, WeightsUnavailable, arch_name, cnn_learner, is_writer, load_learner, writer_first
 from .recipes import RECIPES, Recipe, find_recipe, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
@@ -203,15 +203,16 @@ def train(
     recipe = words['recipe']
     settings = dict(source=_plain_name(source), **_settings(words))
     if _is_finished(out, settings, resume): return _complete(out)
-    root,cells = prepare(source, split, seed, limit, on_bad, data_dir, *_shares(recipe))
+    with writer_first(): root,cells = prepare(source, split, seed, limit, on_bad, data_dir, *_shares(recipe))
     positive = positive_class(cells.label, positive)
     facts = _data_facts(root, cells, positive)
     if recipe and not recipe.network: return _judge_colours(root, cells, facts, settings, out, start, draws, command or _call(words))
-    data,learn = _ready(root, cells, recipe, words, out)
+    with writer_first(): data,learn = _ready(root, cells, recipe, words, out)
     what = dict(settings, data=facts['hash'], weights='ImageNet' if learn.pretrained else 'random')
     command = _begin(out, what, command or _call(words), pictures=Path(os.path.relpath(root, out)).as_posix())
     fit = partial(fit_recipe, recipe=recipe) if recipe else partial(fit_stages, epochs=epochs, finetune_epochs=finetune_epochs, lr=lr)
-    earlier = _fit_timed(learn, partial(fit, every=every, resume=resume))
+    with learn.distributed(): earlier = _fit_timed(learn, partial(fit, every=every, resume=resume))
+    if not is_writer(): return out # the first of several processes judges and writes
     about = dict(arch=learn.spec.arch, **_recipe_facts(recipe, cells), bs=data.bs, **{k: words[k] for k in ('size', 'epochs', 'finetune_epochs')}, seed=seed, split=split,
                  pretrained=learn.pretrained, source=settings['source'], data=facts, leakage=leakage(cells))
     finish(learn, out, positive, about, start - earlier, draws, command)
@@ -287,7 +288,7 @@ def _begin(out, what, command, **more):
         then = json.loads(file.read_text('utf-8'))
         check_config({k: v for k,v in then.items() if k not in ('command', *more)}, what, str(out))
         return then['command']
-    write_atomically(file, _json(dict(what, command=command, **more)))
+    if is_writer(): write_atomically(file, _json(dict(what, command=command, **more)))
     return command
 
 
