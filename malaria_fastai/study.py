@@ -357,6 +357,7 @@ def summary(
     run:str|Path # A run folder
 )->str: # A few lines
     "The main numbers of a run, with their 95 % intervals, and where the report lies."
+    if not is_writer(): return '' # the first of several processes says it
     found = json.loads((Path(run)/'metrics.json').read_text('utf-8'))
     lines = []
     for part in ('valid', 'test'):
