@@ -362,8 +362,7 @@ def plot_review(
     for ax in axes.flat: ax.axis('off')
     for ax,r in zip(axes.flat, review.itertuples()):
         ax.imshow(open_picture(Path(root)/r.path))
-        said = ', disputed' if getattr(r, 'disputed', False) is True else ''
-        ax.set_title(f'{r.rank}. {_words(r.label)}{said}\np of the label {r.quality:.3f}', fontsize=7.5)
+        ax.set_title(f'{r.rank}. {_words(r.label)}\np of the label {r.quality:.3f}', fontsize=7.5)
     told = 'above each: rank in the review list, the label, and how probable the model finds it'
     fig.supxlabel('\n'.join(o for o in (told, note) if o), fontsize=8, color='0.4')
     plt.close(fig)
