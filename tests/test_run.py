@@ -190,6 +190,74 @@ def test_other_data_are_not_continued(begun, capsys):
     assert 'data:' in refusal(capsys, 'train', 'other/sample', *TWO_STAGES[2:], '--out', begun, '--resume')
 
 
+# ---- a closer look
+
+def told(capsys, *words):
+    "What the command says, in this process, when all is well."
+    from malaria_fastai.cli import main
+    assert main(words) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
+    from malaria_fastai.study import evaluate_run
+    monkeypatch.chdir(place)
+    before = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
+    evaluate_run('runs/a', out='runs/closer', n=20, kinds=['jpeg', 'scale'], draws=100)
+    then,now = (json.loads((o/'metrics.json').read_text('utf-8')) for o in (run, place/'runs'/'closer'))
+    assert {k: now[k] for k in then} == then and set(now) - set(then) == {'examined', 'robustness', 'shortcut', 'tta'}
+    assert {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()} == before
+    table = pd.read_csv('runs/closer/robustness.csv')
+    assert table.corruption.drop_duplicates().tolist() == ['none', 'jpeg', 'scale'] and len(table) == 11 and (table.n == 20).all()
+    for k in ('sensitivity', 'specificity'): np.testing.assert_allclose(table[f'{k}_change'], table[k] - table[k][0])
+    assert all(o in Path('runs/closer/report.html').read_text('utf-8') for o in ('Robustness', 'Shortcuts', 'Eight views'))
+
+
+def test_the_mean_of_eight_views_is_that(run, place, monkeypatch):
+    "Against the same network asked eight times by hand."
+    from malaria_fastai.all import load_learner
+    from malaria_fastai.study import eight_views, probabilities
+    from PIL import Image
+    monkeypatch.chdir(place)
+    learn,preds = load_learner(run/'model'),pd.read_csv(run/'predictions.csv')
+    test = preds[preds.split == 'test'][:12].reset_index(drop=True)
+    pictures = [np.asarray(Image.open(place/'data'/'drawn-sample'/o).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR)) for o in test.path]
+    views = [[np.rot90(x[:, ::flip], k) for x in pictures] for k in range(4) for flip in (1, -1)]
+    p = np.mean([probabilities(learn, o, 'Parasitized') for o in views], 0)
+    found = eight_views(learn, place/'data'/'drawn-sample', test, 'Parasitized', draws=20)
+    assert abs(found['averaged']['brier'] - np.mean((p - (test.label == 'Parasitized'))**2)) < 1e-6
+    assert abs(found['plain']['brier'] - np.mean((test.p - (test.label == 'Parasitized'))**2)) < 1e-6
+
+
+def test_another_set_has_a_block_of_its_own_without_known_patients(run, place, capsys, monkeypatch):
+    "The drawn sample whole: the run saw 400 of its 720 cells."
+    from malaria_fastai.cells import read_cells
+    monkeypatch.chdir(place)
+    then = json.loads((run/'metrics.json').read_text('utf-8'))
+    split = pd.read_csv(run/'split.csv')
+    known,cells = set(split.patient[split.split != 'test']),read_cells(place/'data'/'drawn-sample', progress=False)
+    said = told(capsys, 'evaluate', 'runs/a', '--data', 'sample', '--corrupt', 0)
+    left_out = int(cells.patient.isin(known).sum())
+    assert f'{left_out} of 720 cells are left out' in said
+    own,now = (json.loads((o/'metrics.json').read_text('utf-8')) for o in (run/'on_sample', run))
+    assert own['test']['n'] == 720 - left_out == now['test on sample']['n'] and own['valid'] == then['valid']
+    assert {k: now[k] for k in then} == then
+
+
+def test_another_set_of_other_classes_or_known_patients_is_refused(run, place, capsys, monkeypatch):
+    from PIL import Image
+    monkeypatch.chdir(place)
+    Path('cats/cat').mkdir(parents=True), Path('cats/dog').mkdir()
+    for o in ('cat/1.png', 'dog/2.png'): Image.new('RGB', (40, 40), 'red' if 'c' in o else 'blue').save(f'cats/{o}')
+    assert 'cells of cat, dog; this network knows Parasitized, Uninfected' in refusal(capsys, 'evaluate', 'runs/a', '--data', 'cats')
+    split = pd.read_csv(run/'split.csv')
+    for path in split.path[split.split == 'train']:
+        Path('seen', path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path('data/drawn-sample', path), Path('seen', path))
+    assert 'trained on or tuned by' in refusal(capsys, 'evaluate', 'runs/a', '--data', 'seen')
+    assert 'not a run' in refusal(capsys, 'evaluate', 'cats')
+
+
 WRONG = [
     (['train', 'nowhere', '--out', 'x'], 'nowhere'),
     (['train', 'smaple', '--out', 'x'], 'did you mean sample'),
@@ -237,10 +305,25 @@ def test_help_is_quick_and_needs_no_torch():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
 
 
+@pytest.fixture(scope='module')
+def few_real(nih_root, tmp_path_factory):
+    "Every tenth real cell, of all 90 patients."
+    few = tmp_path_factory.mktemp('few')/'cell_images'
+    for o in sorted(nih_root.rglob('*.png'))[::10]:
+        (few/o.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(o, few/o.parent.name)
+    return few
+
+
 @pytest.mark.real
-def test_real_cells_in_one_command(nih_root, place):
-    "A few minutes' worth of real cells: better than chance on unseen patients, by a wide margin."
-    said = command('train', nih_root, '--size', 48, '--bs', 32, '--epochs', 6, '--finetune-epochs', 0, '--pretrained', 'no', '--limit', 2500, '--out', 'runs/real', cwd=place)
+def test_real_cells_in_one_command(few_real, place):
+    """A short training from random weights on a tenth of the cells tells patients it never saw apart far better than chance.
+
+    Measured once, on one thread: AUC .843 (.740 to .927), accuracy .798. Colour alone has .940 here: six short epochs do not beat it."""
+    said = command('train', few_real, '--size', 32, '--bs', 16, '--epochs', 6, '--finetune-epochs', 0, '--pretrained', 'no', '--out', 'runs/real', cwd=place)
     assert said.returncode == 0, said.stderr
     found = json.loads((place/'runs'/'real'/'metrics.json').read_text('utf-8'))
-    assert found['test']['auc'] > .7 and found['leakage']['test']['patient'] == 0
+    test = found['test']
+    assert found['leakage']['test']['patient'] == 0 and not found['data']['drawn']
+    assert test['auc'] > .75 and test['auc_ci'][0] > .6
+    assert test['accuracy'] > max(test['n_positive'], test['n_negative'])/test['n'] + .1
