@@ -804,8 +804,8 @@ def comparison_title(
     "What a comparison may claim: how many cells and patients judged, and what was shortened."
     done,kinds = table[table.state == ''],dict(cells='fewer cells', px='smaller pictures', epochs='fewer epochs', weights='no ImageNet weights')
     short = [name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
-    n,patients = (int(done[k].max()) if len(done) and done[k].notna().any() else 0 for k in ('n', 'patients'))
-    who = f"{n:,} test cells" + f' of {patients} patients'*(patients > 0)
+    sizes = done.drop_duplicates('split') if len(done) else done
+    who = ', '.join(f"{r.split}: {int(r.n):,} test cells" + (f' of {int(r.patients)} patients' if pd.notna(r.patients) else '') for r in sizes.itertuples()) or 'nothing is finished yet'
     return 'Drawn cells, no claim about malaria. '*drawn + who + f". Shortened: {', '.join(short)}"*bool(short)
 
 
