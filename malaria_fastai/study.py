@@ -265,7 +265,10 @@ def _judge_colours(root, cells, facts, settings, out, start, draws, command):
     return _complete(out)
 
 
-def _call(words): return f"train({', '.join(f'{k}={v!r}' for k,v in words.items() if k not in ('command', 'resume'))})"
+def _call(words, name='train'):
+    "The call that made a run, without the folders of this machine."
+    said = {k: Path(v).name if k in ('source', 'out', 'data_dir') and '://' not in str(v) else v for k,v in words.items() if k not in ('command', 'resume')}
+    return f"{name}({', '.join(f'{k}={v!r}' for k,v in said.items())})"
 
 
 def _is_finished(out, settings, resume):
@@ -457,7 +460,7 @@ def cross_validate(
     if _is_finished(out, settings, resume): return _complete(out)
     root = locate(source, folder=words.get('data_dir', 'data'))
     cells = limit_cells(read_cells(root, on_bad=words.get('on_bad', 'raise')), words.get('limit'), words.get('seed', 42))
-    command = _begin(out, dict(settings, data=data_hash(cells)), command or _call(dict(source=source, out=out, split=split, folds=folds, **words)))
+    command = _begin(out, dict(settings, data=data_hash(cells)), command or _call(dict(source=source, out=out, split=split, folds=folds, **words), 'cross_validate'))
     rules = fold_rules(cells, split, folds)
     for k,rule in enumerate(rules):
         print(f'Fold {k} of {folds}: {rule}')
