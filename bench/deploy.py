@@ -3,7 +3,7 @@
     MALARIA_NIH_ZIP=cell_images.zip MALARIA_CXR_ZIP=chest_xray.zip python bench/deploy.py parity|throughput|refusal [RUN]
 
 `throughput` needs a packed run folder with both ONNX files; `parity` and `refusal` need none: the check is fitted as `pack` does it, on the patients of the
-training part, its limits are set on those of the validation part, and the cells that are judged belong to the test part. Photographs are the pictures that
+training and validation parts, limits by patients left out in turn, and the cells that are judged belong to the test part. Photographs are the pictures that
 scikit-learn and scikit-image (`pip install scikit-image`) carry. Writes results/deploy_parity.csv, deploy_throughput.csv and refusal.csv."""
 import argparse,io,os,sys,tempfile,time,zipfile
 from importlib.util import find_spec
@@ -150,12 +150,13 @@ def framed(ims, shapes, rng, how, times=1):
 
 def fitted(root, cells, rng, n):
     "As `pack` fits it."
-    part = {k: list(cells.path[cells.split==k]) for k in ('train','valid','test')}
-    some = {k: numbers_of(root/o for o in _drawn(v, n, rng)) for k,v in part.items() if k!='test'}
-    return fit_content(some['train'], some['valid'], numbers_of(_pieces(_by_patient(root, part['train'], rng), rng, n)))
+    part = {k: list(cells.path[cells.split==k]) for k in ('train','valid')}
+    some = [o for v in part.values() for o in _drawn(v, n, rng)]
+    numbers,who = numbers_of(root/o for o in some),cells.set_index('path').patient
+    return fit_content(numbers, numbers_of(_pieces(_by_patient(root, part['train'], rng), rng, n)), [who[some[i]] for i in numbers.index])
 
 def refusal(a, folder):
-    "What share of each kind is refused; limits from validation patients, cells from test patients."
+    "What share of each kind is refused; limits from patients left out, cells from test patients."
     rng = np.random.default_rng(42)
     root,cells = real(a, folder)
     check = fitted(root, cells, rng, a.n)

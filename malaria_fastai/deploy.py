@@ -96,7 +96,8 @@ def _rim(whole, depth=4.5, n=72):
 
 def _cut(v):
     "Otsu's cut of some values in two, and how far the parts are from each other."
-    n,edge = np.histogram(v, 32)
+    if np.ptp(v) < 1e-4: return float(v[0]),0. # one value, but for rounding
+    n,edge = np.histogram(np.asarray(v, float), 32)
     share,sums = n.cumsum()/n.sum(),(n*(edge[1:]+edge[:-1])/2).cumsum()/n.sum()
     apart = (sums[-1]*share - sums)[:-1]**2/(share*(1-share))[:-1].clip(1e-9)
     i = int(apart.argmax())
@@ -182,10 +183,11 @@ def _pieces(cells, rng, n, each=24):
             one = cells[rng.integers(len(cells))]
             outline = one[rng.integers(len(one))].max(2) > _DARK
             most = min(smear.width/outline.shape[1], smear.height/outline.shape[0])
-            yield cut_piece(smear, outline, (1., most, np.exp(rng.uniform(0, np.log(most))))[i % 3], rng)
+            yield cut_piece(smear, outline, (most, np.exp(rng.uniform(0, 1)*np.log(max(most/2, 1)))*2)[i % 2], rng)
 
 # %% ../nbs/api/11_deploy.ipynb #48957e02
-_LET_GO = .003 # Share of validation cells that each of two questions may refuse
+_LET_GO = .001 # Share of cells of patients left out that each of two questions may refuse
+_CLIP = 4 # Deviations: one wild number alone does not decide what is a piece of a smear
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class ContentCheck:
         "The answers to the three questions, as numbers."
         z = (numbers[self.names].to_numpy(float) - self.mean)/self.sd
         out = np.max([np.maximum(lo - numbers[k], numbers[k] - hi) for k,(lo,hi) in self.frame.items()], 0)
-        piece = z.clip(-8, 8) @ self.weights if self.weights else np.full(len(z), -np.inf)
+        piece = z.clip(-_CLIP, _CLIP) @ self.weights if self.weights else np.full(len(z), -np.inf)
         return pd.DataFrame(dict(frame=out, far=((z @ np.array(self.precision))*z).sum(1), piece=piece), numbers.index)
 
     def reason(self,
@@ -230,38 +232,53 @@ class ContentCheck:
         return f"unlike the training cells: distance {far**.5:.0f}, allowed {self.far**.5:.0f}; most of all {self.names[i]}, {z[i]:+.0f} deviations"
 
 # %% ../nbs/api/11_deploy.ipynb #d1f11661
-def _fit_pieces(z, pieces):
+def _clouds(cells, pieces):
+    "Mean, deviation and inverse correlations of cells, and the weights that tell pieces of smears from them."
+    mean,sd = cells.mean(),cells.std().clip(lower=.01)
+    z = ((cells - mean)/sd).to_numpy(float)
+    precision = np.linalg.inv(.98*np.cov(z.T) + .02*np.eye(z.shape[1]))
+    return mean.to_numpy(),sd.to_numpy(),precision,[] if pieces is None else _weights(z, ((pieces - mean)/sd).to_numpy(float))
+
+
+def _weights(cells, pieces):
     from sklearn.linear_model import LogisticRegression
-    x,y = np.concatenate([z, pieces]).clip(-8, 8),np.repeat([0, 1], [len(z), len(pieces)])
-    return LogisticRegression(max_iter=3000).fit(x, y).coef_[0]
+    x,y = np.concatenate([cells, pieces]).clip(-_CLIP, _CLIP),np.repeat([0, 1], [len(cells), len(pieces)])
+    return LogisticRegression(max_iter=1000).fit(x, y).coef_[0]
+
+
+def _left_out(cells, pieces, patients, folds=4):
+    "Both scores of each cell, by clouds that its patient had no part in."
+    who = pd.factorize(pd.Series(patients).astype(str), sort=True)[0]
+    fold,found = np.random.default_rng(42).permutation(who.max()+1)[who] % folds,np.zeros((len(cells), 2))
+    for k in range(folds):
+        mean,sd,precision,weights = _clouds(cells[fold != k], pieces)
+        z = (cells[fold == k].to_numpy(float) - mean)/sd
+        found[fold == k] = np.stack([((z @ precision)*z).sum(1), z.clip(-_CLIP, _CLIP) @ weights if len(weights) else np.zeros(len(z))], 1)
+    return found
 
 
 def fit_content(
-    train:pd.DataFrame,        # Numbers of training cells, one row a cell
-    valid:pd.DataFrame,        # Numbers of validation cells
+    cells:pd.DataFrame,        # Numbers of cells of the training and validation parts, one row a cell
     pieces:pd.DataFrame|None=None, # Numbers of pieces of smears; None leaves the third question out
+    patients=None,             # The patient of each cell; None: each cell for itself
     about:dict|None=None       # What to remember of where they came from
 )->ContentCheck:
-    "Learn what training cells look like, and set the limits on validation cells."
-    names = [k for k in train if k not in _FRAME]
-    mean,sd = train[names].mean(),train[names].std().clip(lower=.01)
-    def z(t): return ((t[names] - mean)/sd).to_numpy(float)
-    precision = np.linalg.inv(.98*np.cov(z(train).T) + .02*np.eye(len(names)))
-    weights = _fit_pieces(z(train), z(pieces)) if pieces is not None else []
-    def limit(f): return float(max(np.quantile(f(z(o)), 1-_LET_GO) for o in (train, valid)))
-    both = pd.concat([train, valid])
-    frame = {k: [round(float(both[k].min()) - .1, 3), round(float(both[k].max()) + .1, 3)] for k in _FRAME}
-    return ContentCheck(names, mean.round(6).tolist(), sd.round(6).tolist(), precision.round(6).tolist(), limit(lambda o: ((o @ precision)*o).sum(1)),
-                        [round(float(o), 6) for o in weights], limit(lambda o: o.clip(-8, 8) @ weights) if len(weights) else 0., frame,
-                        dict(train=len(train), valid=len(valid), pieces=0 if pieces is None else len(pieces), **(about or {})))
+    "Learn what cells look like, and set the limits by cells of patients left out."
+    names,patients = [k for k in cells if k not in _FRAME],np.arange(len(cells)) if patients is None else patients
+    some = None if pieces is None else pieces[names]
+    far,piece = np.quantile(_left_out(cells[names], some, patients), 1-_LET_GO, axis=0)
+    mean,sd,precision,weights = _clouds(cells[names], some)
+    frame = {k: [round(float(cells[k].min()) - .1, 3), round(float(cells[k].max()) + .1, 3)] for k in _FRAME}
+    return ContentCheck(names, mean.round(6).tolist(), sd.round(6).tolist(), precision.round(6).tolist(), float(far), [round(float(o), 6) for o in weights],
+                        float(piece), frame, dict(cells=len(cells), pieces=0 if pieces is None else len(pieces), **(about or {})))
 
 
 def numbers_of(
     pictures # Pictures, or paths
-)->pd.DataFrame: # One row a picture that can be read and is not black
+)->pd.DataFrame: # One row a picture that can be read and is not black; its position is the index
     "Describe many pictures."
-    found = (_numbers(o) for o in pictures)
-    return pd.DataFrame([o for o in found if o is not None])
+    found = {i: o for i,o in enumerate(map(_numbers, pictures)) if o is not None}
+    return pd.DataFrame(found.values(), index=list(found))
 
 
 def _numbers(o):
@@ -419,13 +436,15 @@ def _content(root, preds, by_patient, seed, n):
     "Fit the content check, and measure it on test cells."
     root,rng = Path(root),np.random.default_rng(seed)
     paths = _training_cells(root, preds, by_patient)
-    def described(some, what): return numbers_of(root/o for o in progress(_drawn(list(some), n, rng), what))
-    train,valid = described(paths, 'training cells'),described(preds.path[preds.split == 'valid'], 'validation cells')
-    framed = train.border.median() < .5
-    pieces = numbers_of(_pieces(_by_patient(root, paths, rng), rng, min(n, len(train)))) if framed else None
-    check = fit_content(train, valid, pieces, dict(patients=len({identity(o.rsplit('/', 1)[-1])['patient'] for o in paths}) if by_patient else None))
+    learned,valid = (_drawn(list(o), n, rng) for o in (paths, preds.path[preds.split == 'valid']))
+    def described(some, what): return numbers_of(root/o for o in progress(some, what))
+    cells = described(both := [*learned, *valid], 'training and validation cells')
+    patients = [identity(both[i].rsplit('/', 1)[-1])['patient'] for i in cells.index] if by_patient else None
+    framed = cells.border.median() < .5
+    pieces = numbers_of(_pieces(_by_patient(root, paths, rng), rng, min(n, len(learned)))) if framed else None
+    check = fit_content(cells, pieces, patients, dict(patients=len(set(patients)) if by_patient else None))
     test = preds.path[preds.split == 'test']
-    if len(test): check.about.update(_refused(check, described(test, 'test cells')))
+    if len(test): check.about.update(_refused(check, described(_drawn(list(test), n, rng), 'test cells')))
     return check
 
 
@@ -491,7 +510,7 @@ def _card_refusals(said):
                                  f"{u[part]['error_decided'] or 0:.1%} of those that are decided.")
     if not c: return [*out, f"* *{said['refused_as']}*: **no check**. Pack the run with its data to have one."]
     a = c['about']
-    out.append(f"* *{said['refused_as']}*: {len(c['names'])+len(c['frame'])} numbers of each picture, limits from {a['valid']:,} validation cells.")
+    out.append(f"* *{said['refused_as']}*: {len(c['names'])+len(c['frame'])} numbers of each picture, limits from {a['cells']:,} cells, patients left out in turn.")
     if 'test' in a: out.append(f"  Of {a['test']:,} test cells {a['test_refused']} ({a['test_refused']/a['test']:.2%}) are refused.")
     if c['frame']['border'][1] < 1: out.append('  Pictures that are not cut out on black are refused: the training cells are.')
     return out
