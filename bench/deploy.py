@@ -45,12 +45,16 @@ def parity(a, folder):
         size = 224 if 'vgg' in arch and a.full else a.size
         net,rule = PictureNet(ModelSpec(arch, 2).build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
         x = np.stack([rule.fixed(open_picture(o)) for o in files])
-        with torch.inference_mode(): net.model[1][-1].weight.mul_(3/max(net(torch.from_numpy(x[:32])).std().item(), 1e-6))
+        with torch.inference_mode():
+            z,last = net(torch.from_numpy(x[:32])),net.model[1][-1]
+            k = 2/max(z.std(0).mean().item(), 1e-6)
+            last.weight.mul_(k)
+            last.bias.mul_(k).sub_(k*z.mean(0))
         own = write_onnx(net, rule, Path(folder)/f'{arch}.onnx')
         ask = _session(Path(folder)/f'{arch}.onnx', 1)
         with torch.inference_mode(): p = torch.cat([net(torch.from_numpy(x[i:i+32])) for i in range(0, len(x), 32)]).softmax(1).numpy()
         q = np.concatenate([_softmax(ask(x[i:i+32])) for i in range(0, len(x), 32)])
-        rows.append(dict(arch=arch, size=size, weights='random', cells=len(x), p_min=p[:,0].min().round(3), p_max=p[:,0].max().round(3), largest_difference=float(abs(p-q).max()),
+        rows.append(dict(arch=arch, size=size, weights='random', cells=len(x), p_min=round(float(p[:,0].min()), 3), p_max=round(float(p[:,0].max()), 3), largest_difference=float(abs(p-q).max()),
                          same_decision=int(((p[:,0]>=.5)==(q[:,0]>=.5)).sum()), at_export=own, onnx_mb=round((Path(folder)/f'{arch}.onnx').stat().st_size/1e6, 1)))
         print(rows[-1], flush=True)
         say(rows, 'deploy_parity.csv', a)
