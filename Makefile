@@ -53,6 +53,7 @@ address: .venv/ready ## write git_url of settings.ini wherever the repository's 
 .PHONY: soak
 soak: .venv/ready ## kill a training 200 times, compare each end: results/resume_soak.csv (half an hour or more)
 	$(BIN)/python tests/kill_resume.py --kills 200 --out results/resume_soak.csv
+	$(BIN)/python tests/fuzz_pictures.py --seconds 600 --out results/fuzz.csv
 
 .PHONY: bench bench-long
 bench: .venv/ready ## measure ratios to stock fastai on the cells of MALARIA_NIH_ZIP: bench/README.md (ten minutes, on a quiet machine)
