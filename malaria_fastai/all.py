@@ -22,12 +22,14 @@ from torchvision import models
 
 from .cells import *
 from .data import *
+from .deploy import ContentCheck, Predictor, export_onnx, pack, predict_files
 from .evaluate import (apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
-    paired_difference, per_patient, read_predictions, with_and_without_disputed)
+    flip_labels, paired_difference, per_patient, read_predictions, read_verdicts, review_agreement, review_list, with_and_without_disputed, with_verdicts)
 from .interpret import *
 from .learner import *
-from malaria_fastai.report import (plot_confusion, plot_coverage, plot_history, plot_patients, plot_pr, plot_reliability, plot_roc,
-    write_report)
+from .report import (plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability, plot_review,
+    plot_robustness, plot_roc, write_report, write_review)
+from .recipes import RECIPES, Recipe, find_recipe, recipes_table
 from .resume import *
 from .source import *
 from .split import *

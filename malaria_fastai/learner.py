@@ -877,7 +877,9 @@ def lr_find(self:CNNLearner,
     except BaseException: # fastai puts the weights back only at the end
         self.model.load_state_dict(weights)
         self.opt = None
-        if opt is not None: self.create_opt().load_state_dict(opt)
+        if opt is not None:
+            self.create_opt()
+            self.opt.load_state_dict(opt)
         raise
     finally:
         self.stage = stage

@@ -46,7 +46,8 @@ def learn(root, tmp_path_factory):
 
 # --- backbones ------------------------------------------------------------------------------------------------------------------
 
-ARCHS = dict(resnet18=512, resnet34=512, resnet50=2048, vgg16=512, densenet121=1024, mobilenet_v2=1280, efficientnet_b0=1280, squeezenet1_1=512, mobilenetv2_140=1792)
+ARCHS = dict(resnet18=512, resnet34=512, resnet50=2048, vgg16=512, densenet121=1024, mobilenet_v2=1280, efficientnet_b0=1280, squeezenet1_1=512, mobilenetv2_140=1792,
+    alexnet=256, mobilenet_v3_small=576, regnet_y_400mf=440, mnasnet0_5=1280)
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_three_layer_groups(arch):
@@ -91,6 +92,9 @@ def test_unknown_archs(arch, match):
 @pytest.mark.parametrize('arch', ['vit_b_32', 'maxvit_t'])
 def test_archs_that_cannot_be_cut(arch):
     with pytest.raises(UnknownArchitecture, match='cannot be cut'): create_body(arch, pretrained=False)
+
+def test_a_network_that_is_no_map_is_refused():
+    with pytest.raises(UnknownArchitecture, match='neither pictures of 64 nor of 224'): ModelSpec('timm:vit_tiny_patch16_384', 2).build()
 
 def test_a_map_with_channels_last_is_refused():
     class Last(nn.Module):
@@ -351,6 +355,44 @@ def test_rate_finder(root, tmp_path, capsys):
     with pytest.raises(ValueError, match='rates are left'): l.recorder.plot(skip_start=23)
     assert len(l.recorder.plot(0, 0).axes[0].lines[0].get_xdata()) == 25 and capsys.readouterr().out == ''
 
+def test_an_interrupted_rate_finder_leaves_the_weights(root, tmp_path):
+    class Stop(Callback):
+        def after_batch(self):
+            if getattr(self, 'go', False) and self.iter == 1: raise KeyboardInterrupt
+    l = new(bunch(root), path=tmp_path, callbacks=[stop := Stop()])
+    l.fit_one_cycle(1, 1e-3)
+    was,opt,history = weights_hash(l.model),l.opt.state_dict()['state'][0]['grad_avg'].clone(),l.recorder.to_frame()
+    stop.go = True
+    with pytest.raises(KeyboardInterrupt): l.lr_find(start_lr=1e-2)
+    assert weights_hash(l.model) == was and torch.equal(l.opt.state_dict()['state'][0]['grad_avg'], opt) and history.equals(l.recorder.to_frame())
+
+def test_rate_finder_stops_when_the_loss_explodes(root, tmp_path):
+    l = new(bunch(root), path=tmp_path)
+    l.lr_find(start_lr=1e-4, end_lr=1e4, num_it=60)
+    early = len(l.recorder.found[0])
+    l.lr_find(start_lr=1e-4, end_lr=1e4, num_it=60, stop_div=False)
+    assert early < len(l.recorder.found[0]) == 60
+
+def test_flat_cosine_goes_on_where_it_is_told(root, tmp_path):
+    from malaria_fastai.resume import SaveModelCallback
+    def run(name, n, start):
+        l = new(bunch(root), path=tmp_path/name)
+        if n: l.fit_flat_cos(n, 1e-3, start_epoch=start, cbs=SaveModelCallback(l, every='epoch', name='x'))
+        return l
+    whole = run('a', 3, 0)
+    assert np.allclose(whole.recorder.lrs[:6], 1e-3) and whole.recorder.lrs[-1] < 5e-4
+    l = run('a', 3, 2)
+    assert weights_hash(l.model) == weights_hash(whole.model) and l.recorder.to_frame().epoch.tolist() == [0, 1, 2]
+
+@pytest.mark.parametrize('start', ['lst', 3, -1, 1.5])
+def test_a_start_that_is_no_epoch(data, start):
+    with pytest.raises(ValueError, match="start_epoch is 'last' or 0…2"): new(data).fit_one_cycle(3, start_epoch=start)
+
+@pytest.mark.parametrize('call', [lambda l: l.save('x', return_path=True), lambda l: l.load('x', purge=False), lambda l: l.lr_find(wd=.1), lambda l: l.data.show_batch(reverse=True),
+                                  lambda l: l.tta(n=4), lambda l: l.fit_one_cycle(1, max_lrs=1e-3), lambda l: l.show_results(reverse=True)])
+def test_words_that_are_gone_are_errors(data, call):
+    with pytest.raises(TypeError, match='unexpected keyword'): call(new(data))
+
 # --- predictions ----------------------------------------------------------------------------------------------------------------
 
 def test_get_preds(learn):
@@ -385,6 +427,13 @@ def test_tta(learn):
     views = [torch.rot90(o, k, (2, 3)) for o in (x, x.flip(3)) for k in range(4)]
     with torch.no_grad(): assert torch.allclose(mean, torch.stack([learn.model.eval()(o).softmax(1) for o in views]).mean(0), atol=1e-4)
     with pytest.raises(TypeError, match='scale'): learn.TTA(scale=1.35)
+    assert torch.equal(learn.tta(beta=.4)[0], learn.TTA()[0]) and not torch.allclose(learn.tta()[0], plain, atol=1e-4) # fastai 2's name
+
+@pytest.mark.parametrize('call', ['TTA', 'show_results'])
+def test_other_parts(learn, call):
+    a,b = (getattr(learn, call)(ds_type=o) for o in (DatasetType.Valid, DatasetType.Train))
+    if call == 'TTA': assert (len(a[1]), len(b[1])) == (12, 48)
+    else: assert not np.array_equal(a.axes[0].images[0].get_array(), b.axes[0].images[0].get_array())
 
 def test_predictions_table(learn):
     cells = learn.dls.cells.iloc[[50, 2, 31]].assign(patient='P1')
@@ -431,6 +480,8 @@ def test_save_and_load(data, tmp_path):
     with pytest.warns(UserWarning, match='optimizer'): b.load('bare', with_opt=True)
     with pytest.raises(FileNotFoundError, match='three.pth.*bare, one'): b.load('three')
     with pytest.raises(RuntimeError): new(data, 'resnet18', path=tmp_path).load('one')
+    other = new(data, lin_ftrs=[], path=tmp_path)
+    with pytest.raises(RuntimeError): other.load('one', with_opt=False)
     (tmp_path/'models'/'bad.pth').write_bytes(pickle.dumps(Hostile(tmp_path/'ran')))
     with pytest.raises(Exception): b.load('bad')
     assert not (tmp_path/'ran').exists()

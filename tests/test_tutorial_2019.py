@@ -3,6 +3,8 @@
 The text is not ours and not in this repository: the variable MALARIA_TUTORIAL_2019 names it. Its import lines are replaced by
 `from malaria_fastai.all import *`. Whatever else is changed is listed in `EDITS`, with the reason; what is not run, in `SKIPPED`."""
 import ast, os, re, warnings, zipfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 import pytest
 
@@ -73,7 +75,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def told(folder):
     "The whole tutorial, run: the names it leaves, and what each block showed and warned of."
-    names,shown,warned = dict(DATA=folder),[],[]
+    said = StringIO()
+    names,shown,warned = dict(DATA=folder, SAID=said),[],[]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
         for before,code in zip(blocks(), edited(blocks())):
@@ -81,7 +84,7 @@ def told(folder):
             if 'start_epoch' in before: after_the_interruption(names, shown)
             with warnings.catch_warnings(record=True) as w:
                 warnings.simplefilter('always')
-                shown.append((code, run(code, names)))
+                with redirect_stdout(said): shown.append((code, run(code, names)))
             warned += [str(o.message) for o in w]
     return names,shown,warned
 
@@ -106,12 +109,13 @@ def test_every_block_is_run_or_listed():
     assert not any(line.startswith(('!', '%')) for o in blocks() for line in o.splitlines())
     assert sum('fastai' in line for o in edited(blocks()) for line in o.splitlines() if 'import' in line) == 1
 
-def test_it_runs_and_says_what_its_text_says(told, folder, capsys):
+def test_it_runs_and_says_what_its_text_says(told, folder):
     names,shown,warned = told
     data,learn18 = names['data'],names['learn18']
     assert len(shown) == 22 and len(names['tfms']) == 2 and data.classes == ['Parasitized', 'Uninfected']
     assert (len(data.train_ds), len(data.valid_ds), names['size'], data.bs) == (240, 60, 32, 32)
     values = [v for _,v in shown]
+    assert 'Transforms =  2' in names['SAID'].getvalue()
     assert repr(data) in map(repr, values) and any(v is True for v in values)    # len(data.valid_ds)==len(losses)==len(idxs)
     text = next(repr(v) for v in values if repr(v).startswith('ImageDataBunch;'))
     assert 'Train: LabelList (240 items)\nx: ImageList\nImage (3, 32, 32),Image (3, 32, 32)' in text and text.endswith('Test: None')
@@ -142,3 +146,4 @@ def test_the_resumed_run_is_the_uninterrupted_one(told):
     names = told[0]
     assert weights_hash(names['learn'].model) == names['UNINTERRUPTED']
     assert names['learn'].recorder.to_frame().epoch.tolist()[-3:] == [0, 1, 2]
+    assert 'Loaded interrupted_1' in names['SAID'].getvalue()
