@@ -16,10 +16,11 @@ demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no da
 	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --bs 16 --epochs 8 --finetune-epochs 0 --split patient --pretrained no --out runs/demo
 
 test: export MALARIA_DATA = sample
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready ## check the repository's rules, run every notebook, then every test
 	$(BIN)/python -m pytest -q -x --no-header --durations=0 --durations-min=5 tests/test_repo.py
-	$(BIN)/nbdev-test nbs --n-workers 1 --timing
-	$(BIN)/python -m pytest --ignore=tests/test_repo.py
+	$(BIN)/nbdev-test nbs --n-workers 2 --timing
+	$(BIN)/python -m pytest --ignore=tests/test_repo.py --numprocesses=2 --dist=loadfile
 
 lab: .venv/ready ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab --notebook-dir=nbs
