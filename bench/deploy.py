@@ -45,7 +45,11 @@ def parity(a, folder):
         size = 224 if 'vgg' in arch and a.full else a.size
         net,rule = PictureNet(ModelSpec(arch, 2).build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
         x = np.stack([rule.fixed(open_picture(o)) for o in files])
-        with torch.no_grad(): # batch norm learns what cells look like: else signals fade, and the factor below would only enlarge rounding
+        for m in net.modules(): # batch norm takes the averages of cells: else signals fade, and the factor below would only enlarge rounding
+            if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+                m.momentum = None
+                m.reset_running_stats()
+        with torch.no_grad():
             for i in range(0, 96, 32): net.train()(torch.from_numpy(x[i:i+32]))
         net.eval()
         with torch.inference_mode():
