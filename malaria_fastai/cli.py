@@ -187,7 +187,7 @@ def run_train(
     from malaria_fastai.source import locate
     from malaria_fastai.study import summary, train
     out = train(**_words(args))
-    pack(out, locate(args.source, folder=args.data_dir))
+    if (out/'model').exists(): pack(out, locate(args.source, folder=args.data_dir)) # colours alone leave no model
     print(summary(out))
 
 

@@ -130,7 +130,7 @@ def test_heat_maps_of_other_networks(arch, size):
 def made_up(y, p):
     "An interpretation of given targets and probabilities, without a network."
     y,p = torch.as_tensor(np.asarray(y)),torch.as_tensor(np.asarray(p), dtype=torch.float32)
-    dls = SimpleNamespace(classes=[f'class {i}' for i in range(p.shape[1])], dl=lambda k: None)
+    dls = SimpleNamespace(classes=[f'class {i}' for i in range(p.shape[1])], dl=lambda k: None, drawn_note='')
     return ClassificationInterpretation(SimpleNamespace(dls=dls), p, y, -p[range(len(y)), y].log())
 
 @st.composite
