@@ -417,9 +417,8 @@ def view(
 
 
 class Views(RandTransform):
-    "Show each picture in a view of its own."
+    "Show each picture in a view of its own, which the method `draw` of `Flip` and `Dihedral` names."
     order,split_idx = 1,0
-    def draw(self, x): raise NotImplementedError
     def encodes(self, x:TensorImage):
         drawn = self.draw(x)
         for k in (1, 2, 4)[:n_views(x.shape[-2:]).bit_length()-1]: x = torch.where((drawn & k > 0)[:, None, None, None], view(x, k), x)
