@@ -96,11 +96,19 @@ class TimmBody(nn.Module):
 def create_body(
     arch,                   # A torchvision function, or the name of a torchvision or timm network
     pretrained:bool=True,   # Load ImageNet weights
-    weights:str|None=None   # A torchvision weights name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
+    weights:str|None=None,  # A torchvision weights name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
+    cut:int|None=None       # Keep so many parts of it, counted from the front, as in v1; None keeps all
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     net = _network(arch_name(arch), pretrained, weights)
-    return _torchvision_body(net) if _is_torchvision(net) else TimmBody(net)
+    if _is_torchvision(net): return _cut_body(_torchvision_body(net), cut)
+    if cut is not None: raise ValueError(f"cut={cut} goes with a torchvision network: {arch_name(arch)} is not a row of parts")
+    return TimmBody(net)
+
+
+def _cut_body(body, cut):
+    if cut is not None and not 0 < cut <= len(body): raise ValueError(f"cut={cut}: this body has {len(body)} parts")
+    return body if cut is None else body[:cut]
 
 
 def _is_torchvision(net): return type(net).__module__.startswith('torchvision')
@@ -304,6 +312,7 @@ class ModelSpec:
     head_bias: bool=True        # Biases in the linear layers, as in v1; fastai 2 leaves them out
     kind: str='fastai'          # The head: 'fastai'; 'dense', plain layers on the average; 'flat', on 7 by 7 places in a row; 'own', the network's
     log_softmax: bool=False     # End in a log-softmax, for the loss 'nll'
+    cut: int|None=None          # Parts of the body that are kept, from the front; None keeps all
 
     def head(self,
         nf:int # Channels of the body's last map
@@ -338,12 +347,12 @@ class ModelSpec:
         "Build the network."
         with seeded(seed):
             if self.kind == 'own': return self._own(pretrained, weights)
-            body = create_body(self.arch, pretrained, weights)
+            body = create_body(self.arch, pretrained, weights, self.cut)
             return nn.Sequential(body, self.head(n_features(body)))
 
     def _own(self, pretrained, weights):
         net = _network(self.arch, pretrained, weights)
-        if self.log_softmax: raise ValueError("log_softmax goes with the heads fastai, dense and flat")
+        if self.log_softmax or self.cut: raise ValueError("log_softmax and cut go with the heads fastai, dense and flat")
         if not _is_torchvision(net): raise UnknownArchitecture(f"{self.arch}: kind='own' takes a torchvision network")
         return nn.Sequential(_torchvision_body(net), OwnHead(net, self.n_out))
 
@@ -814,6 +823,7 @@ def cnn_learner(
     head:str='fastai',        # 'fastai', 'dense', 'flat' or 'own', as in `ModelSpec.kind`
     log_softmax:bool=False,   # The head ends in a log-softmax
     weights:str|None=None,    # A torchvision weights name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
+    cut:int|None=None,        # Keep so many parts of the body, counted from the front; None keeps all
     normalize:bool=True,      # False: pictures in [0, 1], as the 2019 tutorial left them
     metrics=None,             # fastai metrics, such as `accuracy`
     loss_func=None,           # A loss, or a name of `LOSSES`; None is cross entropy, or 'nll' with `log_softmax`
@@ -830,7 +840,7 @@ def cnn_learner(
     if not normalize: data = data.unnormalized()
     lin = tuple(lin_ftrs) if lin_ftrs is not None else None
     ps = tuple(ps) if isinstance(ps, (list, tuple)) else ps
-    spec = ModelSpec(arch_name(base_arch), data.c, lin, ps, concat_pool, bn_final, True, head_bias, head, log_softmax)
+    spec = ModelSpec(arch_name(base_arch), data.c, lin, ps, concat_pool, bn_final, True, head_bias, head, log_softmax, cut)
     model = spec.build(pretrained, weights, data.seed)
     if custom_head is not None: model,spec = nn.Sequential(model[0], custom_head),None
     cbs = L(callbacks) + L(cbs) + ([] if train_bn else [BnFreeze])

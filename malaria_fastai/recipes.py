@@ -54,6 +54,7 @@ class Recipe:
     published_split: str=''       # What that number was measured on
     pretrained: bool=True         # Start from ImageNet weights
     weights: str|None=None        # Which: a torchvision name, 'packaged' (from a Python package), or None, the library's default
+    cut: int|None=None            # Parts of the body that are kept, from the front; None keeps all
     head: str='fastai'            # One of `HEADS`
     lin_ftrs: tuple=(512,)        # Widths of the head's hidden layers
     ps: float=.5                  # Dropout in the head, in [0, 1)

@@ -574,7 +574,7 @@ def recipe_learner(
 )->CNNLearner:
     "The network, loss and optimizer of a recipe."
     r = recipe
-    try: return cnn_learner(data, r.arch, r.pretrained, list(r.lin_ftrs), r.ps, head=r.head, log_softmax=r.activation == 'log_softmax', weights=r.weights,
+    try: return cnn_learner(data, r.arch, r.pretrained, list(r.lin_ftrs), r.ps, head=r.head, log_softmax=r.activation == 'log_softmax', weights=r.weights, cut=r.cut,
                             loss_func=r.loss, opt_func=r.opt, wd=r.wd, wd_bn_bias=r.wd_bn_bias, train_bn=r.train_bn, metrics=[_METRICS[o] for o in r.metrics], **kwargs)
     except WeightsUnavailable as e:
         hint = f"The recipe {r.name}_scratch trains the same network without them" if f'{r.name}_scratch' in RECIPES else 'Another recipe may do without them'
