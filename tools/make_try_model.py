@@ -1,0 +1,84 @@
+"""Train the small network of the page `try`, judge it, and put it into try/model: model.int8.onnx, model.json, MODEL_CARD.md.
+
+    MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py
+    MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py --split random --out runs/try_random --to ''
+
+The second line measures the same network under a random split, for comparison, and packs nothing for the page. An interrupted training goes on; a
+finished one is packed anew. The numbers of model.json, of the card and of results/try_model.csv are those of the 8-bit network that the page runs."""
+import argparse,json,os,shutil,sys
+from pathlib import Path
+import numpy as np
+import pandas as pd
+
+from malaria_fastai.deploy import Predictor,_calibration,_write_json,export_onnx,model_card,pack,read_folder
+from malaria_fastai.data import write_atomically
+from malaria_fastai.evaluate import evaluate,read_predictions
+from malaria_fastai.recipes import Recipe
+from malaria_fastai.source import locate
+from malaria_fastai.study import _with_intervals,train
+
+ROOT = Path(__file__).resolve().parent.parent
+# A ResNet18 up to its second stage: 0.7 million weights, and a map of 8 by 8 places, whose average goes through one linear layer.
+RECIPE = Recipe('in_page', 'This project', 'resnet18', pretrained=False, cut=6, head='dense', lin_ftrs=(), ps=0., frozen='nothing', size=64, bs=64,
+                tfms=dict(max_rotate=None, max_zoom=None, max_warp=None, flip_vert=True), epochs=8, lr=3e-3, split='patient', note="For the page that runs it in a browser.")
+SHIPPED = 'model.int8.onnx'
+
+def judged(run, root, engine):
+    "The predictions of validation and test cells by one engine, not calibrated, every cell answered."
+    preds,predict = read_predictions(run/'predictions.csv'),Predictor(run, engine)
+    predict.content,predict.said = None,dict(predict.said, temperature=1.)
+    found = predict([root/o for o in preds.path])
+    return preds.assign(p=found.p.to_numpy(), pred=found.label.to_numpy())
+
+def shipped(run, preds, to):
+    "A model folder with the 8-bit network alone, and the numbers that belong to it."
+    folder,said = read_folder(run)
+    blocks = {k: evaluate(preds[preds.split==k], said['positive'], draws=2000) for k in ('valid','test')}
+    said.update(_calibration(preds, said['positive'], said['unsure']['risk']), metrics=blocks, files={SHIPPED: said['files'][SHIPPED]})
+    to.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder/SHIPPED, to/SHIPPED)
+    _write_json(to, said)
+    write_atomically(to/'MODEL_CARD.md', model_card(to))
+
+def row(run, preds, engine, file):
+    "One row of the results: test cells, one engine."
+    _,said = read_folder(run)
+    facts,env = (json.loads((run/f'{o}.json').read_text('utf-8')) for o in ('metrics','environment'))
+    test = preds[preds.split=='test']
+    block,band = evaluate(test, said['positive'], draws=2000),_calibration(preds, said['positive'], said['unsure']['risk'])['unsure']
+    keep = 'accuracy','balanced_accuracy','auc','sensitivity','specificity'
+    return dict(engine=engine, split=facts['split'], part='test', n=len(test), patients=block['patients'], **{k: v for k,v in _with_intervals(block).items() if k in keep},
+                unsure=round(band['test']['unsure'], 4), error_decided=round(band['test']['error_decided'] or 0, 4), mb=round(said['files'][file]['file']['bytes']/1e6, 2),
+                epochs=facts['epochs'], size=facts['size'], seed=facts['seed'], seconds=facts['seconds'], cores=env['cores'], data=facts['data']['name'],
+                data_hash=env['data_hash'][:12], commit=env['commit'], command=env['command'])
+
+def say(rows, file):
+    "Put rows into the table of results, in the place of earlier ones of the same split."
+    new = pd.DataFrame(rows)
+    old = pd.read_csv(file) if file.exists() else new[:0]
+    table = pd.concat([old[~old.split.isin(new.split)], new]).sort_values(['split','engine'])
+    write_atomically(file, table.to_csv(index=False, lineterminator='\n'))
+    print(table.drop(columns=['command','commit','data_hash']).T.to_string())
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--out', default='runs/try', help='the run folder')
+    p.add_argument('--to', default=str(ROOT/'try/model'), help="the model folder of the page; '' packs none")
+    p.add_argument('--split', default='fold:0')
+    p.add_argument('--epochs', type=int, default=RECIPE.epochs)
+    p.add_argument('--results', default=str(ROOT/'results/try_model.csv'))
+    p.add_argument('--data-dir', default='data')
+    a = p.parse_args()
+    source = Path(os.environ.get('MALARIA_NIH_ZIP') or sys.exit('MALARIA_NIH_ZIP names no archive of cells'))
+    said = ' '.join(['python','tools/make_try_model.py',*(f'--{k} {v!r}' if not v else f'--{k} {v}' for k,v in (('split',a.split),('epochs',a.epochs)))])
+    run = train(source, a.out, recipe=RECIPE.but(epochs=a.epochs), split=a.split, data_dir=a.data_dir, resume=True, command=said)
+    root = locate(source, folder=a.data_dir)
+    pack(run, root)
+    export_onnx(run, quantize=True, data=root)
+    by = {k: judged(run, root, k) for k in ('onnx','int8')}
+    say([row(run, by['onnx'], 'float', 'model.onnx'), row(run, by['int8'], 'int8', SHIPPED)], Path(a.results))
+    apart = abs(by['onnx'].p-by['int8'].p)
+    print(f"8 bits beside float: p differs by {apart.mean():.4f} on average, {apart.max():.3f} at most; the same side of one half for {((by['onnx'].p>=.5)==(by['int8'].p>=.5)).mean():.2%}")
+    if a.to: shipped(run, by['int8'], Path(a.to))
+
+if __name__=='__main__': main()
