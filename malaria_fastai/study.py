@@ -10,16 +10,18 @@ __all__ = ['CORRUPTIONS', 'UnknownPositive', 'positive_class', 'limit_cells', 'm
            'boosted', 'cross_validate', 'gather', 'split_gap', 'splits_table', 'recipe_data', 'recipe_learner',
            'fit_recipe', 'OutOfTime', 'comparison_folds', 'compare', 'comparison_title', 'comparison_markdown',
            'plot_comparison', 'corrupt', 'sample_cells', 'probabilities', 'robustness', 'outline_features',
-           'shortcut_check', 'eight_views', 'OtherClasses', 'AllKnown', 'evaluate_run']
+           'shortcut_check', 'eight_views', 'OtherClasses', 'AllKnown', 'evaluate_run', 'start_notebook']
 
 # %% ../nbs/api/10_study.ipynb #7510d7c2
 import io
+import itertools
 import json
 import math
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import textwrap
 import time
 from dataclasses import asdict
@@ -49,7 +51,7 @@ from .learner import CNNLearner, StepDecay, WeightsUnavailable, arch_name, cnn_l
 from .recipes import RECIPES, Recipe, find_recipe, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
-from .source import is_drawn, locate, progress, record_for
+from .source import default_source, is_drawn, locate, progress, record_for
 from .split import fold_rules, leakage, split_by
 
 # %% ../nbs/api/10_study.ipynb #3a4ec135
@@ -1274,3 +1276,59 @@ def _write_other(run, folder, name, root, preds, positive, draws, command):
     if folder.parent == run:
         write_atomically(run/'metrics.json', _json(then['metrics'] | {f'test on {name}': block}))
         write_report(run)
+
+# %% ../nbs/api/10_study.ipynb #startnb1
+_DRIVE = '/content/drive' # where Colab shows the Drive of whoever runs it
+
+
+def start_notebook(
+    name:str='',                # Name of the notebook and of the folder of its runs; '' is for a page that writes none
+    fresh:bool=False,           # Take the next free name when the folder holds something: for a page that begins with nothing
+    runs:str|Path='runs',       # The folder of all runs; one on your Drive outlives Colab
+    variable:str='MALARIA_DATA' # The environment variable that names the data set
+)->tuple: # (name of the data set, True for the settings of a GPU, folder of the runs or None)
+    "Choose data, settings and folder of a notebook by what there is, and say so."
+    gpu = torch.cuda.is_available()
+    source = os.environ.get(variable) or _usual_source(variable, gpu)
+    full = gpu and source != 'sample'
+    print(f"Data: {source}{', drawn by code' if source == 'sample' else ''} ({variable} names another)")
+    print(f"Settings: {'full' if full else 'small'}, for {'a GPU' if full else 'a short test' if source == 'sample' else 'a CPU'}")
+    print(f'Accelerator: {_accelerator(gpu)}')
+    if not name: return source, full, None
+    folder = _runs_folder(Path(runs)/name, fresh)
+    print(f'Runs: {_said(folder)}{_advice(folder)}')
+    return source, full, folder
+
+
+def _in_colab(): return 'google.colab' in sys.modules
+
+
+def _usual_source(variable, gpu):
+    "Real cells only where they can be downloaded and are bearable."
+    if variable != 'MALARIA_DATA' or (_in_colab() and not gpu): return 'sample'
+    return default_source()
+
+
+def _accelerator(gpu):
+    if gpu: return torch.cuda.get_device_name()
+    return 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all' if _in_colab() else 'none, the CPU does the work'
+
+
+def _runs_folder(folder, fresh):
+    "`folder` as an absolute path, made; the first of folder, folder-2, folder-3 … that is empty, if `fresh`."
+    if str(folder).startswith(_DRIVE) and not Path(_DRIVE, 'MyDrive').exists():
+        raise FileNotFoundError(f"your Drive is not there yet. Run: from google.colab import drive; drive.mount('{_DRIVE}')")
+    tries = (folder.with_name(f'{folder.name}-{i}' if i > 1 else folder.name) for i in itertools.count(1))
+    folder = next(o for o in tries if not fresh or not o.exists() or not any(o.iterdir())).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _said(folder): return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else folder.as_posix()
+
+
+def _advice(folder):
+    "How to keep runs, where they would be lost."
+    if not _in_colab() or str(folder).startswith(_DRIVE): return ''
+    return (f", lost when Colab disconnects. To keep them on your Drive: from google.colab import drive; drive.mount('{_DRIVE}'), "
+            f"then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")
