@@ -690,7 +690,7 @@ class ImageDataBunch(DataLoaders):
         classes = _classes(cells, classes)
         train,valid = ds_tfms or ((), ())
         val_bs = bs if val_bs is None else val_bs
-        kw = dict(seed=seed, device=default_device() if device is None else torch.device(device))
+        kw = dict(seed=seed, device=_device(device))
         parts = {k: LabelList(pictures, cells[cells.split == k], classes, int(k != 'train'), random_crop=ds_tfms is not None)
                  for k in ('train', 'valid', 'test')}
         _check_sizes(parts, bs, val_bs)
@@ -707,7 +707,7 @@ class ImageDataBunch(DataLoaders):
         "Use these statistics in place of any others; None is none."
         self.stats = None if stats is None else tuple([float(v) for v in o] for o in stats)
         for dl in self.loaders: dl.after_batch.fs = L(o for o in dl.after_batch.fs if not isinstance(o, Normalize))
-        if self.stats: self.add_tfms([Normalize.from_stats(*self.stats, cuda=self.device.type == 'cuda')], 'after_batch')
+        if self.stats: self.add_tfms([Normalize(*(torch.tensor(o, device=self.device)[None, :, None, None] for o in self.stats))], 'after_batch')
 
     def normalize(self,
         stats:tuple|None=None # (mean, std), three numbers each, of pixels in [0, 1]; None measures them on one batch, as in v1
@@ -822,6 +822,12 @@ def _check_sizes(parts, bs, val_bs):
     n = len(parts['train'])
     if bs > n: raise TooFewCells(f"a batch of {bs} cannot be filled from {n} training cells: choose bs={n} or less")
 
+
+def _device(device):
+    device = default_device() if device is None else torch.device(device)
+    if device.type != 'cuda' or torch.cuda.is_available(): return device
+    raise ValueError(f"device={str(device)!r}: PyTorch finds no CUDA device here; leave `device` out, or pass 'cpu'")
+
 # %% ../nbs/api/03_data.ipynb #c9a3691b
 @patch(cls_method=True)
 def from_folder(cls:ImageDataBunch,
@@ -847,11 +853,17 @@ def from_folder(cls:ImageDataBunch,
     return cls.from_cells(path, cells, seed=seed, **kwargs)
 
 
+def _files(folder):
+    "All pictures under a folder; they are opened when they are first needed."
+    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder")
+    found = sorted(p for p in get_image_files(folder) if '__MACOSX' not in p.parts)
+    if not found: raise FileNotFoundError(f"{folder}: no pictures in its folders")
+    return found
+
+
 def _listed(path, folders):
-    "All pictures under a folder, with the part their folder stands for; they are opened when they are first needed."
-    if not path.is_dir(): raise FileNotFoundError(f"{path}: no such folder")
-    found = sorted(p.relative_to(path) for p in get_image_files(path) if '__MACOSX' not in p.parts)
-    if not found: raise FileNotFoundError(f"{path}: no pictures in its folders")
+    "All pictures under a folder, with the part their folder stands for."
+    found = [p.relative_to(path) for p in _files(path)]
     split = [next((k for folder,k in folders.items() if p.is_relative_to(folder)), None) for p in found]
     no_class = {'.', *folders}
     label = [None if p.parent.as_posix() in no_class else p.parent.name for p in found]
@@ -870,6 +882,31 @@ def _relative(name, path):
     p = Path(name)
     return (p.relative_to(path) if p.is_relative_to(path) else p).as_posix()
 
+# %% ../nbs/api/03_data.ipynb #61ca4a63
+@patch(cls_method=True)
+def from_lists(cls:ImageDataBunch,
+    path:str|Path,      # The folder that names are relative to
+    fnames:list,        # Names of the pictures
+    labels:list,        # As many labels
+    valid_pct:float=.2, # Share of validation pictures, in (0, 1)
+    seed:int=42,        # Names the split, the order and every draw
+    item_cls=None,      # Only pictures are supported; v1 took other kinds here
+    test:str|None=None, # A folder under `path` with test pictures; their labels are not read, as in v1
+    **kwargs            # As in `from_cells`
+)->ImageDataBunch:
+    "Pictures from a list of names and a list of labels."
+    if item_cls is not None: raise ValueError("item_cls: only pictures are supported")
+    if len(fnames) != len(labels): raise ValueError(f"{len(fnames)} names, but {len(labels)} labels")
+    paths = [_relative(o, path) for o in fnames]
+    missing = [o for o in paths if not (Path(path)/o).is_file()]
+    if missing: raise FileNotFoundError(f"{len(missing)} of {len(paths)} pictures are not under {path}: {', '.join(missing[:3])}")
+    cells = pd.DataFrame(dict(path=paths, label=[str(o) for o in labels]))
+    if test is not None: cells = pd.concat([_with_split(cells, valid_pct, seed), _test_cells(path, test)], ignore_index=True)
+    return cls.from_cells(path, cells, valid_pct=valid_pct, seed=seed, **kwargs)
+
+
+def _test_cells(path, folder): return pd.DataFrame(dict(path=[_relative(o, path) for o in _files(Path(path)/folder)], label=None, split='test'))
+
 # %% ../nbs/api/03_data.ipynb #139408e2
 @patch(cls_method=True)
 def from_df(cls:ImageDataBunch,
@@ -882,7 +919,7 @@ def from_df(cls:ImageDataBunch,
     fn_col:int|str=0,       # Column of file names
     label_col:int|str=1,    # Column of labels
     suffix:str='',          # Added to every file name
-    **kwargs                # As in `from_cells`
+    **kwargs                # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures and labels from a table."
     if label_delim is not None: raise ValueError("label_delim: a picture has one label here")
@@ -904,30 +941,11 @@ def from_csv(cls:ImageDataBunch,
     suffix:str='',               # Added to every file name
     delimiter:str|None=None,     # Between columns; None is a comma
     header:int|str|None='infer', # As in `pandas.read_csv`
-    **kwargs                     # As in `from_cells`
+    **kwargs                     # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures and labels from a CSV file."
     df = pd.read_csv(Path(path)/csv_labels, sep=delimiter or ',', header=header)
     return cls.from_df(path, df, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **kwargs)
-
-# %% ../nbs/api/03_data.ipynb #61ca4a63
-@patch(cls_method=True)
-def from_lists(cls:ImageDataBunch,
-    path:str|Path,      # The folder that names are relative to
-    fnames:list,        # Names of the pictures
-    labels:list,        # As many labels
-    valid_pct:float=.2, # Share of validation pictures, in (0, 1)
-    seed:int=42,        # Names the split, the order and every draw
-    item_cls=None,      # Only pictures are supported; v1 took other kinds here
-    **kwargs            # As in `from_cells`
-)->ImageDataBunch:
-    "Pictures from a list of names and a list of labels."
-    if item_cls is not None: raise ValueError("item_cls: only pictures are supported")
-    if len(fnames) != len(labels): raise ValueError(f"{len(fnames)} names, but {len(labels)} labels")
-    paths = [_relative(o, path) for o in fnames]
-    missing = [o for o in paths if not (Path(path)/o).is_file()]
-    if missing: raise FileNotFoundError(f"{len(missing)} of {len(paths)} pictures are not under {path}: {', '.join(missing[:3])}")
-    return cls.from_cells(path, pd.DataFrame(dict(path=paths, label=[str(o) for o in labels])), valid_pct=valid_pct, seed=seed, **kwargs)
 
 # %% ../nbs/api/03_data.ipynb #4baf7104
 @patch(cls_method=True)
@@ -937,7 +955,7 @@ def from_name_func(cls:ImageDataBunch,
     label_func,     # From the full path of a picture to its label
     valid_pct:float=.2, # Share of validation pictures, in (0, 1)
     seed:int=42,    # Names the split, the order and every draw
-    **kwargs        # As in `from_cells`
+    **kwargs        # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures whose label is a function of their full path."
     return cls.from_lists(path, fnames, [label_func(Path(path)/_relative(o, path)) for o in fnames], valid_pct, seed, **kwargs)
@@ -950,7 +968,7 @@ def from_name_re(cls:ImageDataBunch,
     pat:str,        # A regular expression whose first group is the label, searched in the full POSIX path, as in v1
     valid_pct:float=.2, # Share of validation pictures, in (0, 1)
     seed:int=42,    # Names the split, the order and every draw
-    **kwargs        # As in `from_cells`
+    **kwargs        # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures whose label is found in their full path by a regular expression."
     def label(p):

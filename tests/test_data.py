@@ -80,6 +80,38 @@ def test_test_folder(parts):
     x, = data.one_batch(DatasetType.Test)
     assert x.shape == (4, 3, 16, 16)
 
+def table_of(root, files): return pd.DataFrame([(p.relative_to(root).as_posix(), p.parent.name) for p in files], columns=['file', 'kind'])
+
+def in_csv(root, files, **kw):
+    table_of(root, files).to_csv(root/'listed.csv', index=False)
+    return ImageDataBunch.from_csv(root, csv_labels='listed.csv', **kw)
+
+WITH_TEST = dict(
+    from_df=lambda root, files, **kw: ImageDataBunch.from_df(root, table_of(root, files), **kw),
+    from_csv=in_csv,
+    from_lists=lambda root, files, **kw: ImageDataBunch.from_lists(root, files, [p.parent.name for p in files], **kw),
+    from_name_func=lambda root, files, **kw: ImageDataBunch.from_name_func(root, files, lambda p: p.parent.name, **kw),
+    from_name_re=lambda root, files, **kw: ImageDataBunch.from_name_re(root, files, r'(\w+)/\d+.png', **kw))
+
+@pytest.mark.parametrize('name', WITH_TEST)
+def test_every_constructor_takes_a_test_folder(parts, name, tmp_path):
+    "v1's `test`: a folder under `path` whose pictures have no labels."
+    make,files = WITH_TEST[name],sorted((parts/'train').rglob('*.png'))
+    plain,data = make(parts, files, **QUICK),make(parts, files, test='test', **QUICK)
+    assert plain.test_ds is None and len(data.test_ds) == 6 and not data.test_ds.labelled and set(data.test_ds.cells.path.str.split('/').str[0]) == {'test'}
+    for a,b in zip(plain.loaders, data.loaders): assert a.dataset.cells.path.tolist() == b.dataset.cells.path.tolist() # the split stays
+    x, = data.one_batch(DatasetType.Test)
+    assert x.shape == (6, 3, 16, 16) and data.classes == plain.classes and 'y: EmptyLabelList' in repr(data)
+    assert len(make(parts, files, test='flat', **QUICK).test_ds) == 4
+    back = load_data(parts, data.save('with_test.json').name, cache=False)
+    assert back.fingerprint() == data.fingerprint() and len(back.test_ds) == 6
+    with pytest.raises(FileNotFoundError, match='nowhere: no such folder'): make(parts, files, test='nowhere', **QUICK)
+    with pytest.raises(ValueError, match='listed twice'): make(parts, files, test='train', **QUICK)
+
+@pytest.mark.parametrize('make', [lambda root: ImageDataBunch.from_cells(root, bunch(root).cells, test='train', **QUICK), lambda root: ImageDataBunch.single_from_classes(root, ['x'], test='x')])
+def test_a_test_folder_means_nothing_to_a_table_and_to_no_pictures(root, make):
+    with pytest.raises(TypeError, match='test'): make(root)
+
 def test_names_of_the_folders(parts):
     data = bunch(parts, train='valid', valid='test')
     assert (len(data.train_ds), len(data.valid_ds)) == (10, 6)
@@ -160,6 +192,18 @@ def test_from_cells_checks_its_table(root):
     with pytest.raises(ValueError, match="'valid' or 'test'.*validation"): make(cells.assign(split=cells.split.replace('valid', 'validation')))
     with pytest.raises(ValueError, match='without a label'): make(cells.assign(label=cells.label.mask(cells.index == 3)))
     with pytest.raises(TooFewCells, match="'valid'"): make(cells[cells.split == 'train'])
+
+# v1's parameters that mean nothing here: an error, never ignored.
+GONE = dict(one_batch='detach', normalize='do_x do_y', show_batch='reverse')
+
+@pytest.mark.parametrize('method,name', [(k, o) for k,v in GONE.items() for o in v.split()])
+def test_words_of_v1_that_are_gone(root, method, name):
+    with pytest.raises(TypeError, match=name): getattr(bunch(root), method)(**{name: True})
+
+@pytest.mark.parametrize('name', ['no_check', 'dl_tfms', 'collate_fn'])
+def test_words_of_v1_that_loading_refuses(root, name):
+    bunch(root).save('words.json')
+    with pytest.raises(TypeError, match=name): load_data(root, 'words.json', **{name: None})
 
 UNKNOWN = 'sise ds_tfm no_check dl_tfms collate_fn mult tfm_y mode label_delim valid_size'.split()
 
@@ -262,6 +306,16 @@ def test_seed_names_everything(root):
 def test_workers_change_nothing(root, workers):
     a,b = (bunch(root, ds_tfms=get_transforms(), num_workers=o) for o in (2, workers))
     for (x,y),(v,w) in zip(a.train_dl, b.train_dl): assert torch.equal(x, v) and torch.equal(y, w)
+
+def test_batches_go_to_the_device(root, monkeypatch):
+    "`meta` is a device without numbers, which every machine has."
+    tfms = get_transforms(max_rotate=None, max_warp=None, max_zoom=1.)
+    for b in (bunch(root, device='meta', ds_tfms=tfms).train.one_batch(), bunch(root, device='meta').one_batch(cpu=False)):
+        assert [o.device.type for o in b] == ['meta']*2 and b[0].shape == (8, 3, 16, 16)
+    assert bunch(root, device=torch.device('cpu')).valid.one_batch()[0].device.type == 'cpu'
+    with pytest.raises(RuntimeError, match='gpu'): bunch(root, device='gpu')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match="device='cuda:1': PyTorch finds no CUDA device"): bunch(root, device='cuda:1')
 
 def test_global_streams_are_left_alone(root):
     torch.manual_seed(5)
@@ -539,6 +593,22 @@ def test_affine_transforms_move_pixels(kw):
             for t in tfm: b = t(b, split_idx=0)
         return float(((b.as_subclass(torch.Tensor) - x).abs().amax((1, 2, 3)) > 1e-3).float().mean())
     assert moved(0.) == 0 and moved(1.) > .95 and .6 < moved(.75) < .97 # a warp is drawn for either direction
+
+@pytest.mark.parametrize('kw', [dict(max_rotate=40.), dict(max_warp=.4)])
+def test_what_turning_fills_in(kw):
+    "The corners of a turned picture: black, the nearest edge, or mirrored."
+    x = torch.linspace(.2, .8, 32).expand(40, 3, 32, 32).clone()
+    def turned(mode):
+        tfm = get_transforms(**{**OFF, **kw}, p_affine=1., padding_mode=mode)[0]
+        b = TensorImage(x.clone())
+        with seeded(1):
+            for t in tfm: b = t(b, split_idx=0)
+        return b.as_subclass(torch.Tensor)
+    zeros,border,mirrored = (turned(o) for o in ('zeros', 'border', 'reflection'))
+    assert zeros.min() < .01 and min(border.min(), mirrored.min()) > .19    # black comes with zeros alone
+    filled = zeros < .15
+    assert .01 < filled.float().mean() < .5 and (border - mirrored)[filled].abs().max() > .05
+    assert ((zeros - border).abs() < 1e-5).float().mean() > .4              # within the picture all are the same
 
 def test_xtra_tfms_come_too(root):
     class Negative(Transform):
