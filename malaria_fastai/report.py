@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from .cells import open_picture
 from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
                                      curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, ask_verdicts,
-                                     read_predictions, read_verdicts, reliability, review_agreement)
+                                     read_predictions, read_verdicts, reliability, review_agreement, review_list)
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'name_of', 'plot_confusion', 'plot_roc', 'plot_pr',
            'plot_losses', 'plot_metrics', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
            'plot_coverage', 'plot_folds', 'plot_robustness', 'plot_review', 'write_review', 'Markup', 'tag', 'joined',
            'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'metrics_table', 'facts_table',
-           'write_report', 'examine_run']
+           'write_report', 'examine_run', 'review_run']
 
 # %% ../nbs/api/08_report.ipynb #ec1f4081
 BLUE,ORANGE,GREEN,RED,GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -977,3 +977,23 @@ def examine_run(
     found = run['metrics'] | dict(examined=examine(run['preds'], positive, threshold, draws, seed))
     _write(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws, seed)
+
+# %% ../nbs/api/08_report.ipynb #4af6df2a
+def review_run(
+    run:str|Path, # Folder of a cross-validation by patient
+    root:str|Path, # The pictures it was made on
+    cells:pd.DataFrame, # Their cells table
+    out:str|Path|None=None, # Where list, sheets and verdicts go; None is the run's folder. Keep it out of any repository
+    k:int=100, # How many of the most doubtful labels to look at
+    note:str='', # A line under each sheet
+)->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
+    "Rank the labels of a cross-validation by how doubtful they are, and write what a reviewer needs."
+    found = read_run(run)
+    positive,split = _positive(found), found['metrics'].get('split')
+    if found['preds'] is None or 'fold' not in found['preds'] or split!='patient':
+        raise NotARun(f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither the cell nor its patient. "
+                      "malaria-fastai crossval DATA --split patient makes one")
+    review = review_list(found['preds'], positive)
+    write_review(out or run, root, review, cells, k, note=note)
+    if out is None or Path(out)==Path(run): write_report(run)
+    return review_agreement(review) if 'disputed' in review else None

@@ -258,6 +258,35 @@ def test_another_set_of_other_classes_or_known_patients_is_refused(run, place, c
     assert 'not a run' in refusal(capsys, 'evaluate', 'cats')
 
 
+def test_review_of_a_cross_validation(run, place, capsys, monkeypatch):
+    "Wrong labels planted among drawn cells come first in the list; a verdict stays; neither one run nor folds at random are reviewed."
+    from malaria_fastai.cells import read_cells
+    monkeypatch.chdir(place)
+    root = place/'data'/'drawn-sample'
+    cells = read_cells(root, progress=False)
+    true,rng = cells.label == 'Parasitized',np.random.default_rng(0)
+    wrong = pd.Series(cells.index.isin(rng.choice(cells.index[true], 20, replace=False)))
+    p = np.where(true ^ wrong, .9, .1) + rng.uniform(-.05, .05, len(cells)) # what a network would say that is right about every cell but 20
+    preds = cells[['path', 'label', 'patient']].assign(split='test', disputed=wrong, pred=np.where(p >= .5, 'Parasitized', 'Uninfected'), p=p,
+                                                       fold=pd.factorize(cells.patient)[0] % 5)
+    folder = place/'runs'/'cv'
+    folder.mkdir()
+    preds.to_csv(folder/'predictions.csv', index=False)
+    found = json.loads((run/'metrics.json').read_text('utf-8'))
+    (folder/'metrics.json').write_text(json.dumps(found | dict(split='patient', folds=5)))
+    said = told(capsys, 'review', 'runs/cv', 'sample', '--out', 'look', '-k', 30)
+    assert '20 labels of 720 are disputed already; AUC of the list 1.000' in said and 'first 20: 20 of them (100%), recall 100%' in said
+    assert pd.read_csv('look/review.csv').disputed[:20].all() and {o.name for o in Path('look').glob('*.png')} == {'sheet_001.png', 'sheet_002.png'}
+    asked = pd.read_csv('look/verdicts.csv', dtype=str, keep_default_na=False)
+    asked.loc[0, 'verdict'] = 'wrong'
+    asked.to_csv('look/verdicts.csv', index=False)
+    told(capsys, 'review', 'runs/cv', 'sample', '--out', 'look', '-k', 30)
+    assert (pd.read_csv('look/verdicts.csv', dtype=str, keep_default_na=False).verdict == 'wrong').sum() == 1
+    assert 'no cross-validation by patient' in refusal(capsys, 'review', 'runs/a', 'sample')
+    (folder/'metrics.json').write_text(json.dumps(found | dict(split='random', folds=5)))
+    assert 'no cross-validation by patient' in refusal(capsys, 'review', 'runs/cv', 'sample')
+
+
 WRONG = [
     (['train', 'nowhere', '--out', 'x'], 'nowhere'),
     (['train', 'smaple', '--out', 'x'], 'did you mean sample'),
