@@ -1,9 +1,11 @@
-"""Build the site in _docs without Quarto: nbdev stages the notebooks, smalldocs renders them from nbs/_quarto.yml.
+"""Build the site in _docs without Quarto: nbdev stages the notebooks, smalldocs renders them from nbs/_quarto.yml, and
+`finish_pages` makes the pages fit to be read offline, by keyboard and by ear.
 
 Whoever has Quarto runs `nbdev-docs` on the same notebooks instead."""
 import os,re,shutil,subprocess,sys
 from pathlib import Path
 import yaml
+from finish_pages import finish
 from nbdev.config import get_config,nbpath2html
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
@@ -17,36 +19,44 @@ def staged(notebook):
     "Where `notebook` lies while it is rendered: nbdev drops the number from the page's name, smalldocs names pages by file."
     return nbpath2html(notebook).with_suffix('.ipynb')
 
-def spell_out(entry, stage):
-    "Replace a glob in a sidebar `entry` by the notebooks it finds, in the order of their numbers."
-    if isinstance(entry, list): return [spell_out(o, stage) for o in entry]
-    if not isinstance(entry, dict): return entry
-    found = entry.get('contents')
-    if isinstance(found, str): found = [o.relative_to(stage).as_posix() for o in sorted(stage.glob(found))]
-    return {k: spell_out(found if k=='contents' else v, stage) for k,v in entry.items()}
+def spell_out(contents, stage):
+    "Replace globs in the `contents` of a sidebar by the notebooks they find, in the order of their numbers."
+    for o in [contents] if isinstance(contents, str) else contents:
+        if isinstance(o, dict): yield {**o, 'contents': [*spell_out(o['contents'], stage)]} if 'contents' in o else o
+        elif '*' in o: yield from (p.relative_to(stage).as_posix() for p in sorted(stage.glob(o)))
+        else: yield o
 
-def filled(entry):
-    "False for a section without pages."
-    return not isinstance(entry, dict) or entry.get('contents')!=[]
+def there(entry, stage):
+    "False for a section without pages, and for a page that is not there."
+    if not isinstance(entry, dict): return (stage/entry).exists()
+    return entry['contents']!=[] if 'contents' in entry else (stage/entry['href']).exists()
+
+def prune(entry, stage):
+    "A sidebar `entry` without what is not `there`."
+    if isinstance(entry, list): return [o for o in (prune(o, stage) for o in entry) if there(o, stage)]
+    if isinstance(entry, dict) and 'contents' in entry: return {**entry, 'contents': prune(entry['contents'], stage)}
+    return entry
 
 def rename(text, names):
-    "Let links in `text` follow the renamed notebooks."
-    for old,new in names.items(): text = re.sub(rf'(?<![\w-]){re.escape(old)}', new, text)
+    "Let links in `text` follow the renamed notebooks. Addresses elsewhere, as in Colab, know them by their own names."
+    for old,new in names.items(): text = re.sub(rf'(https?://[^\s"\')]*)?(?<![\w-]){re.escape(old)}', lambda m: m[0] if m[1] else new, text)
     return text
 
 def arrange(stage, site):
-    "Make what nbdev staged fit smalldocs: page names, sidebar, and relative links to our own pages, to be read offline."
+    "Make what nbdev staged fit smalldocs: page names, sidebar, relative links to our own pages. Returns which notebook got which name."
     config = yaml.safe_load((stage/'_quarto.yml').read_text(encoding='utf-8'))
     side = config['website']['sidebar']
-    side['contents'] = [o for o in spell_out(side['contents'], stage) if filled(o)]
+    side['contents'] = prune([*spell_out(side['contents'], stage)], stage)
     (stage/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
-    names = {o.name: staged(o).name for o in stage.rglob('*.ipynb') if staged(o)!=o}
+    moved = {o.relative_to(stage).as_posix(): staged(o).relative_to(stage).as_posix() for o in stage.rglob('*.ipynb') if staged(o)!=o}
+    names = {Path(k).name: Path(v).name for k,v in moved.items()}
     for page in [*stage.rglob('*.ipynb'), stage/'_quarto.yml', stage/'nbdev.yml']:
         up = '../'*(len(page.relative_to(stage).parts)-1)
         text = rename(page.read_text(encoding='utf-8'), names).replace(f'{site}/', up)
         text = UNREAD.sub('', text)
         page.write_text(text, encoding='utf-8')
         if page.suffix=='.ipynb': page.rename(staged(page))
+    return moved
 
 def main():
     os.chdir(ROOT)
@@ -56,9 +66,10 @@ def main():
     _build_modidx()
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage)
-    arrange(stage, cfg.doc_url)
+    moved = arrange(stage, cfg.doc_url)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
+    finish(stage/built.name, moved)
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(stage/built.name, built)
     shutil.rmtree(stage)

@@ -1,0 +1,73 @@
+"""Make the rendered pages fit to be read offline, by keyboard and by ear.
+
+smalldocs takes formulae, fonts and badges from the network, gives pictures no words, and lets menus call themselves
+what they are not. Each function here mends one of these in the text of a page."""
+import html,json,re,struct
+from base64 import b64decode
+from latex2mathml.converter import convert
+
+FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+NETWORK = re.compile(r'<(?:link|script)\b[^>]*\b(?:href|src)="https?://cdn\.[^"]*"[^>]*>(?:</script>)?')
+BADGE = re.compile(r'<p>(?:<a [^>]*><img [^>]*src="https?://(?!colab)[^>]*></a>\s*)+</p>\n?')
+PICTURE = re.compile(r'<img\b[^>]*src="https?://[^>]*>')
+CODE_OR_PICTURE = re.compile(r'<code class="sourceCode python">(?P<code>.*?)</code>|<img (?![^>]*\balt=)(?P<rest>src="data:image/\w+;base64,(?P<data>[^"]*)"[^>]*)>', re.S)
+
+def formulae(text):
+    "Write formulae as MathML, which browsers set by themselves, and drop what a page would fetch to set them."
+    return FORMULA.sub(lambda m: convert(html.unescape(m[2]), display='block' if m[1]=='display' else 'inline'), NETWORK.sub('', text))
+
+def distant_pictures(text):
+    "Replace pictures that lie elsewhere by their words; a paragraph of badges goes."
+    return PICTURE.sub(lambda m: re.search(r'alt="([^"]*)"', m[0])[1], BADGE.sub('', text))
+
+def last_statement(code):
+    "The last statement of `code`, as shown on a page, on one line and not too long."
+    lines = html.unescape(re.sub('<[^>]+>', '', code)).rstrip().split('\n')
+    first = max((i for i,o in enumerate(lines) if o[:1] not in ('', ' ', ')', ']', '}')), default=0)
+    text = ' '.join(o.strip() for o in lines[first:])
+    return text if len(text)<=120 else text[:119]+'…'
+
+def size_of(data):
+    "Width and height in pixels of a PNG or JPEG in base64; None if they are not found."
+    raw = b64decode(data)
+    if raw[:4]==b'\x89PNG': return struct.unpack('>II', raw[16:24])
+    if found := re.search(rb'\xff[\xc0-\xc2]..\x08(..)(..)', raw, re.S): return tuple(int.from_bytes(found[i], 'big') for i in (2, 1))
+
+def figures(text):
+    "Give figures a size, so that nothing jumps while a page loads, and words: the statement that drew them."
+    said = 'a notebook cell'
+    def mend(m):
+        nonlocal said
+        if m['code'] is not None: said = last_statement(m['code']); return m[0]
+        size = size_of(m['data'])
+        box = f' width="{size[0]}" height="{size[1]}"' if size else ''
+        return f'<img alt="Figure drawn by: {html.escape(said)}" {m["rest"]}{box}>'
+    return CODE_OR_PICTURE.sub(mend, text)
+
+def roles(text):
+    "What folds a section of the sidebar is a button, to the keyboard too; the switch to dark mode and the icons have names."
+    text = re.sub(r'(<a class="sidebar-item-[^>]*?) role="navigation"', r'\1 role="button" tabindex="0"', text)
+    text = text.replace('<div id="quarto-margin-sidebar"', '<div role="complementary" aria-label="On this page" id="quarto-margin-sidebar"')
+    text = text.replace('<i class="bi bi-github" role="img"></i>', '<i class="bi bi-github" aria-hidden="true"></i>')
+    text = text.replace('role="button" id="quarto-back-to-top"', 'role="button" tabindex="0" id="quarto-back-to-top"')
+    text = text.replace('<nav class="navbar ', '<nav aria-label="Site" class="navbar ').replace('<nav class="quarto-secondary-nav"', '<nav aria-label="Place" class="quarto-secondary-nav"')
+    text = text.replace('<nav id="quarto-sidebar"', '<nav aria-label="Pages" id="quarto-sidebar"').replace('<nav class="page-navigation"', '<nav aria-label="Previous and next" class="page-navigation"')
+    return text.replace('<a class="quarto-color-scheme-toggle nav-link" href=""', '<a class="quarto-color-scheme-toggle nav-link" role="button" href="#" aria-label="Dark mode"')
+
+def sources(text, moved):
+    "Let links to the source of a page name the notebook, which has its number: `moved` maps notebooks to staged ones."
+    for notebook,page in moved.items(): text = text.replace(f'/main/nbs/{page}"', f'/main/nbs/{notebook}"')
+    return text
+
+def finish(
+    site, # Folder of the rendered site: its pages are changed in place
+    moved, # dict, path of a notebook below nbs -> path under which it was staged
+):
+    "Mend every page of `site`, drop fonts from elsewhere, and keep the search index as a script: a page on disk may not fetch."
+    for page in site.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        for mend in (formulae, distant_pictures, figures, roles): text = mend(text)
+        page.write_text(sources(text, moved), encoding='utf-8')
+    for css in site.glob('site_libs/themes/*.css'): css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
+    index = json.loads((site/'search.json').read_text(encoding='utf-8'))
+    (site/'search.js').write_text(f'window.searchIndex = {json.dumps(index, ensure_ascii=False)}', encoding='utf-8')
