@@ -6,7 +6,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/deploy.html.md"""
 
 # %% auto #0
 __all__ = ['NOTICE', 'MAX_BYTES', 'COLUMNS', 'appearance', 'compose_smear', 'cut_piece', 'ContentCheck', 'fit_content',
-           'numbers_of', 'choose_band', 'PictureNet', 'read_folder', 'pack', 'model_card', 'ExtraMissing',
+           'numbers_of', 'choose_band', 'PictureNet', 'MappedNet', 'read_folder', 'pack', 'model_card', 'ExtraMissing',
            'ExportFailed', 'write_onnx', 'export_onnx', 'Found', 'find_pictures', 'Predictor', 'predict_files']
 
 # %% ../nbs/api/11_deploy.ipynb #e282409e
@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .cells import BadPicture, identity, open_picture
+from .cells import MAX_PIXELS, BadPicture, identity, open_picture
 from .data import Resizing, ResizeMethod, _map_ahead, replacing, write_atomically
 from .evaluate import OneClass, fit_temperature, read_predictions
 from .learner import ModelRefused, load_learner, read_model
@@ -328,11 +328,14 @@ _STEPS = ['decode PNG, JPEG, TIFF or BMP; turn it upright by EXIF; 16-bit grey t
           'float32 = pixel/255', 'per channel: (x - mean)/std', 'network: logits, one per class',
           'probabilities = softmax(logits/temperature); p is that of the positive class',
           'decision: `not a cell` if `content` refuses; `unsure` if unsure.low < p < unsure.high; else the positive class if p >= threshold',
-          'model.onnx takes the uint8 pixels (n, height, width, 3) after resizing, and does steps 3 to 5']
+          'model.onnx takes the uint8 pixels (n, height, width, 3) after resizing, and does steps 3 to 5',
+          'its second output, `maps`, float32 (n, classes, h, w), is there if the network ends in an average and one linear layer: a map averages to its logit, less the bias',
+          '`limits`: larger files and pictures are not read; `content` looks at side by side pixels, black up to dark, and at no more than clip deviations']
 
 
 class PictureNet(nn.Module):
     "A network with its normalisation: from pixels to logits."
+    outputs = 'logits',
     def __init__(self,
         model:nn.Module,       # From float32 (n, 3, h, w), normalised, to logits (n, classes)
         stats:tuple|None=None  # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
@@ -340,7 +343,24 @@ class PictureNet(nn.Module):
         super().__init__()
         self.model = model
         for k,v in zip(('mean', 'std'), stats or ([0.]*3, [1.]*3)): self.register_buffer(k, torch.tensor(v).view(1, 3, 1, 1), persistent=False)
-    def forward(self, pictures): return self.model((pictures.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std)
+    def forward(self, pictures): return self.model(self.normalised(pictures))
+    def normalised(self, pictures): return (pictures.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std
+
+
+class MappedNet(PictureNet):
+    "A network that ends in an average and one linear layer, with each place's share in the answer as a second output."
+    outputs = 'logits','maps'
+    def forward(self, pictures):
+        body,head = self.model
+        x = body(self.normalised(pictures))
+        return head(x),nn.functional.conv2d(x, head[-1].weight[..., None, None])
+
+
+def _with_maps(net):
+    "The same network with maps, if it can have them."
+    head = net.model[1]
+    plain = isinstance(head, nn.Sequential) and [type(o) for o in head] == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear] and head[0].output_size == 1
+    return MappedNet(net.model, [o.flatten().tolist() for o in (net.mean, net.std)]).eval() if plain else net
 
 
 def _network(folder):
@@ -356,6 +376,12 @@ def _rule(said):
 
 def _prepared(im, rule): return rule.crop(rule.fixed(im))
 
+
+MAX_BYTES = 32*2**20 # Largest file that is read: far above any picture that `MAX_PIXELS` allows
+
+
+def _limits(): return dict(max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK, clip=_CLIP)
+
 # %% ../nbs/api/11_deploy.ipynb #88b54cc3
 def _test_picture(w=61, h=47):
     "A picture of waves in an oval, by formula, as the bytes of a PNG."
@@ -368,13 +394,14 @@ def _test_picture(w=61, h=47):
 
 
 def _test_vector(net, rule):
-    "A picture, some of its pixels after resizing, and the answer of the network."
+    "A picture, some of its pixels after resizing, its numbers for the content check, and the answer of the network."
     data = _test_picture()
-    x = _prepared(open_picture(io.BytesIO(data)), rule)
+    im = open_picture(io.BytesIO(data))
+    x,numbers = _prepared(im, rule),{k: round(v, 6) for k,v in appearance(im).items()}
     (h,w),places = x.shape[:2],((i, j) for i in (.25, .5, .75) for j in (.25, .5, .75))
     pixels = [[int(i*h), int(j*w), x[int(i*h), int(j*w)].tolist()] for i,j in places]
     with torch.inference_mode(): logits = net(torch.from_numpy(x.copy())[None])[0]
-    return dict(png=base64.b64encode(data).decode(), pixels=pixels, pixel_sum=int(x.sum(dtype=np.int64)), logits=[round(float(o), 6) for o in logits])
+    return dict(png=base64.b64encode(data).decode(), pixels=pixels, pixel_sum=int(x.sum(dtype=np.int64)), numbers=numbers, logits=[round(float(o), 6) for o in logits])
 
 
 def _file_facts(file): return dict(sha256=sha256(Path(file).read_bytes()).hexdigest(), bytes=Path(file).stat().st_size)
@@ -472,7 +499,7 @@ def pack(
     said = dict(format=_FOLDER, notice=NOTICE, arch=about['spec']['arch'], classes=d['classes'], positive=positive, steps=_STEPS,
                 resize=dict(size=d['size'], method=d['resize_method'], padding_mode=d['padding_mode']), normalise=d['stats'],
                 refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
-                **_calibration(preds, positive, risk), content=content, data=found['data'], split=found['split'], pretrained=found['pretrained'],
+                **_calibration(preds, positive, risk), content=content, limits=_limits(), data=found['data'], split=found['split'], pretrained=found['pretrained'],
                 metrics={k: found[k] for k in ('valid', 'test') if k in found}, command=env['command'], commit=env['commit'], versions=env['versions'],
                 files={'export.pkl': dict(file=_file_facts(folder/'export.pkl'))})
     said['test_vector'] = _test_vector(_network(folder), _rule(said))
@@ -572,12 +599,13 @@ def _largest_difference(net, ask, rule):
     "Between the probabilities of two networks, on pictures of noise and of waves, in batches of one and of eight."
     x = np.random.default_rng(0).integers(0, 256, (8, *rule.size, 3)).astype(np.uint8)
     x[:4] = np.asarray(Image.open(io.BytesIO(_test_picture())).resize(rule.size[::-1]))//np.arange(1, 5, dtype=np.uint8).reshape(4, 1, 1, 1)
-    with torch.inference_mode(): want = net(torch.from_numpy(x)).softmax(1).numpy()
+    with torch.inference_mode(): out = net(torch.from_numpy(x))
+    want = (out[0] if isinstance(out, tuple) else out).softmax(1).numpy()
     return float(max(abs(_softmax(np.concatenate([ask(x[i:i+k]) for i in range(0, 8, k)])) - want).max() for k in (1, 8)))
 
 
 def write_onnx(
-    net:nn.Module,  # A `PictureNet` in evaluation mode
+    net:PictureNet, # In evaluation mode
     rule:Resizing,  # How its pictures are resized
     file:str|Path   # The file to write: one that answers as `net` does, or none
 )->float: # The largest difference between probabilities of both
@@ -587,7 +615,7 @@ def write_onnx(
     x = torch.zeros(2, *rule.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), replacing(file) as part:
         warnings.simplefilter('ignore')
-        torch.onnx.export(net, (x,), str(part), input_names=['pictures'], output_names=['logits'], dynamo=True, external_data=False, verbose=False,
+        torch.onnx.export(net, (x,), str(part), input_names=['pictures'], output_names=list(net.outputs), dynamo=True, external_data=False, verbose=False,
                           dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
         apart = _largest_difference(net, _session(part), rule)
         if not apart <= 1e-4: raise ExportFailed(f"the exported network differs by {apart:.1e} in a probability; please report this with the name of the network")
@@ -615,15 +643,23 @@ def _write_int8(file, target, pictures, bs=16):
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     reader = type('Ranges', (_Ranges, CalibrationDataReader), {})(pictures[i:i+bs] for i in range(0, len(pictures), bs))
     with _quietly(), replacing(target) as part:
-        quantize_static(str(file), str(part), reader, quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        quantize_static(str(file), str(part), reader, quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, nodes_to_exclude=_last_nodes(file),
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
 
 
-def _stack(root, paths, rule): return np.stack([_prepared(open_picture(Path(root)/o), rule) for o in paths])
+def _last_nodes(file):
+    "Names of the nodes that give the outputs: they stay in floats, or p would move in steps."
+    import onnx
+    graph = onnx.load(str(file)).graph
+    return [o.name for o in graph.node if {*o.output} & {v.name for v in graph.output}]
+
+
+def _stack(files, rule): return np.stack([_prepared(open_picture(o), rule) for o in files])
 
 
 def _loss_of_int8(asks, root, valid, rule, said):
     "Accuracy of both networks on the same validation cells."
-    x,y = _stack(root, valid.path, rule),(valid.label == said['positive']).to_numpy()
+    x,y = _stack([Path(root)/o for o in valid.path], rule),(valid.label == said['positive']).to_numpy()
     at = said['classes'].index(said['positive'])
     p = [np.concatenate([_softmax(ask(x[i:i+64]))[:, at] for i in range(0, len(x), 64)]) for ask in asks]
     right = [float(((o >= said['threshold']) == y).mean()) for o in p]
@@ -640,7 +676,7 @@ def export_onnx(
     folder,said = read_folder(run)
     if quantize and data is None: raise ValueError("quantize needs pictures to choose ranges with: pass data= (on the command line: --data)")
     _checked(folder, said, 'export.pkl')
-    net,rule = _network(folder),_rule(said)
+    net,rule = _with_maps(_network(folder)),_rule(said)
     apart = write_onnx(net, rule, folder/'model.onnx')
     said['files']['model.onnx'] = dict(file=_file_facts(folder/'model.onnx'), largest_difference=apart)
     if quantize: said['files']['model.int8.onnx'] = _quantized(folder, said, rule, data, seed)
@@ -653,15 +689,13 @@ def _quantized(folder, said, rule, root, seed):
     preds,rng = read_predictions(folder.parent/'predictions.csv'),np.random.default_rng(seed)
     learned = _training_cells(root, preds, said['split'] not in ('random', 'folder'))
     source,target = folder/'model.onnx',folder/'model.int8.onnx'
-    _write_int8(source, target, _stack(root, _drawn(learned, 256, rng), rule))
+    _write_int8(source, target, _stack([Path(root)/o for o in _drawn(learned, 256, rng)], rule))
     valid = preds[preds.split == 'valid']
     loss = _loss_of_int8([_session(source), _session(target)], root, valid.iloc[rng.permutation(len(valid))[:1000]], rule, said)
-    return dict(file=_file_facts(target), **loss)
+    logits = _session(target)(_stack([io.BytesIO(_test_picture())], rule))[0]
+    return dict(file=_file_facts(target), test_logits=[round(float(o), 6) for o in logits], **loss)
 
 # %% ../nbs/api/11_deploy.ipynb #99fde1a0
-MAX_BYTES = 32*2**20 # Largest file that is read: far above any picture that `MAX_PIXELS` allows
-
-
 @dataclass(frozen=True)
 class Found:
     "A picture that was found, or the reason why there is none."
@@ -753,7 +787,7 @@ class Predictor:
     "A model folder at work: pictures in, one row each out."
     def __init__(self,
         folder:str|Path,        # A model folder, or a run folder that has one
-        engine:str|None=None,   # 'torch', 'onnx' or 'int8'; None is onnx where it is exported and installed, else torch
+        engine:str|None=None,   # 'torch', 'onnx' or 'int8'; None is onnx where it is exported and installed, else torch, else int8
         bs:int=32,              # Pictures in a batch
         threads:int|None=None   # Threads that decode and check; None is one per core
     ):
@@ -765,7 +799,9 @@ class Predictor:
         self._at = self.said['classes'].index(self.said['positive'])
 
     def _best(self):
-        try: return 'onnx' if 'model.onnx' in self.said['files'] and _onnxruntime() else 'torch'
+        there = self.said['files']
+        if 'export.pkl' not in there: return 'onnx' if 'model.onnx' in there else 'int8'
+        try: return 'onnx' if 'model.onnx' in there and _onnxruntime() else 'torch'
         except ExtraMissing: return 'torch'
 
     def _engine(self):
