@@ -145,3 +145,167 @@ def write_row(path, wall, cpu):
     rows = pd.read_csv(RESULTS).to_dict('records') if RESULTS.exists() else []
     rows = sorted([r for r in rows if r['tutorial']!=path.stem] + [row], key=lambda r: r['tutorial'])
     pd.DataFrame(rows).to_csv(RESULTS, index=False, lineterminator='\n')
+
+# ---- each check finds what it is there for
+
+BAD = { # cell: what is said of it; None is fine
+    'import warnings\nwarnings.warn("oh")': 'complains: ',
+    'print(" 50%|#####     | 5/10 [00:01<00:01,  4.9it/s]")': 'leaves noise: ',
+    'print("left over")': 'prints: left over',
+    '1/0': 'stops: ZeroDivisionError',
+    'open("../../results/compare.csv")': 'stops: FileNotFoundError',
+    'import socket\nsocket.create_connection(("192.0.2.1", 80), timeout=5)': 'stops: OSError: a short test connects',
+    'import malaria_fastai': 'stops: ModuleNotFoundError',
+    '"shown"': 'shows what its stored page does not',
+    'from PIL import Image\ndisplay(Image.new("L", (2, 2)))': 'shows 1 pictures',
+    'import sys\n_ = sys.stderr.write("a bar 10%\\r         \\r")': None,
+    'print("epoch 3 took 0.51 s")': None,
+    'import sys\nassert "google.colab" in sys.modules': None}
+
+def test_finds_what_is_wrong_in_a_run(colab):
+    colab.forget()
+    stored = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in BAD])
+    stored.cells[-2].outputs = [nbformat.v4.new_output('stream', name='stdout', text='epoch 1 took 7 s\n')]
+    found = [*surprises(colab.play(stored), stored)]
+    for i,said in enumerate(BAD.values()):
+        mine = [o for o in found if o.startswith(f'cell {i} ')]
+        assert any(o.startswith(f'cell {i} {said}') for o in mine) if said else mine==[], (i, said, mine)
+
+def test_sees_a_package_that_is_there_too_early(colab):
+    colab.forget()
+    assert not colab.has_package()
+    (colab.site/'malaria_fastai').mkdir()
+    (colab.site/'malaria_fastai/__init__.py').write_text('')
+    assert colab.has_package()
+
+def test_nothing_that_colab_has_is_installed_anew(colab):
+    "pip has no registry here: it would fail if it wanted another fastai, and does, where settings.ini asks for one."
+    colab.forget()
+    tree = colab.content.parent/'repository'
+    install = [colab.python, '-m', 'pip', 'install', '-q', '--target', colab.content/'wanted', f'malaria_fastai @ git+{settings(ROOT)["git_url"]}']
+    before = (tree/'settings.ini').read_text()
+    def commit(text):
+        (tree/'settings.ini').write_text(text)
+        colab.run('git', '-c', 'user.name=test', '-c', 'user.email=test@localhost', 'commit', '-qam', 'changed', '--allow-empty', cwd=tree)
+    try:
+        commit(before.replace('fastai>=2.8.8,<2.9', 'fastai>=99'))
+        said = colab.run(*install)
+    finally: commit(before)
+    assert said.returncode and 'fastai>=99' in said.stderr, said.stderr
+
+def unmet(requirements, versions):
+    "The requirements that these versions do not satisfy."
+    return [o for o in requirements.split() if (r := Requirement(o)).name in versions and versions[r.name] not in r.specifier]
+
+def test_colab_satisfies_the_requirements():
+    s = settings(ROOT)
+    assert unmet(s['requirements'], COLAB)==[]
+    assert f'python>={s["min_python"]}' not in unmet(f'python>={s["min_python"]}', COLAB)
+    assert unmet('torch>=2.12 fastai>=2.8.8,<2.9 tqdm>=99', COLAB)==['torch>=2.12']
+
+# ---- the head and the tail of each tutorial
+
+def first_cell(url): return re.compile(r'try:(?:\n    import \w+\n   )? from malaria_fastai\.all import \*\nexcept ModuleNotFoundError:\n'
+    rf'    %pip install -q "malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\(.*\)))?')
+
+def head_faults(name, nb, after):
+    "What is missing at the beginning and the end of the tutorial `name`, which the tutorial `after` follows ('' if none does)."
+    texts = [''.join(c['source']) for c in nb['cells'] if c['cell_type']=='markdown']
+    opening,everything = '\n\n'.join(texts).split('\n## ')[0],'\n\n'.join(texts)
+    if (nb['metadata'].get('accelerator'), nb['metadata'].get('colab'))!=('GPU', {'gpuType': 'T4'}): yield 'no T4 in the metadata'
+    url = settings(ROOT)['git_url']
+    badge = url.replace('https://github.com', 'https://colab.research.google.com/github') + f'/blob/main/nbs/tutorials/{name}.ipynb'
+    if f'](https://colab.research.google.com/assets/colab-badge.svg)]({badge})' not in opening: yield 'no badge that opens it'
+    codes = [s for _,s in code_cells(nb)]
+    head = first_cell(url).fullmatch(codes[0])
+    if not head: yield 'the first code cell is not the one that installs what is missing'
+    elif any(re.search(r'\bruns/', s) for s in codes) and f"start_notebook('{name}'" not in (head[1] or ''): yield 'it does not say where its runs go'
+    if any('pip install' in s for s in codes[1:]): yield 'a later cell installs something'
+    for words in ('What you will learn', 'The data', 'The time'):
+        if not re.search(rf'^\*\*{words}[.]\*\*', opening, re.M): yield f'the opening has no "{words}."'
+    time_said = (re.findall(r'(?s)\*\*The time[.]\*\*.*?(?=\n\n|\Z)', opening) or [''])[0]
+    for word in ('T4', 'estimated', 'CPU', 'measured'):
+        if word not in time_said: yield f'The time: does not say {word}'
+    if 'not for diagnosis' not in opening: yield 'the opening does not say: not for diagnosis'
+    for words in ('## What we found', '### Exercises'):
+        if f'\n{words}\n' not in everything: yield f'no section {words}'
+    if not re.search(rf'\*\*Next:\*\* .*\]\({after}[\w./-]*\)[^\n]*\Z', everything.strip()): yield 'it does not end with the next page'
+
+AFTER = {o.stem: n.name if n else '' for o,n in zip(TUTORIALS, [*TUTORIALS[1:], None])}
+
+@pytest.mark.parametrize('path', TUTORIALS, ids=lambda o: o.stem)
+def test_tutorial_begins_and_ends_as_it_should(path): assert [*head_faults(path.stem, read(path), AFTER[path.stem])]==[]
+
+def replaced(old, new):
+    def change(nb):
+        text = json.dumps(nb)
+        assert old in text, old
+        return json.loads(text.replace(old, new))
+    return change
+
+HEAD_FAULTS = [('no T4', replaced('"T4"', '"A100"')), ('no T4', replaced('"accelerator"', '"x"')), ('no badge', replaced('01_malaria_with_fastai.ipynb)', '02.ipynb)')),
+    ('the first code cell', replaced('ModuleNotFoundError', 'Exception')), ('the first code cell', replaced('git+https', 'https')),
+    ('it does not say where', replaced("start_notebook('01_malaria_with_fastai')", 'start_notebook()')), ('a later cell', replaced('test_eq(', '!pip install x\\ntest_eq(')),
+    ('the opening has no "What', replaced('**What you will learn.**', '')), ('the opening has no "The data', replaced('**The data.**', '')),
+    ('The time: does not say estimated', replaced('estimated', 'about')), ('the opening does not say', replaced('not for diagnosis', 'for you')),
+    ('no section ## What', replaced('## What we found', '## Found')), ('no section ### Ex', replaced('### Exercises', '### More')),
+    ('it does not end', replaced('**Next:**', 'Then'))]
+
+@pytest.mark.parametrize('said,change', HEAD_FAULTS)
+def test_finds_a_fault_of_a_head(said, change):
+    path = TUTORIALS[0]
+    found = [*head_faults(path.stem, change(read(path)), AFTER[path.stem])]
+    assert any(o.startswith(said) for o in found), found
+
+# ---- what start_notebook chooses
+
+CHOICES = [ # Colab, GPU, MALARIA_DATA -> data set, settings of a GPU
+    (False, False, None, 'sample', False), (False, True, None, 'sample', False), (False, True, 'nih', 'nih', True), (False, False, 'nih', 'nih', False),
+    (True, True, None, 'nih', True), (True, False, None, 'sample', False), (True, False, 'nih', 'nih', False), (True, True, 'sample', 'sample', False),
+    (True, True, 'my/cells.zip', 'my/cells.zip', True)]
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    "A function that makes this process look like Colab, or not, with a GPU, or without."
+    import torch
+    def make(colab, gpu, said=None):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Tesla T4')
+        if colab: monkeypatch.setitem(sys.modules, 'google.colab', object())
+        if said: monkeypatch.setenv('MALARIA_DATA', said)
+        else: monkeypatch.delenv('MALARIA_DATA', raising=False)
+    return make
+
+@pytest.mark.parametrize('colab,gpu,said,source,full', CHOICES)
+def test_settings_follow_from_one_variable_and_the_accelerator(place, capsys, colab, gpu, said, source, full):
+    from malaria_fastai.study import start_notebook
+    place(colab, gpu, said)
+    assert start_notebook()==(source, full, None)
+    printed = capsys.readouterr().out
+    assert f'Data: {source}' in printed and ('full' if full else 'small') in printed and ('Tesla T4' if gpu else 'none') in printed
+    assert ('drawn by code' in printed)==(source=='sample') and ('For a T4: Runtime' in printed)==(colab and not gpu)
+
+def test_colab_is_told_how_to_keep_runs(place, capsys, monkeypatch, tmp_path):
+    from malaria_fastai import study
+    place(True, True)
+    folder = study.start_notebook('02_x')[2]
+    said = capsys.readouterr().out
+    assert folder==tmp_path/'runs/02_x' and "drive.mount('/content/drive')" in said and "runs='/content/drive/MyDrive/runs'" in said
+    with pytest.raises(FileNotFoundError, match='your Drive is not there yet'): study.start_notebook('02_x', runs='/content/drive/MyDrive/runs')
+    monkeypatch.setattr(study, '_DRIVE', str(tmp_path/'drive'))
+    (tmp_path/'drive/MyDrive').mkdir(parents=True)
+    capsys.readouterr()
+    kept = study.start_notebook('02_x', runs=tmp_path/'drive/MyDrive/runs')[2]
+    assert kept==tmp_path/'drive/MyDrive/runs/02_x' and kept.is_dir() and 'lost' not in capsys.readouterr().out
+
+def test_a_fresh_folder_never_deletes(place, capsys):
+    from malaria_fastai.study import start_notebook
+    place(False, False)
+    names = []
+    for _ in range(3):
+        folder = start_notebook('08_x', fresh=True)[2]
+        (folder/'model').write_text('')
+        names.append(folder.name)
+    assert names==['08_x', '08_x-2', '08_x-3'] and start_notebook('08_x')[2].name=='08_x'
+    assert all((folder.parent/o/'model').exists() for o in names)
