@@ -8,8 +8,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 __all__ = ['PACKAGED', 'LOSSES', 'OPTIMIZERS', 'FASTAI_V1', 'UnknownArchitecture', 'WeightsUnavailable', 'arch_name', 'TimmBody',
            'create_body', 'n_features', 'Packaged', 'packaged_weights', 'layer_blocks', 'layer_groups', 'split_params',
            'OwnHead', 'ModelSpec', 'OneCycle', 'SmoothLoss', 'Recorder', 'Progress', 'Draws', 'CNNLearner', 'FusedAdam',
-           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'is_writer', 'writer_first',
-           'Processes', 'ModelRefused', 'read_model', 'load_learner']
+           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'is_writer',
+           'SeveralProcesses', 'alone', 'writer_first', 'Processes', 'ModelRefused', 'read_model', 'load_learner']
 
 # %% ../nbs/api/04_learner.ipynb #e80b0c17
 import difflib
@@ -449,88 +449,6 @@ class Recorder(_Recorder):
 
 def _clock(s): return f'{int(s)//60:02d}:{int(s)%60:02d}'
 
-# %% ../nbs/api/04_learner.ipynb #0cb37ce2
-def _row_of_axes(self, n=1, size=(4.5, 2.8)):
-    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown once, by whoever gets it."
-    fig,axes = plt.subplots(1, n, figsize=(size[0]*n, size[1]), layout='constrained', squeeze=False)
-    if note := getattr(self.learn.dls, 'drawn_note', ''): fig.supxlabel(note, fontsize=8, color='0.4')
-    plt.close(fig)
-    return fig,axes[0]
-
-
-def _curve_axes(self, ax, xlabel, ylabel):
-    for s in self.stages[1:]: ax.axvline(s, color='0.6', ls=':', lw=1)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.grid(alpha=.25)
-    return ax
-
-
-@patch
-def plot_losses(self:Recorder,
-    skip_start:int=0, # Batches to leave out at the beginning
-    skip_end:int=0,   # Batches to leave out at the end
-    ax=None           # Axes to draw on; None makes a figure
-):
-    "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
-    if ax is None: ax = _row_of_axes(self, size=(5.5, 3.2))[1][0]
-    ax,n = _curve_axes(self, ax, 'Batches processed', 'Loss'),len(self.losses)
-    x = range(skip_start, max(skip_start, n-skip_end))
-    ax.plot(x, [float(self.losses[i]) for i in x], label='Train', color='#0072B2')
-    valid = [(i, h['valid_loss']) for i,h in zip(self.iters, self.history) if skip_start <= i <= n-skip_end]
-    if valid: ax.plot(*zip(*valid), label='Validation', color='#D55E00', marker='.')
-    ax.legend()
-    return ax.figure
-
-
-@patch
-def plot_lr(self:Recorder,
-    show_moms:bool=False, # Show the momentum beside the rate
-    skip_start:int=0,     # Batches to leave out at the beginning
-    skip_end:int=0        # Batches to leave out at the end
-):
-    "Plot the rate of the last layer group, batch by batch."
-    x = range(skip_start, max(skip_start, len(self.lrs)-skip_end))
-    fig,axes = _row_of_axes(self, 1+show_moms)
-    for ax,ys,name in zip(axes, (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
-        _curve_axes(self, ax, 'Batches processed', name).plot(x, [ys[i] for i in x], color='#0072B2')
-    return fig
-
-
-@patch
-def plot_metrics(self:Recorder,
-    skip_start:int=0, # Epochs to leave out at the beginning
-    skip_end:int=0    # Epochs to leave out at the end
-):
-    "Plot each metric over the epochs."
-    x,df = (o[skip_start:len(o)-skip_end] for o in (self.iters, self.to_frame()))
-    names = [c for c in df if c not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
-    if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
-    fig,axes = _row_of_axes(self, len(names))
-    for ax,name in zip(axes, names): _curve_axes(self, ax, 'Batches processed', name).plot(x, df[name], marker='.', color='#0072B2')
-    return fig
-
-
-@patch
-def plot(self:Recorder,
-    skip_start:int=10,     # Rates to leave out at the low end
-    skip_end:int=5,        # Rates to leave out at the high end
-    suggestion:bool=False  # Print v1's two suggestions, and mark the steepest slope
-):
-    "Plot what `lr_find` found: the loss against the rate."
-    if not hasattr(self, 'found'): raise ValueError("nothing to plot yet: call learn.lr_find() first")
-    lrs,losses = (np.array(o[skip_start:len(o)-skip_end]) for o in self.found)
-    if len(lrs) < 4: raise ValueError(f"{len(lrs)} rates are left: let skip_start and skip_end leave out fewer")
-    fig,(ax,) = _row_of_axes(self, size=(5.5, 3.2))
-    ax.plot(lrs, losses, color='#0072B2')
-    ax.set(xscale='log', xlabel='Learning rate', ylabel='Loss')
-    ax.grid(alpha=.25)
-    if suggestion:
-        steep = int(np.gradient(losses).argmin())
-        self.min_grad_lr = float(lrs[steep])
-        print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
-        ax.plot(lrs[steep], losses[steep], 'o', color='#D55E00')
-    return fig
-
 # %% ../nbs/api/04_learner.ipynb #d049bf64
 class Progress(Callback):
     "One line per epoch, and while it runs a bar with the time left."
@@ -650,87 +568,6 @@ class CNNLearner(Learner):
         "Whether this very learner has just finished the epoch before `epoch`: the next piece of a cycle needs no file."
         done = self.recorder.history
         return bool(done) and (done[-1]['stage'], done[-1]['epoch'] + 1) == (self.stage, epoch) and len(self.recorder.losses) == self.recorder.iters[-1]
-
-# %% ../nbs/api/04_learner.ipynb #3b172d20
-def _one_of(**pairs):
-    "The value given under either of two names; both at once is an error."
-    given = {k:v for k,v in pairs.items() if v is not None}
-    if len(given) > 1: raise TypeError(f"{' and '.join(given)} are two names of one argument: give one")
-    return next(iter(given.values()), None)
-
-
-@patch
-def fit_one_cycle(self:CNNLearner,
-    cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle unless `tot_epochs` says otherwise
-    max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over layer groups; None is slice(3e-3)
-    moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
-    div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
-    pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
-    final_div:float|None=None,   # Last rate = peak/final_div; None is div_factor*1e4
-    wd:float|None=None,          # Weight decay; None is the learner's
-    callbacks=None,              # Callbacks of this fit
-    tot_epochs:int|None=None,    # Length of the whole cycle, where this fit is a piece of it
-    start_epoch:int|str|None=None, # First epoch to train, or 'last': the cycle goes on as if it had never stopped
-    *, n_epoch:int|None=None, lr_max=None, div:float|None=None, div_final:float|None=None, cbs=None, reset_opt:bool=False # fastai 2's names
-):
-    "Train with v1's one-cycle schedule."
-    n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
-    if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
-    tot = n if tot_epochs is None else tot_epochs
-    if tot < n: raise ValueError(f"tot_epochs={tot} is shorter than the {n} epochs of this fit")
-    lr = _one_of(max_lr=max_lr, lr_max=lr_max)
-    if self.opt is None or reset_opt: self.create_opt()
-    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
-    lrs = [h['lr'] for h in self.opt.hypers]
-    first,last = _one_of(div_factor=div_factor, div=div),_one_of(final_div=final_div, div_final=div_final)
-    cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot)
-    self.fit(n, lrs, wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
-
-# %% ../nbs/api/04_learner.ipynb #a7b3a4dc
-@patch
-def fit_flat_cos(self:CNNLearner,
-    n_epoch:int,             # Number of epochs
-    lr=None,                 # The rate, or a slice over layer groups; None is slice(3e-3)
-    div_final:float=1e5,     # Last rate = rate/div_final
-    pct_start:float=.75,     # Share of the batches at the flat rate, in (0, 1)
-    wd:float|None=None,      # Weight decay; None is the learner's
-    cbs=None,                # Callbacks of this fit
-    reset_opt:bool=False,    # Forget the optimizer's averages
-    start_epoch:int|str=0    # First epoch to train, or 'last'; fastai 2 ignores it here
-):
-    "Train at a flat rate, then let it fall along a cosine."
-    if self.opt is None: self.create_opt()
-    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
-    lrs = np.array([h['lr'] for h in self.opt.hypers])
-    self.fit(n_epoch, lrs, wd, L(ParamScheduler({'lr': combined_cos(pct_start, lrs, lrs, lrs/div_final)})) + L(cbs), reset_opt, start_epoch)
-
-# %% ../nbs/api/04_learner.ipynb #cdcc567c
-@patch
-def save(self:CNNLearner,
-    file:str|Path,       # A name under `models/`, without its ending
-    with_opt:bool=True   # The state of the optimizer too
-)->Path:
-    "Write the weights, whole or not at all."
-    target = Path(self.path)/self.model_dir/f'{file}.pth'
-    with replacing(target) as part: save_model(part, self.model, getattr(self, 'opt', None), with_opt)
-    return target
-
-
-@patch
-def load(self:CNNLearner,
-    file:str|Path,          # A name under `models/`, without its ending
-    device=None,            # Where to; None is that of the data
-    with_opt:bool|None=None,# The optimizer too: True says so where there is none; None takes it if it is there
-    strict:bool=True        # Every weight must match
-)->CNNLearner:
-    "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
-    folder = Path(self.path)/self.model_dir
-    if not (folder/f'{file}.pth').is_file():
-        there = sorted(p.stem for p in folder.glob('*.pth'))
-        raise FileNotFoundError(f"{file}.pth: no such file in {folder.name}; there is {', '.join(there[-6:]) or 'none'}")
-    with warnings.catch_warnings():
-        if with_opt is None: warnings.simplefilter('ignore')
-        return Learner.load(self, file, device=device, with_opt=with_opt is not False, strict=strict)
 
 # %% ../nbs/api/04_learner.ipynb #70102f14
 class FusedAdam(Optimizer):
@@ -852,6 +689,141 @@ def cnn_learner(
     if pretrained: learn.freeze()
     return learn
 
+# %% ../nbs/api/04_learner.ipynb #3b172d20
+def _one_of(**pairs):
+    "The value given under either of two names; both at once is an error."
+    given = {k:v for k,v in pairs.items() if v is not None}
+    if len(given) > 1: raise TypeError(f"{' and '.join(given)} are two names of one argument: give one")
+    return next(iter(given.values()), None)
+
+
+@patch
+def fit_one_cycle(self:CNNLearner,
+    cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle unless `tot_epochs` says otherwise
+    max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over layer groups; None is slice(3e-3)
+    moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
+    div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
+    pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
+    final_div:float|None=None,   # Last rate = peak/final_div; None is div_factor*1e4
+    wd:float|None=None,          # Weight decay; None is the learner's
+    callbacks=None,              # Callbacks of this fit
+    tot_epochs:int|None=None,    # Length of the whole cycle, where this fit is a piece of it
+    start_epoch:int|str|None=None, # First epoch to train, or 'last': the cycle goes on as if it had never stopped
+    *, n_epoch:int|None=None, lr_max=None, div:float|None=None, div_final:float|None=None, cbs=None, reset_opt:bool=False # fastai 2's names
+):
+    "Train with v1's one-cycle schedule."
+    n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
+    if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
+    tot = n if tot_epochs is None else tot_epochs
+    if tot < n: raise ValueError(f"tot_epochs={tot} is shorter than the {n} epochs of this fit")
+    lr = _one_of(max_lr=max_lr, lr_max=lr_max)
+    if self.opt is None or reset_opt: self.create_opt()
+    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
+    lrs = [h['lr'] for h in self.opt.hypers]
+    first,last = _one_of(div_factor=div_factor, div=div),_one_of(final_div=final_div, div_final=div_final)
+    cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot)
+    self.fit(n, lrs, wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
+
+# %% ../nbs/api/04_learner.ipynb #0cb37ce2
+def _row_of_axes(self, n=1, size=(4.5, 2.8)):
+    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown once, by whoever gets it."
+    fig,axes = plt.subplots(1, n, figsize=(size[0]*n, size[1]), layout='constrained', squeeze=False)
+    if note := getattr(self.learn.dls, 'drawn_note', ''): fig.supxlabel(note, fontsize=8, color='0.4')
+    plt.close(fig)
+    return fig,axes[0]
+
+
+def _curve_axes(self, ax, xlabel, ylabel):
+    for s in self.stages[1:]: ax.axvline(s, color='0.6', ls=':', lw=1)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=.25)
+    return ax
+
+
+@patch
+def plot_losses(self:Recorder,
+    skip_start:int=0, # Batches to leave out at the beginning
+    skip_end:int=0,   # Batches to leave out at the end
+    ax=None           # Axes to draw on; None makes a figure
+):
+    "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
+    if ax is None: ax = _row_of_axes(self, size=(5.5, 3.2))[1][0]
+    ax,n = _curve_axes(self, ax, 'Batches processed', 'Loss'),len(self.losses)
+    x = range(skip_start, max(skip_start, n-skip_end))
+    ax.plot(x, [float(self.losses[i]) for i in x], label='Train', color='#0072B2')
+    valid = [(i, h['valid_loss']) for i,h in zip(self.iters, self.history) if skip_start <= i <= n-skip_end]
+    if valid: ax.plot(*zip(*valid), label='Validation', color='#D55E00', marker='.')
+    ax.legend()
+    return ax.figure
+
+
+@patch
+def plot_lr(self:Recorder,
+    show_moms:bool=False, # Show the momentum beside the rate
+    skip_start:int=0,     # Batches to leave out at the beginning
+    skip_end:int=0        # Batches to leave out at the end
+):
+    "Plot the rate of the last layer group, batch by batch."
+    x = range(skip_start, max(skip_start, len(self.lrs)-skip_end))
+    fig,axes = _row_of_axes(self, 1+show_moms)
+    for ax,ys,name in zip(axes, (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
+        _curve_axes(self, ax, 'Batches processed', name).plot(x, [ys[i] for i in x], color='#0072B2')
+    return fig
+
+
+@patch
+def plot_metrics(self:Recorder,
+    skip_start:int=0, # Epochs to leave out at the beginning
+    skip_end:int=0    # Epochs to leave out at the end
+):
+    "Plot each metric over the epochs."
+    x,df = (o[skip_start:len(o)-skip_end] for o in (self.iters, self.to_frame()))
+    names = [c for c in df if c not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
+    if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
+    fig,axes = _row_of_axes(self, len(names))
+    for ax,name in zip(axes, names): _curve_axes(self, ax, 'Batches processed', name).plot(x, df[name], marker='.', color='#0072B2')
+    return fig
+
+
+@patch
+def plot(self:Recorder,
+    skip_start:int=10,     # Rates to leave out at the low end
+    skip_end:int=5,        # Rates to leave out at the high end
+    suggestion:bool=False  # Print v1's two suggestions, and mark the steepest slope
+):
+    "Plot what `lr_find` found: the loss against the rate."
+    if not hasattr(self, 'found'): raise ValueError("nothing to plot yet: call learn.lr_find() first")
+    lrs,losses = (np.array(o[skip_start:len(o)-skip_end]) for o in self.found)
+    if len(lrs) < 4: raise ValueError(f"{len(lrs)} rates are left: let skip_start and skip_end leave out fewer")
+    fig,(ax,) = _row_of_axes(self, size=(5.5, 3.2))
+    ax.plot(lrs, losses, color='#0072B2')
+    ax.set(xscale='log', xlabel='Learning rate', ylabel='Loss')
+    ax.grid(alpha=.25)
+    if suggestion:
+        steep = int(np.gradient(losses).argmin())
+        self.min_grad_lr = float(lrs[steep])
+        print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {lrs[losses.argmin()]/10:.2E}")
+        ax.plot(lrs[steep], losses[steep], 'o', color='#D55E00')
+    return fig
+
+# %% ../nbs/api/04_learner.ipynb #a7b3a4dc
+@patch
+def fit_flat_cos(self:CNNLearner,
+    n_epoch:int,             # Number of epochs
+    lr=None,                 # The rate, or a slice over layer groups; None is slice(3e-3)
+    div_final:float=1e5,     # Last rate = rate/div_final
+    pct_start:float=.75,     # Share of the batches at the flat rate, in (0, 1)
+    wd:float|None=None,      # Weight decay; None is the learner's
+    cbs=None,                # Callbacks of this fit
+    reset_opt:bool=False,    # Forget the optimizer's averages
+    start_epoch:int|str=0    # First epoch to train, or 'last'; fastai 2 ignores it here
+):
+    "Train at a flat rate, then let it fall along a cosine."
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
+    lrs = np.array([h['lr'] for h in self.opt.hypers])
+    self.fit(n_epoch, lrs, wd, L(ParamScheduler({'lr': combined_cos(pct_start, lrs, lrs, lrs/div_final)})) + L(cbs), reset_opt, start_epoch)
+
 # %% ../nbs/api/04_learner.ipynb #d6f47ec4
 def _digest(state, about=''):
     "SHA-256 of named tensors, their types and shapes included, and of a text."
@@ -867,6 +839,36 @@ def weights_hash(
 )->str: # 64 hex digits
     "A digest of all weights and buffers: equal exactly when every bit is."
     return _digest(model.state_dict())
+
+# %% ../nbs/api/04_learner.ipynb #cdcc567c
+@patch
+def save(self:CNNLearner,
+    file:str|Path,       # A name under `models/`, without its ending
+    *,
+    with_opt:bool=True   # The state of the optimizer too
+)->Path:
+    "Write the weights, whole or not at all."
+    target = Path(self.path)/self.model_dir/f'{file}.pth'
+    with replacing(target) as part: save_model(part, self.model, getattr(self, 'opt', None), with_opt)
+    return target
+
+
+@patch
+def load(self:CNNLearner,
+    file:str|Path,          # A name under `models/`, without its ending
+    device=None,            # Where to; None is that of the data
+    *,
+    with_opt:bool|None=None,# The optimizer too: True says so where there is none; None takes it if it is there
+    strict:bool=True        # Every weight must match
+)->CNNLearner:
+    "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
+    folder = Path(self.path)/self.model_dir
+    if not (folder/f'{file}.pth').is_file():
+        there = sorted(p.stem for p in folder.glob('*.pth'))
+        raise FileNotFoundError(f"{file}.pth: no such file in {folder.name}; there is {', '.join(there[-6:]) or 'none'}")
+    with warnings.catch_warnings():
+        if with_opt is None: warnings.simplefilter('ignore')
+        return Learner.load(self, file, device=device, with_opt=with_opt is not False, strict=strict)
 
 # %% ../nbs/api/04_learner.ipynb #a9cbe65b
 @patch
@@ -1023,6 +1025,18 @@ def is_writer()->bool:
     return rank_distrib() == 0
 
 
+class SeveralProcesses(ValueError):
+    "Work for one process, where several were launched together."
+
+
+def alone(
+    what:str # What is to be done, for the error
+):
+    "Refuse what processes cannot share: they would do it side by side, and write over each other."
+    n = num_distrib()
+    if n > 1: raise SeveralProcesses(f"{what} is done by one process, and {n} were launched: start it without a launcher. Training is what several can share")
+
+
 def _others_silent(): return nullcontext() if is_writer() else redirect_stdout(io.StringIO())
 
 
@@ -1144,5 +1158,5 @@ def load_learner(
     model.load_state_dict(state)
     learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_loss(None, spec.log_softmax))
     learn.pretrained,learn.about = about.get('pretrained'),about
-    learn.model.to(data.device)
+    learn.model.to(data.device, memory_format=torch.channels_last) # as `cnn_learner` left it: the same sums, to the last bit
     return learn

@@ -1,6 +1,6 @@
 "What a notebook cannot say about learners: many backbones, v1's schedule against its own formula, damaged and hostile model files."
 import inspect, math, os, pickle
-import fastai.learner, numpy as np, pytest, torch
+import fastai.learner, fastai.vision.learner, numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy, error_rate
 from hypothesis import given, settings, strategies as st
@@ -69,6 +69,13 @@ def test_resnets_are_cut_as_in_v1(arch):
     model = ModelSpec(arch, 2).build()
     assert [len(g) for g in layer_groups(model)] == [6, 2, 1] # v1: split before the third stage
 
+def test_what_stock_fastai_does_with_other_networks(data):
+    "What our pages say of it: two groups for VGG16, and no cut for MobileNetV2."
+    stock = fastai.vision.learner.vision_learner
+    vgg = stock(data, models.vgg16, pretrained=False)
+    assert len(vgg.splitter(vgg.model)) == 2 and len(split_params(ModelSpec('vgg16', 3).build())) == 3
+    with pytest.raises(StopIteration): stock(data, models.mobilenet_v2, pretrained=False)
+
 def test_body_is_the_network_without_its_classifier():
     x = torch.rand(2, 3, 64, 64)
     for arch in ('resnet18', 'densenet121', 'mobilenet_v2'):
@@ -136,6 +143,27 @@ def test_arguments_of_the_head(data):
     assert own.model[1] is head
     with pytest.raises(ValueError, match='head of your own'): own.export()
 
+@pytest.mark.parametrize('arch,cut,channels', [('resnet18', 6, 128), ('resnet18', 8, 512), ('mobilenet_v2', 4, 24)])
+def test_a_body_up_to_one_of_its_parts(data, tmp_path, arch, cut, channels):
+    l = new(data, arch, cut=cut, path=tmp_path)
+    assert len(l.model[0]) == cut and n_features(l.model[0]) == channels and linears(l)[0].in_features == 2*channels
+    assert all(len(o) for o in split_params(l.model))
+    l.export()
+    assert load_learner(tmp_path).spec.cut == cut and weights_hash(load_learner(tmp_path).model) == weights_hash(l.model)
+
+@pytest.mark.parametrize('kw,match', [(dict(cut=0), '8 parts'), (dict(cut=-2), '8 parts'), (dict(cut=9), '8 parts'), (dict(cut=3, head='own'), 'cut go with'),
+    (dict(cut=3, base_arch='resnet10t'), 'torchvision')])
+def test_a_cut_that_cannot_be_made(data, kw, match):
+    with pytest.raises(ValueError, match=match): cnn_learner(data, **{**dict(base_arch='resnet18', pretrained=False), **kw})
+
+def test_channels_lie_last_or_not(data):
+    "Where the numbers lie in memory, not what they are."
+    last,first = new(data, 'resnet18'),new(data, 'resnet18', channels_last=False)
+    w,v = (l.model[0][4][0].conv1.weight for l in (last, first))
+    assert w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() and v.is_contiguous() and torch.equal(w, v)
+    item = data.valid_ds.items[0]
+    assert torch.allclose(last.predict(item)[2], first.predict(item)[2], atol=1e-4)
+
 def test_arguments_of_the_learner(data, tmp_path):
     class Mark(Callback): pass
     l = new(data, metrics=[accuracy], wd=.3, path=tmp_path, model_dir='m', callbacks=Mark(), cbs=[Callback()], train_bn=False, loss_func=nn.CrossEntropyLoss())
@@ -154,7 +182,7 @@ def test_v1_by_name(data):
     new_.create_opt()
     assert new_.opt.hypers[0]['eps'] == 1e-5 and new_.dls is data and not new_.wd_bn_bias
 
-@pytest.mark.parametrize('name', ['pretraind', 'cut', 'split_on', 'init', 'callback_fns', 'bn_wd', 'true_wd'])
+@pytest.mark.parametrize('name', ['pretraind', 'split_on', 'init', 'callback_fns', 'bn_wd', 'true_wd', 'layer_groups', 'add_time', 'silent'])
 def test_unknown_arguments(data, name):
     with pytest.raises(TypeError, match=name): cnn_learner(data, 'resnet18', pretrained=False, **{name: 1})
 
@@ -216,7 +244,21 @@ def test_the_optimizer_gets_the_schedule(data):
     l,lrs,moms,_ = watched(data, 2, max_lr=1e-3, moms=(.9, .8), div_factor=10., pct_start=.5, final_div=100.)
     expected = v1_schedule(6, 1e-3, (.9, .8), 10., .5, 100.)
     assert np.allclose(lrs, expected[:, :1]) and np.allclose(moms, expected[:, 1])
+    assert [(o == 1e-3).sum() for o in lrs.T] == [1]*3 and (moms == .8).sum() == 1 # the optimizer meets both, once
     assert np.allclose(l.recorder.lrs, lrs[:, -1]) and np.allclose(l.recorder.momenta, moms)
+
+def test_fastai_2_meets_neither_peak_nor_least_momentum(data):
+    "What our page says of it, for 21 batches; and ours on the same."
+    def seen(learn, *args):
+        w = Watch()
+        learn.add_cb(w)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(7, *args)
+        return [lrs[-1] for lrs,_,_ in w.seen],[mom for _,mom,_ in w.seen]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 3))
+    lrs,moms = seen(fastai.learner.Learner(data, model, cbs=fastai.callback.core.Callback()), 1e-2)
+    assert len(lrs) == 21 and 1e-2 not in lrs and .85 not in moms and max(lrs) > 9e-3
+    lrs,moms = seen(new(data), 1e-2)
+    assert len(lrs) == 21 and lrs.count(1e-2) == moms.count(.85) == 1
 
 @pytest.mark.parametrize('lr,peaks', [(None, [3e-4, 3e-4, 3e-3]), (1e-2, [1e-2]*3), (slice(1e-2), [1e-3, 1e-3, 1e-2]), (slice(1e-4, 1e-2), [1e-4, 1e-3, 1e-2]),
     (slice(1e-4, 1e-5), [1e-4, 10**-4.5, 1e-5]), ([1e-4, 2e-4, 3e-4], [1e-4, 2e-4, 3e-4])])
@@ -240,6 +282,33 @@ def test_fastai_2s_names(data):
     assert len(w.seen) == 3
     c = watched(data, 2, moms=(.9, .8, .7))
     assert c[2][0] == .9 and c[2].min() < .72
+
+def without_gradient(data, **kw):
+    "What is left of each weight after a step at the rate .1 whose gradient is nothing: decay alone."
+    l = new(data, 'resnet18', wd=.5, **kw)
+    l.create_opt()
+    before = {k: p.detach().clone() for k,p in l.model.named_parameters()}
+    for p in l.model.parameters(): p.grad = torch.zeros_like(p)
+    l.opt.set_hyper('lr', .1)
+    l.opt.step()
+    return {k: float(p.norm()/before[k].norm()) for k,p in l.model.named_parameters() if before[k].norm() > 0}
+
+def test_decay_of_batch_norm_and_biases(data):
+    ours,v1s = without_gradient(data),without_gradient(data, wd_bn_bias=True)
+    norms = {k for k in ours if 'bn' in k or k in ('0.1.weight', '1.2.weight', '1.6.weight') or 'downsample.1' in k}
+    assert len(norms) == 22 and len(ours) == 44                             # 20 in the body, two in the head; as many convolutions and linear layers
+    for k,left in ours.items(): assert np.isclose(left, 1. if k in norms else .95, atol=1e-5), k
+    for k,left in v1s.items(): assert np.isclose(left, .95, atol=1e-5), k
+
+@pytest.mark.parametrize('train_bn', [True, False])
+def test_batch_norm_of_a_frozen_body(data, train_bn):
+    l = new(data, 'resnet18', train_bn=train_bn)
+    l.freeze()
+    state = {k: v.clone() for k,v in l.model[0].state_dict().items()}
+    l.fit(1, 1e-2)
+    moved = {k for k,v in l.model[0].state_dict().items() if not torch.equal(v, state[k])}
+    norms = {k for k in state if k.startswith('1.') or '.bn' in k or 'downsample.1' in k}
+    assert moved == (norms if train_bn else set())                         # weights, biases, averages and counts of batch norm, and nothing else
 
 def test_weight_decay_is_used(data):
     l = new(data, wd=.1)
@@ -388,10 +457,30 @@ def test_flat_cosine_goes_on_where_it_is_told(root, tmp_path):
 def test_a_start_that_is_no_epoch(data, start):
     with pytest.raises(ValueError, match="start_epoch is 'last' or 0…2"): new(data).fit_one_cycle(3, start_epoch=start)
 
-@pytest.mark.parametrize('call', [lambda l: l.save('x', return_path=True), lambda l: l.load('x', purge=False), lambda l: l.lr_find(wd=.1), lambda l: l.data.show_batch(reverse=True),
-                                  lambda l: l.tta(n=4), lambda l: l.fit_one_cycle(1, max_lrs=1e-3), lambda l: l.show_results(reverse=True)])
-def test_words_that_are_gone_are_errors(data, call):
-    with pytest.raises(TypeError, match='unexpected keyword'): call(new(data))
+# v1's parameters that mean nothing here, call by call. Those of the constructors are in test_data and above.
+GONE = dict(save='return_path', load='purge', lr_find='wd', fit='epochs', fit_one_cycle='max_lrs', tta='n', TTA='scale activ with_loss', show_results='reverse', export='destroy',
+    get_preds='activ n_batch pbar', validate='callbacks metrics', predict='return_x batch_first with_dropout')
+GONE_FROM_PLOTS = dict(plot='return_fig', plot_losses='return_fig', plot_lr='return_fig', plot_metrics='return_fig')
+NEEDED = dict(save=['x'], load=['x'], fit_one_cycle=[1], fit=[1], predict=[np.zeros((9, 9, 3), np.uint8)])
+
+@pytest.mark.parametrize('method,name', [(k, o) for k,v in GONE.items() for o in v.split()])
+def test_words_that_are_gone_are_errors(learn, method, name):
+    was = weights_hash(learn.model)
+    with pytest.raises(TypeError, match=name): getattr(learn, method)(*NEEDED.get(method, []), **{name: 1})
+    assert weights_hash(learn.model) == was
+
+@pytest.mark.parametrize('method', GONE_FROM_PLOTS)
+def test_words_that_are_gone_from_plots(learn, method):
+    with pytest.raises(TypeError, match='return_fig'): getattr(learn.recorder, method)(return_fig=True)
+
+@pytest.mark.parametrize('name', ['test', 'tfm_y', 'num_workers'])
+def test_words_that_are_gone_from_loading(tmp_path, name):
+    with pytest.raises(TypeError, match=name): load_learner(tmp_path, **{name: None})
+
+@pytest.mark.parametrize('call', [lambda l: l.load('x', None, False), lambda l: l.load('x', None, True, None), lambda l: l.save('x', True)])
+def test_what_changed_places_goes_by_name(data, call):
+    "v1's third place of `load` is `strict`, fastai 2's is `with_opt`; v1's second of `save` is `return_path`."
+    with pytest.raises(TypeError, match='positional'): call(new(data))
 
 # --- predictions ----------------------------------------------------------------------------------------------------------------
 
@@ -455,6 +544,43 @@ def test_half_precision_without_cuda(data, capsys):
     if torch.cuda.is_available(): pytest.skip('there is a CUDA device')
     l = new(data)
     assert l.to_fp16() is l and 'no CUDA' in capsys.readouterr().out
+
+def test_half_precision_with_cuda(data, monkeypatch):
+    "Where CUDA is reported, fastai's callback is added with its arguments; a state writes the precision down."
+    from malaria_fastai.resume import run_config
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    l = new(data)
+    assert l.to_fp16(init_scale=128.) is l
+    cb, = (o for o in l.cbs if o.name == 'mixed_precision')
+    assert type(cb) is fastai.callback.fp16.MixedPrecision and cb.amp_mode == fastai.callback.fp16.AMPMode.FP16 and cb.kwargs['init_scale'] == 128.
+    l.create_opt()
+    l.cycle = None
+    assert 'FP16' in run_config(l)['precision'] and not any(o.name == 'mixed_precision' for o in l.to_fp32().cbs)
+
+@pytest.mark.parametrize('overflow', [False, True])
+def test_half_precision_trains(data, monkeypatch, overflow):
+    "The same callback, its two CUDA kernels exchanged for those of the CPU: products in half precision, a scaled loss, our fused Adam."
+    from functools import partial
+    fp16,seen = fastai.callback.fp16,[]
+    monkeypatch.setattr(fp16, 'autocast', lambda device, dtype: torch.autocast('cpu', dtype=dtype))
+    monkeypatch.setattr(fp16, 'GradScaler', lambda device, **kw: torch.amp.GradScaler('cpu', **kw))
+    class Products(Callback):
+        def before_fit(self): self.handle = self.model[0][0].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+        def after_fit(self): self.handle.remove()
+    def trained(half):
+        l = new(data, cbs=Products())
+        if half: fastai.learner.Learner.to_fp16(l, init_scale=2.**(60 if overflow else 8), growth_interval=10**6)
+        start = weights(l)
+        l.fit(1, 1e-4)
+        return weights(l) - start,float(l.recorder.losses[-1])
+    def weights(l): return torch.cat([p.detach().flatten() for p in l.model.parameters()])
+    single,loss = trained(False)
+    assert {*seen} == {torch.float32}
+    seen.clear()
+    half,half_loss = trained(True)
+    assert {*seen} == {torch.float16} and half.dtype == torch.float32      # the weights stay in single precision
+    if overflow: assert not half.any()                                     # every step overflowed, and was left out
+    else: assert torch.cosine_similarity(single, half, dim=0) > .95 and np.isclose(loss, half_loss, rtol=.02)
 
 def test_summary_of_the_network(learn): assert 'Total params' in str(learn.summary())
 
