@@ -3,3 +3,5 @@ import warnings
 
 # fastai 2.8 compiles one of its functions while it is imported, and torch calls that deprecated; nobody here can mend it
 warnings.filterwarnings('ignore', '`torch.jit.script`', FutureWarning)
+# a Jupyter without ipywidgets shows progress as text; that is fine
+warnings.filterwarnings('ignore', 'IProgress not found')
