@@ -10,6 +10,7 @@ __all__ = ['NOTICE', 'parser', 'run_train', 'run_crossval', 'run_recipes', 'run_
 
 # %% ../nbs/api/12_cli.ipynb #c0ae7ea0
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -194,8 +195,9 @@ def run_train(
     "Train, write the model folder, and print the main numbers."
     from malaria_fastai.deploy import pack
     from malaria_fastai.source import locate
-    from malaria_fastai.study import summary, train
+    from malaria_fastai.study import is_writer, summary, train
     out = train(**_words(args))
+    if not is_writer(): return # the first of several processes does the rest
     if (out/'model').exists(): pack(out, locate(args.source, folder=args.data_dir)) # colours alone leave no model
     print(summary(out))
 
@@ -291,7 +293,9 @@ def main(
     argv = sys.argv[1:] if argv is None else [str(o) for o in argv]
     args = parser().parse_args(argv)
     args.said = ' '.join(['malaria-fastai', *argv])
-    try: args.run(args)
+    try:
+        if args.run is not run_train: _alone(args.command)
+        args.run(args)
     except (ValueError, OSError) as e:
         print(f"malaria-fastai: {_one_line(e)}", file=sys.stderr)
         return 2
@@ -299,6 +303,11 @@ def main(
         print('malaria-fastai: stopped', file=sys.stderr)
         return 130
     return 0
+
+
+def _alone(command):
+    n = int(os.environ.get('WORLD_SIZE', 1)) # as the launchers of several processes say it
+    if n > 1: raise ValueError(f"{command} is done by one process, and {n} were launched: start it without a launcher. `train` is what several can share")
 
 
 def _one_line(e):

@@ -47,7 +47,7 @@ from .cells import data_hash, open_picture, read_cells
 from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, replacing, write_atomically
 from .evaluate import METRICS, evaluate, metrics, paired_difference, read_predictions
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, StepDecay, WeightsUnavailable, arch_name, cnn_learner, is_writer, load_learner, writer_first
+from .learner import CNNLearner, StepDecay, WeightsUnavailable, alone, arch_name, cnn_learner, is_writer, load_learner, writer_first
 from .recipes import RECIPES, Recipe, find_recipe, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
@@ -208,7 +208,8 @@ def train(
     with writer_first(): root,cells = prepare(source, split, seed, limit, on_bad, data_dir, *_shares(recipe))
     positive = positive_class(cells.label, positive)
     facts = _data_facts(root, cells, positive)
-    if recipe and not recipe.network: return _judge_colours(root, cells, facts, settings, out, start, draws, command or _call(words))
+    if recipe and not recipe.network:
+        return _judge_colours(root, cells, facts, settings, out, start, draws, command or _call(words)) if is_writer() else out
     with writer_first(): data,learn = _ready(root, cells, recipe, words, out)
     what = dict(settings, data=facts['hash'], weights='ImageNet' if learn.pretrained else 'random')
     command = _begin(out, what, command or _call(words), pictures=Path(os.path.relpath(root, out)).as_posix())
@@ -282,7 +283,7 @@ def _is_finished(out, settings, resume):
     if begun:
         then = json.loads((out/'run.json').read_text('utf-8'))
         check_config({k: then.get(k) for k in settings}, settings, str(out))
-    if finished: print(f"{out} is finished: nothing is left to do.")
+    if finished and is_writer(): print(f"{out} is finished: nothing is left to do.")
     return finished
 
 
@@ -306,6 +307,7 @@ def _fit_timed(learn, fit):
 
 def _complete(out):
     "The last steps of a run, which may be taken again: the page, and the states that nobody needs any more."
+    if not is_writer(): return out
     if not (out/'report.html').exists(): write_report(out)
     shutil.rmtree(out/'states', ignore_errors=True)
     return out
@@ -458,6 +460,7 @@ def cross_validate(
     **words              # More words of `train`
 )->Path: # `out`
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
+    alone('a cross-validation')
     settings,out = dict(source=_plain_name(source), split=split, folds=folds, **_settings(words)),Path(out)
     if _is_finished(out, settings, resume): return _complete(out)
     root = locate(source, folder=words.get('data_dir', 'data'))
@@ -655,6 +658,7 @@ def compare(
     command:str=''            # What the results show as the command
 )->pd.DataFrame: # The results: one row a recipe and split
     "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
+    alone('a comparison')
     until = time.time() + 60*(budget or math.inf)
     found = [_capped(find_recipe(o), size, bs, epochs, finetune_epochs) for o in recipes]
     root = locate(source, folder=data_dir)
@@ -1173,6 +1177,7 @@ def evaluate_run(
     command:str|None=None     # What the report shows as the command, for another set
 )->Path: # The folder whose metrics.json and report.html tell more now
     "Look at a run from every side: patients, thresholds, calibration, corruptions, shortcuts, eight views."
+    alone('an evaluation')
     run,found = Path(run),read_run(run)['metrics']
     learn,positive = load_learner(run/'model'),found['data']['positive']
     if data is None: folder,root,cells = _own(run, out, data_dir)

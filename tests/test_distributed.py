@@ -1,6 +1,6 @@
 "Two processes on one machine train as one: the same gradients and metrics, one writer, every cell once, and an exact continuation."
-import json, os, socket, subprocess, sys
-import numpy as np, pytest, torch
+import json, os, re, shlex, socket, subprocess, sys, time
+import numpy as np, pandas as pd, pytest, torch
 from pathlib import Path
 from PIL import Image
 
@@ -150,6 +150,162 @@ def test_continued_is_uninterrupted(two):
     for o in two[0]: assert o['pieces']['weights'] == o['whole']['weights'] and o['pieces']['history'] == o['whole']['history']
 
 def test_only_one_process_talks(two): assert two[1].count('Loaded pieces_0') == 1
+
+# --- the command, as the page on several GPUs gives it --------------------------------------------------------------------------------
+
+# Each worker loads this when it starts: it writes down which files the process opens, moves or removes, and which cells it loads.
+WATCH = """
+import atexit, importlib.util, json, os, sys
+if 'RANK' in os.environ:
+    files,cells = set(),[]
+    def heard(event, args):
+        if event == 'open' and isinstance(args[0], str) and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR): files.add(os.path.abspath(args[0]))
+        elif event in ('os.rename', 'os.remove', 'os.mkdir', 'shutil.rmtree') and isinstance(args[0], (str, os.PathLike)): files.add(os.path.abspath(os.fspath(args[0])))
+    class Data:
+        "Finds `malaria_fastai.data`, and lets its loaders be watched."
+        def find_spec(self, name, path=None, target=None):
+            if name != 'malaria_fastai.data': return
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            load = spec.loader.exec_module
+            def watched(module):
+                load(module)
+                mine = module.PictureLoader._mine
+                def _mine(dl, idxs):
+                    got = mine(dl, idxs)
+                    cells.append((dl.shuffle, dl.share[1], dl.epoch, len(idxs), dl.dataset.cells.path.iloc[got].tolist()))
+                    return got
+                module.PictureLoader._mine = _mine
+            spec.loader.exec_module = watched
+            return spec
+    sys.meta_path.insert(0, Data())
+    sys.addaudithook(heard)
+    def told():
+        with open(os.path.join(os.environ['WATCH'], 'rank' + os.environ['RANK'] + '.json'), 'w') as f: json.dump(dict(files=sorted(files), cells=cells), f)
+    atexit.register(told)
+"""
+
+def line_of_the_page():
+    "The command of the tutorial that runs on drawn cells."
+    page = json.loads((Path(__file__).parent.parent/'nbs'/'tutorials'/'09_train_on_several_gpus.ipynb').read_text(encoding='utf-8'))
+    text = '\n'.join(''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'markdown')
+    line, = re.findall(r'^accelerate launch .* malaria-fastai train sample .*', text, re.M)
+    return shlex.split(line)
+
+def started(words, place, watch):
+    "Start the line of the page in a folder, with some words exchanged or added, and a port that is free."
+    watch.mkdir()
+    (watch/'sitecustomize.py').write_text(WATCH)
+    own = str(Path(sys.executable).parent)
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'WATCH': str(watch), 'CUDA_VISIBLE_DEVICES': '',
+           'PYTHONPATH': os.pathsep.join([str(watch), *sys.path]), 'PATH': os.pathsep.join([own, os.environ['PATH']])}
+    words = [*words[:2], '--main_process_port', str(free_port()), *words[2:]]
+    return subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def ended(p):
+    out,err = p.communicate(timeout=500)
+    assert not p.returncode, err[-3000:]
+    return out
+
+def kill_all(p):
+    "The launcher and its workers, each in a session of its own."
+    import psutil
+    for o in [*psutil.Process(p.pid).children(recursive=True), p]: o.kill()
+    p.communicate(timeout=60)
+
+needs_the_command = pytest.mark.skipif(not all((Path(sys.executable).parent/o).exists() for o in ('accelerate', 'malaria-fastai')),
+                                       reason='the commands accelerate and malaria-fastai are not installed beside this Python')
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory): return tmp_path_factory.mktemp('command')
+
+@pytest.fixture(scope='module')
+def command(place):
+    "The line of the page, run to its end: what it said, and what each process did."
+    said = ended(started(line_of_the_page(), place, place/'watch'))
+    return said,place/'runs'/'two',[json.loads((place/'watch'/f'rank{i}.json').read_text()) for i in range(2)]
+
+@pytest.fixture(scope='module')
+def resumed(command, place):
+    "The same line in another folder, killed when the state of its first epoch is there, and again with --resume."
+    words = [o.replace('runs/two', 'runs/again') for o in line_of_the_page()]
+    p,state = started(words, place, place/'watch_killed'),place/'runs'/'again'/'states'/'stage1_0.state'
+    while p.poll() is None and not state.exists(): time.sleep(.002)
+    assert p.poll() is None, p.stderr.read()[-3000:]
+    kill_all(p)
+    assert state.exists() and not (place/'runs'/'again'/'metrics.json').exists()
+    return ended(started([*words, '--resume'], place, place/'watch_resumed')),place/'runs'/'again',[json.loads((place/'watch_resumed'/f'rank{i}.json').read_text()) for i in range(2)]
+
+def history(run): return pd.read_csv(run/'history.csv').drop(columns='seconds')
+
+@needs_the_command
+def test_the_command_has_one_writer_and_one_voice(command, place):
+    said,run,(writer,other) = command
+    def own(o): return {Path(f).relative_to(place).parts[0] for f in o['files'] if Path(f).is_relative_to(place) and 'watch' not in f}
+    assert own(other) == set() and own(writer) == {'data', 'runs'}
+    assert said.count('Report: ') == said.count('train_loss') == 1
+    assert {o.name for o in run.iterdir()} >= {'metrics.json', 'history.csv', 'predictions.csv', 'model', 'report.html'} and not (run/'states').exists()
+    assert (run/'model'/'model.json').exists() and not [o for o in run.rglob('*.tmp')]
+
+@needs_the_command
+def test_the_command_trains_no_cell_twice_in_an_epoch(command):
+    split = pd.read_csv(command[1]/'split.csv')
+    train = {*split.path[split.split == 'train']}
+    by_epoch = [[[p for shuffle,n,e,_,paths in o['cells'] if shuffle and n == 2 and e == k for p in paths] for o in command[2]] for k in range(3)]
+    for a,b in by_epoch:
+        assert not {*a} & {*b} and len(a) + len(b) == len({*a, *b}) == len(train)//20*20 and {*a, *b} <= train
+        assert abs(len(a) - len(b)) <= len(train)//20                       # equal shares of 20, or ten and ten
+    assert by_epoch[0] != by_epoch[1]
+
+@needs_the_command
+def test_the_command_counts_every_validation_cell_once(command):
+    preds = pd.read_csv(command[1]/'predictions.csv')
+    valid = preds[preds.split == 'valid']
+    loaded = [[paths for shuffle,n,_,_,paths in o['cells'] if not shuffle and n == 2] for o in command[2]]
+    assert {p for o in loaded for paths in o for p in paths} == {*valid.path}
+    assert sum(len(paths) for o in loaded for paths in o) > 3*len(valid)      # an odd number: a cell is loaded twice to fill the shares,
+    last = history(command[1]).iloc[-1]
+    assert np.isclose(last.accuracy, (valid.pred == valid.label).mean())      # and counted once
+    assert np.isclose(last.valid_loss, valid.loss.mean(), atol=1e-4)
+
+@needs_the_command
+def test_the_command_killed_and_resumed_ends_where_it_would_have(command, resumed):
+    from malaria_fastai.learner import read_model
+    said,run,(writer,other) = resumed
+    assert said.count('Loaded stage1_0') == 1 and history(run).equals(history(command[1]))
+    assert (run/'predictions.csv').read_text() == (command[1]/'predictions.csv').read_text()
+    a,b = (read_model(o/'model'/'export.pkl')[1] for o in (command[1], run))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert {e for shuffle,n,e,*_ in other['cells'] if shuffle and n == 2} == {1, 2} # epoch 0 is not trained again
+
+# --- what processes cannot share ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('words', ['crossval sample --out x', 'compare sample --recipes best --out x', 'evaluate x', 'export x', 'predict x y -o z', 'data sample', 'recipes'])
+def test_commands_for_one_process(words, monkeypatch, capsys, tmp_path):
+    from malaria_fastai.cli import main
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2 and f'{words.split()[0]} is done by one process, and 2 were launched' in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+def test_functions_for_one_process(monkeypatch, tmp_path):
+    from malaria_fastai.learner import SeveralProcesses
+    from malaria_fastai.study import compare, cross_validate, evaluate_run
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    for f in (lambda: cross_validate('sample', tmp_path/'x'), lambda: compare('sample', tmp_path/'x', ['best']), lambda: evaluate_run(tmp_path)):
+        with pytest.raises(SeveralProcesses, match='one process, and 2 were launched'): f()
+    assert not [*tmp_path.iterdir()]
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_colours_are_judged_by_the_first_process(rank, monkeypatch, tmp_path, sample_root):
+    "No network, so nothing to share: here two processes one after the other, without a launcher."
+    from contextlib import nullcontext
+    from malaria_fastai import study
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', str(rank))
+    monkeypatch.setattr(study, 'writer_first', nullcontext)
+    out = study.train(sample_root, tmp_path/'x', recipe='colour_floor', limit=200, draws=20)
+    assert out == tmp_path/'x' and (out/'metrics.json').exists() == (rank == 0) and out.exists() == (rank == 0)
 
 def test_too_small_a_batch_and_a_missing_extra(monkeypatch):
     from malaria_fastai import learner
