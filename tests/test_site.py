@@ -1,0 +1,282 @@
+"""The site, built from a copy of what git would commit, as its readers meet it.
+
+Without a browser: every link and anchor. In headless Chromium: what each page says to the console, what it fetches, whether
+it fits a phone, search, dark mode, and accessibility by axe-core. A check is a function that returns complaints; below it
+stand the faults that it must find. `MALARIA_SITE=_docs` examines a site that is built already."""
+import json,os,re,shutil,subprocess,sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler,ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+import pytest
+from check_site import examine
+from set_address import files
+
+ROOT = Path(__file__).resolve().parent.parent
+EXTRA = 'the site needs Python 3.11 and an extra: pip install -e ".[dev,docs]"'
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
+         '--disable-sync').split()
+
+# ---- the site, a server for it, a browser
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The folder of the built site. Do not write into it."
+    if there := os.environ.get('MALARIA_SITE'): return Path(there).resolve()
+    if not (find_spec('smalldocs') and find_spec('latex2mathml')): pytest.skip(EXTRA)
+    tree = tmp_path_factory.mktemp('tree')
+    for path in files(ROOT):
+        to = tree/path.relative_to(ROOT)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, to)
+    env = {k: v for k,v in os.environ.items() if k!='IN_TEST'} | {'PYTHONPATH': str(tree)}
+    done = subprocess.run([sys.executable, 'tools/make_docs.py'], cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode==0, done.stdout[-3000:]
+    return tree/'_docs'
+
+@pytest.fixture(scope='module')
+def copy(site, tmp_path_factory):
+    "A copy of the site, to plant faults in; each test undoes its own."
+    return Path(shutil.copytree(site, tmp_path_factory.mktemp('copy')/'site'))
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def end_headers(self):
+        self.send_header('Cache-Control', 'no-store')
+        super().end_headers()
+
+@pytest.fixture(scope='module')
+def serve():
+    "A function that serves a folder on this machine and returns its address."
+    servers = []
+    def start(folder):
+        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(folder))))
+        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}/'
+    yield start
+    for o in servers: o.shutdown()
+
+@pytest.fixture(scope='module')
+def browser():
+    if not find_spec('playwright') or not find_spec('axe_playwright_python'): pytest.skip(EXTRA)
+    if not CHROMIUM: pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        yield (o := p.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
+        o.close()
+
+@pytest.fixture
+def reader(browser):
+    "A function that opens an address in a window of its own; the page's `heard` collects what went wrong."
+    contexts = []
+    def start(width=1280, scheme='light'):
+        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.heard = []
+        page.on('console', lambda o: o.type=='error' and page.heard.append(f'console: {o.text}'))
+        page.on('pageerror', lambda o: page.heard.append(f'error: {o}'))
+        page.on('requestfailed', lambda o: page.heard.append(f'failed: {o.url}'))
+        page.on('response', lambda o: o.status>=400 and page.heard.append(f'{o.status}: {o.url}'))
+        page.on('request', lambda o: re.match('https?://(?!127.0.0.1:)', o.url) and page.heard.append(f'fetches from elsewhere: {o.url}'))
+        return page
+    yield start
+    for o in contexts: o.close()
+
+def pages(site): return [o.relative_to(site).as_posix() for o in sorted(site.rglob('*.html'))]
+
+@pytest.fixture
+def plant(copy):
+    "A function that changes a file of the copy; undone after the test."
+    kept = {}
+    def change(name, old, new):
+        kept.setdefault(name, text := (copy/name).read_text(encoding='utf-8'))
+        assert old in text
+        (copy/name).write_text(text.replace(old, new), encoding='utf-8')
+    yield change
+    for name,text in kept.items(): (copy/name).write_text(text, encoding='utf-8')
+
+# ---- without a browser
+
+def test_every_link_and_anchor_leads_somewhere(site):
+    found,seen = examine(site)
+    assert not found, '\n'.join(found)
+    assert seen['pages']>30 and seen['anchors']>1000 and seen['links into the repository']>100
+
+LINKS = {'a page': ('start.html', '<a href="nowhere.html">x</a>'), 'an anchor': ('start.html', '<a href="results.html#nowhere">x</a>'),
+    'a file of the repository': ('start.html', '<a href="https://github.com/OWNER/malaria_fastai/blob/main/nowhere.md">x</a>'),
+    'a notebook in Colab': ('start.html', '<a href="https://colab.research.google.com/github/OWNER/malaria_fastai/blob/main/nbs/tutorials/x.ipynb">x</a>'),
+    'a script from elsewhere': ('start.html', '<script src="https://cdn.example.org/x.js"></script>'), 'a picture': ('start.html', '<img alt="x" src="x.png">')}
+
+@pytest.mark.parametrize('fault', LINKS)
+def test_a_dead_link_is_found(fault, copy, plant):
+    page,text = LINKS[fault]
+    plant(page, '</main>', f'{text}</main>')
+    found,_ = examine(copy)
+    assert len(found)==1 and found[0].startswith(page), found
+
+def test_a_font_from_elsewhere_is_found(copy, plant):
+    plant('styles.css', 'pre:focus', '@import url(https://fonts.example.org/x.css);\npre:focus')
+    assert [o.split(':')[0] for o in examine(copy)[0]]==['styles.css']
+
+def test_an_entry_of_the_search_index_that_leads_nowhere_is_found(copy, plant):
+    plant('search.json', '"href": "start.html"', '"href": "nowhere.html"')
+    assert [o.split(':')[0] for o in examine(copy)[0]]==['search.json']
+
+def test_next_leads_from_home_through_every_page(site):
+    here,seen = site/'index.html',[]
+    while here and here not in seen:
+        seen.append(here)
+        link = re.search(r'nav-page-next"><a href="([^"]+)"', here.read_text(encoding='utf-8'))
+        here = link and (here.parent/link[1]).resolve()
+    assert {*seen}=={site/o for o in pages(site) if not o.startswith('try/')}
+
+def test_every_module_has_a_page_and_every_function_a_link(site):
+    text = (site/'reference.html').read_text(encoding='utf-8').split('<main')[1]
+    for o in (ROOT/'nbs/api').glob('*.ipynb'): assert f'href="api/{o.stem[3:]}.html"' in text
+    names = [o for p in re.findall(r'<p>([^\n]*? · [^\n]*?)</p>', text) for o in p.split(' · ')]
+    assert len(names)>150 and not [o for o in names if not o.startswith('<a href="api/')]
+
+def test_formulae_need_nothing(site):
+    text = (site/'api/evaluate.html').read_text(encoding='utf-8')
+    assert text.count('<math')>5 and 'katex' not in text and 'class="math' not in text
+
+def test_every_figure_has_words_and_a_size(site):
+    for name in pages(site):
+        for o in re.findall(r'<img\b[^>]*>', re.sub(r'base64,[^"]*', '', (site/name).read_text(encoding='utf-8'))): assert re.search(r'alt="[^"]', o), (name, o)
+
+def test_results_are_read_and_not_typed():
+    cells = json.loads((ROOT/'nbs/results.ipynb').read_text(encoding='utf-8'))['cells']
+    prose = ' '.join(''.join(c['source']) for c in cells if c['cell_type']=='markdown').replace('95 %', '')
+    assert not re.findall(r'\d[.,]\d|\d ?%|\d{3,}', re.sub(r'\]\([^)]*\)|20(19|2\d)', '', prose))
+    assert not any(c.get('outputs') for c in cells) # made when the site is built
+
+def test_start_knows_every_lesson(site):
+    text = (site/'start.html').read_text(encoding='utf-8').split('<main')[1]
+    for o in (ROOT/'nbs/tutorials').glob('*.ipynb'): assert f'href="tutorials/{o.stem[3:]}.html"' in text
+
+# ---- in a browser
+
+def overflow(page):
+    "What reaches beyond the window, unless it lies in a box that scrolls."
+    return page.evaluate("""() => {
+        const scrolls = o => o && (/auto|scroll/.test(getComputedStyle(o).overflowX) || scrolls(o.parentElement))
+        const wide = [...document.querySelectorAll('main *')].filter(o => o.getBoundingClientRect().right > innerWidth + 1 && !scrolls(o))
+        const found = wide.slice(0, 3).map(o => 'too wide: ' + o.outerHTML.slice(0, 150))
+        return document.documentElement.scrollWidth > innerWidth ? [...found, 'the page scrolls sideways'] : found }""")
+
+SAME = ['pre', '.cell-output table', 'header', '#quarto-sidebar'] # whose colours are the same on every page
+
+def unreadable(page, contrast='own'):
+    "What axe-core finds serious or critical. Reading colours is slow: those that all pages share are read with `contrast='all'` only."
+    import axe_playwright_python
+    page.evaluate((Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text(encoding='utf-8'))
+    colours = dict(resultTypes=['violations'], runOnly=['color-contrast'])
+    runs = [(dict(include=['body']) if contrast=='all' else dict(exclude=SAME), colours)]
+    if contrast=='own': runs.append((dict(include=['body']), dict(resultTypes=['violations'], rules={'color-contrast': dict(enabled=False)})))
+    found = [v for run in runs for v in page.evaluate('([where, how]) => axe.run(where, how)', [*run])['violations']]
+    return [f"{v['id']}: {n['html'][:150]} {n['failureSummary'][:200]}" for v in found if v['impact'] in ('serious', 'critical') for n in v['nodes']]
+
+@pytest.mark.browser
+def test_every_page_is_quiet_readable_and_fits_a_phone(site, serve, reader):
+    address,page,found = serve(site),reader(),[]
+    for name in pages(site):
+        page.set_viewport_size(dict(width=1280, height=900))
+        page.goto(address+name, wait_until='load')
+        wrong = unreadable(page)
+        page.set_viewport_size(dict(width=390, height=844))
+        wrong += overflow(page)
+        page.wait_for_load_state('networkidle')
+        found += [f'{name}: {o}' for o in page.heard+wrong]
+        page.heard.clear()
+    assert not found, '\n'.join(found)
+
+@pytest.mark.browser
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_colours_can_be_read(site, serve, reader, scheme):
+    address,page,found = serve(site),reader(scheme=scheme),[]
+    for name in ('index.html', 'start.html', 'results.html', 'tutorials/split_by_patient.html', 'api/split.html'):
+        page.goto(address+name, wait_until='networkidle')
+        found += [f'{name}: {o}' for o in unreadable(page, contrast='all')]
+    assert not found, '\n'.join(found)
+
+BODY = {'an error': '<script>throw Error("planted")</script>', 'a word to the console': '<script>console.error("planted")</script>',
+    'a missing picture': '<img alt="x" src="x.png">', 'a picture from elsewhere': '<img alt="x" src="https://x.invalid/x.png">',
+    'something wide': '<p style="width:900px">x</p>', 'a picture without words': '<img src="favicon.svg" width="9">',
+    'a pale word': '<p style="color:#bbb; background:#fff">pale</p>', 'a link without words': '<a href="index.html"></a>'}
+
+@pytest.mark.browser
+@pytest.mark.parametrize('fault', BODY)
+def test_a_planted_fault_is_found(fault, copy, plant, serve, reader):
+    plant('limits.html', '</main>', f'{BODY[fault]}</main>')
+    page = reader(390)
+    page.goto(serve(copy)+'limits.html', wait_until='networkidle')
+    found = page.heard+overflow(page)+unreadable(page)
+    assert found and any(re.search(r'planted|x\.png|900px|favicon|pale|index.html', o) for o in found), found
+
+def search(page, word):
+    "Type `word` into the search box; returns the addresses that it finds."
+    page.fill('#quarto-search input', word)
+    page.wait_for_selector('#quarto-search .search-result, #quarto-search .search-none', timeout=10_000)
+    return page.eval_on_selector_all('#quarto-search .search-result', 'os => os.map(o => o.getAttribute("href"))')
+
+@pytest.mark.browser
+@pytest.mark.parametrize('where', ['served', 'on disk'])
+def test_search_finds(site, serve, reader, where):
+    page = reader()
+    page.goto((serve(site) if where=='served' else f'{site.as_uri()}/')+'tutorials/split_by_patient.html')
+    assert '../api/data.html#imagedatabunch' in search(page, 'ImageDataBunch')
+    page.click('#quarto-search .search-result[href="../api/data.html#imagedatabunch"]')
+    page.wait_for_url('**/api/data.html#imagedatabunch')
+    assert page.inner_text('#imagedatabunch').strip() and not page.heard
+
+@pytest.mark.browser
+def test_search_that_finds_nothing_is_noticed(copy, plant, serve, reader):
+    plant('search.json', 'ImageDataBunch', 'Bunch')
+    page = reader()
+    page.goto(serve(copy)+'index.html')
+    assert '../api/data.html#imagedatabunch' not in search(page, 'ImageDataBunch')
+
+def lightness(page):
+    return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)/765")
+
+def switch(page):
+    "Lightness of the page before, after the switch is pressed, and after the page is opened anew."
+    before = lightness(page)
+    page.click('.quarto-color-scheme-toggle')
+    page.wait_for_timeout(200)
+    after = lightness(page)
+    page.reload()
+    return before,after,lightness(page)
+
+@pytest.mark.browser
+def test_dark_mode_switches_and_stays(site, serve, reader):
+    page = reader()
+    page.goto(serve(site)+'index.html')
+    before,after,then = switch(page)
+    assert before>.9 and after<.3 and then<.3
+    before,after,then = switch(page)
+    assert before<.3 and after>.9 and then>.9
+    dark = reader(scheme='dark')
+    dark.goto(serve(site)+'index.html')
+    assert lightness(dark)<.3
+
+@pytest.mark.browser
+def test_a_dead_switch_is_noticed(copy, plant, serve, reader):
+    plant('start.html', 'smalldocsToggleScheme', 'nothing')
+    page = reader()
+    page.goto(serve(copy)+'start.html')
+    before,after,_ = switch(page)
+    assert before==after
+
+@pytest.mark.browser
+def test_the_sidebar_opens_on_a_phone_and_what_scrolls_is_reached_by_keyboard(site, serve, reader):
+    page = reader(390)
+    page.goto(serve(site)+'results.html')
+    assert page.locator('#quarto-sidebar a', has_text='How to cite').bounding_box()['x']<0
+    page.click('.quarto-btn-toggle')
+    page.wait_for_timeout(400)
+    assert page.locator('#quarto-sidebar a', has_text='How to cite').bounding_box()['x']>=0
+    wide = page.eval_on_selector_all('main .sd-table', 'os => os.filter(o => o.scrollWidth > o.clientWidth).map(o => o.tabIndex)')
+    assert wide and {*wide}=={0}
