@@ -543,6 +543,10 @@ def _card_refusals(said):
     return out
 
 
+def _card_bits(v):
+    return f". 8-bit: {v['accuracy']:.1%} right on {v['valid_cells']:,} validation cells, before that {v['accuracy_float']:.1%}" if 'accuracy_float' in v else ''
+
+
 def model_card(
     folder:str|Path # A model folder
 )->str: # Markdown
@@ -560,7 +564,7 @@ def model_card(
              '* Half of these cells are positive; in blood far fewer are. Of the cells it calls positive there, most may be false alarms.',
              '* A cell is not a patient. Nothing here says how well patients are told apart.', '\n## How it was made\n', f"`{said['command']}`",
              f"Commit {said['commit'] or 'unknown'}; " + ', '.join(f'{k} {v}' for k,v in said['versions'].items() if v) + '.', '\n## Files\n',
-             *(f"* `{k}`: {v['file']['bytes']/1e6:.1f} MB, sha256 `{v['file']['sha256']}`" for k,v in said['files'].items())]
+             *(f"* `{k}`: {v['file']['bytes']/1e6:.1f} MB, sha256 `{v['file']['sha256']}`{_card_bits(v)}" for k,v in said['files'].items())]
     return '\n'.join(lines) + '\n'
 
 # %% ../nbs/api/11_deploy.ipynb #60a91831
