@@ -1,4 +1,4 @@
-"""Train the small network of the page `try`, judge it, and put it into try/model: model.int8.onnx, model.json, MODEL_CARD.md.
+"""Train the small network of the page `try`, judge it, and put it into nbs/try/model: model.int8.onnx, model.json, MODEL_CARD.md.
 
     MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py
     MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py --split random --out runs/try_random --to ''
@@ -7,7 +7,6 @@ The second line measures the same network under a random split, for comparison, 
 finished one is packed anew. The numbers of model.json, of the card and of results/try_model.csv are those of the 8-bit network that the page runs."""
 import argparse,json,os,shutil,sys
 from pathlib import Path
-import numpy as np
 import pandas as pd
 
 from malaria_fastai.deploy import Predictor,_calibration,_write_json,export_onnx,model_card,pack,read_folder
@@ -23,9 +22,9 @@ RECIPE = Recipe('in_page', 'This project', 'resnet18', pretrained=False, cut=6, 
                 tfms=dict(max_rotate=None, max_zoom=None, max_warp=None, flip_vert=True), epochs=8, lr=3e-3, split='patient', note="For the page that runs it in a browser.")
 SHIPPED = 'model.int8.onnx'
 
-def judged(run, root, engine):
-    "The predictions of validation and test cells by one engine, not calibrated, every cell answered."
-    preds,predict = read_predictions(run/'predictions.csv'),Predictor(run, engine)
+def judged(run, root):
+    "The predictions of validation and test cells by the 8-bit network, not calibrated, every cell answered."
+    preds,predict = read_predictions(run/'predictions.csv'),Predictor(run, 'int8')
     predict.content,predict.said = None,dict(predict.said, temperature=1.)
     found = predict([root/o for o in preds.path])
     return preds.assign(p=found.p.to_numpy(), pred=found.label.to_numpy())
@@ -63,7 +62,7 @@ def say(rows, file):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', default='runs/try', help='the run folder')
-    p.add_argument('--to', default=str(ROOT/'try/model'), help="the model folder of the page; '' packs none")
+    p.add_argument('--to', default=str(ROOT/'nbs/try/model'), help="the model folder of the page; '' packs none")
     p.add_argument('--split', default='fold:0')
     p.add_argument('--epochs', type=int, default=RECIPE.epochs)
     p.add_argument('--results', default=str(ROOT/'results/try_model.csv'))
@@ -75,10 +74,10 @@ def main():
     root = locate(source, folder=a.data_dir)
     pack(run, root)
     export_onnx(run, quantize=True, data=root)
-    by = {k: judged(run, root, k) for k in ('onnx','int8')}
-    say([row(run, by['onnx'], 'float', 'model.onnx'), row(run, by['int8'], 'int8', SHIPPED)], Path(a.results))
-    apart = abs(by['onnx'].p-by['int8'].p)
-    print(f"8 bits beside float: p differs by {apart.mean():.4f} on average, {apart.max():.3f} at most; the same side of one half for {((by['onnx'].p>=.5)==(by['int8'].p>=.5)).mean():.2%}")
-    if a.to: shipped(run, by['int8'], Path(a.to))
+    preds,bits = read_predictions(run/'predictions.csv'),judged(run, root)
+    same = ((preds.p>=.5)==(bits.p>=.5)).mean()
+    print(f"8 bits beside floats: p differs by {abs(preds.p-bits.p).mean():.4f} on average, {abs(preds.p-bits.p).max():.3f} at most; {same:.2%} on the same side of one half")
+    say([row(run, preds, 'float', 'model.onnx'), row(run, bits, 'int8', SHIPPED)], Path(a.results))
+    if a.to: shipped(run, bits, Path(a.to))
 
 if __name__=='__main__': main()
