@@ -496,7 +496,7 @@ def pack(
     if data is not None: content = vars(_content(data, preds, found['split'] not in ('random', 'folder'), seed, n))
     else: content = read_folder(folder)[1]['content'] if (folder/'model.json').is_file() else None
     record = record_for(d['classes'])
-    said = dict(format=_FOLDER, notice=NOTICE, arch=about['spec']['arch'], classes=d['classes'], positive=positive, steps=_STEPS,
+    said = dict(format=_FOLDER, notice=NOTICE, arch=about['spec']['arch'], cut=about['spec'].get('cut'), classes=d['classes'], positive=positive, steps=_STEPS,
                 resize=dict(size=d['size'], method=d['resize_method'], padding_mode=d['padding_mode']), normalise=d['stats'],
                 refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
                 **_calibration(preds, positive, risk), content=content, limits=_limits(), data=found['data'], split=found['split'], pretrained=found['pretrained'],
@@ -556,7 +556,8 @@ def model_card(
     credit = [f"{record.credit}. {record.citation}.", f"Licence of the data: {record.licence}."] if record and record.name != 'sample' and not d['drawn'] else []
     drawn = ['**Trained on cells that are drawn by code: it knows nothing about malaria.**\n']*bool(d['drawn'])
     patients = f" of {d['patients']} patients" if d.get('patients') else ''
-    lines = [f"# {said['arch']} for {' and '.join(said['classes'])}\n", f"**{said['notice']}**\n", *drawn, '## Data\n',
+    cut = f" (its first {said['cut']} parts)" if said.get('cut') else ''
+    lines = [f"# {said['arch']}{cut} for {' and '.join(said['classes'])}\n", f"**{said['notice']}**\n", *drawn, '## Data\n',
              f"{d['name']}: {d['n']:,} pictures{patients} ({', '.join(f'{k} {v:,}' for k,v in d['labels'].items())}). Digest `{d['hash']}`.", *credit,
              '\n## Split\n', _card_split(said), f"Parts: {', '.join(f'{k} {v:,}' for k,v in d['parts'].items())}.", '\n## Numbers', *_card_numbers(said),
              '\n## When it does not answer\n', *_card_refusals(said), '\n## Limits\n',
