@@ -280,3 +280,19 @@ def test_the_sidebar_opens_on_a_phone_and_what_scrolls_is_reached_by_keyboard(si
     assert page.locator('#quarto-sidebar a', has_text='How to cite').bounding_box()['x']>=0
     wide = page.eval_on_selector_all('main .sd-table', 'os => os.filter(o => o.scrollWidth > o.clientWidth).map(o => o.tabIndex)')
     assert wide and {*wide}=={0}
+
+# ---- what the pages tell the reader to do
+
+SMALLER = {"'my_cells.zip'": "'sample'", 'size=128, bs=64': 'size=32, bs=64', 'models.resnet34, metrics': 'models.squeezenet1_1, pretrained=False, metrics', 'fit_one_cycle(10,': 'fit_one_cycle(1,'}
+
+def test_the_script_of_the_page_runs_and_goes_on(tmp_path):
+    cells = json.loads((ROOT/'nbs/script.ipynb').read_text(encoding='utf-8'))['cells']
+    script = next(m for c in cells if c['cell_type']=='markdown' for m in re.findall(r'```python\n(.*?)```', ''.join(c['source']), re.S) if 'def main' in m)
+    for old,new in SMALLER.items():
+        assert old in script
+        script = script.replace(old, new)
+    (tmp_path/'mine.py').write_text(script, encoding='utf-8')
+    said = [subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True) for _ in range(2)]
+    assert [o.returncode for o in said]==[0, 0], said[0].stderr[-2000:]+said[1].stderr[-2000:]
+    assert 'starting at epoch 0' in said[0].stdout and 'Loaded mine_0' in said[1].stdout
+    assert (tmp_path/'runs/mine/predictions.csv').exists() and (tmp_path/'runs/mine/export.pkl').exists()
