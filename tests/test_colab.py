@@ -205,7 +205,7 @@ def test_colab_satisfies_the_requirements():
 
 # ---- the head and the tail of each tutorial
 
-def first_cell(url): return re.compile(r'try:(?:\n    import \w+\n   )? from malaria_fastai\.all import \*\nexcept ModuleNotFoundError:\n'
+def first_cell(url): return re.compile(r'try:(?: from malaria_fastai\.all import \*|\n    from malaria_fastai\.all import \*\n    import \w+)\nexcept ModuleNotFoundError:\n'
     rf'    %pip install -q "malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\(.*\)))?')
 
 def head_faults(name, nb, after):
