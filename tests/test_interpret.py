@@ -220,3 +220,9 @@ def test_text_on_every_shade_can_be_read(interp):
 def test_unknown_arguments(interp, kw):
     with pytest.raises(TypeError): interp.plot_top_losses(**{'k': 4, **kw})
     with pytest.raises(TypeError): interp.plot_confusion_matrix(slice_size=1)
+
+GONE = dict(from_learner='activ', confusion_matrix='slice_size', most_confused='slice_size', plot_confusion_matrix='return_fig', plot_top_losses='return_fig')
+
+@pytest.mark.parametrize('method,name', GONE.items())
+def test_words_of_v1_that_are_gone(learn, interp, method, name):
+    with pytest.raises(TypeError, match=name): getattr(interp, method)(*dict(from_learner=[learn], plot_top_losses=[4]).get(method, []), **{name: 1})

@@ -285,18 +285,18 @@ def test_fastai_2s_names(data):
 
 def without_gradient(data, **kw):
     "What is left of each weight after a step at the rate .1 whose gradient is nothing: decay alone."
-    l = new(data, 'resnet18', wd=.5, **kw)
+    l = new(data, 'resnet18', **kw)
     l.create_opt()
     before = {k: p.detach().clone() for k,p in l.model.named_parameters()}
     for p in l.model.parameters(): p.grad = torch.zeros_like(p)
-    l.opt.set_hyper('lr', .1)
+    for k,v in dict(lr=.1, wd=.5).items(): l.opt.set_hyper(k, v)
     l.opt.step()
     return {k: float(p.norm()/before[k].norm()) for k,p in l.model.named_parameters() if before[k].norm() > 0}
 
 def test_decay_of_batch_norm_and_biases(data):
     ours,v1s = without_gradient(data),without_gradient(data, wd_bn_bias=True)
-    norms = {k for k in ours if 'bn' in k or k in ('0.1.weight', '1.2.weight', '1.6.weight') or 'downsample.1' in k}
-    assert len(norms) == 22 and len(ours) == 44                             # 20 in the body, two in the head; as many convolutions and linear layers
+    norms = {k for k in ours if 'bn' in k or k in ('0.1.weight', '1.2.weight', '1.6.weight', '1.2.bias', '1.6.bias') or 'downsample.1' in k}
+    assert len(norms) == 24 and len(ours) == 46                             # 20 in the body, two in the head with their biases; 20 convolutions, two linear layers
     for k,left in ours.items(): assert np.isclose(left, 1. if k in norms else .95, atol=1e-5), k
     for k,left in v1s.items(): assert np.isclose(left, .95, atol=1e-5), k
 
@@ -580,7 +580,7 @@ def test_half_precision_trains(data, monkeypatch, overflow):
     half,half_loss = trained(True)
     assert {*seen} == {torch.float16} and half.dtype == torch.float32      # the weights stay in single precision
     if overflow: assert not half.any()                                     # every step overflowed, and was left out
-    else: assert torch.cosine_similarity(single, half, dim=0) > .95 and np.isclose(loss, half_loss, rtol=.02)
+    else: assert torch.cosine_similarity(single, half, dim=0) > .9 and np.isclose(loss, half_loss, rtol=.02)
 
 def test_summary_of_the_network(learn): assert 'Total params' in str(learn.summary())
 
@@ -602,6 +602,7 @@ def test_save_and_load(data, tmp_path):
     b.create_opt()
     b.load('one')
     assert weights_hash(a.model) == weights_hash(b.model) and b.opt.state_dict()['state'][0]['step'] == a.opt.state_dict()['state'][0]['step'] == 3
+    assert read_model(b.load('one').export())[0]['spec']['arch'] == 'squeezenet1_1' and weights_hash(load_learner(tmp_path).model) == weights_hash(a.model) # in one line
     a.save('bare', with_opt=False)
     with pytest.warns(UserWarning, match='optimizer'): b.load('bare', with_opt=True)
     with pytest.raises(FileNotFoundError, match='three.pth.*bare, one'): b.load('three')
