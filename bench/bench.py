@@ -279,7 +279,7 @@ def table(rows, about, profiles):
              + ', '.join(f'{k} {v}' for k,v in about['versions'].items()) + '.', '',
              '| row | ours | other | unit | ratio | bar | met |', '|---|---|---|---|---|---|---|']
     for r in rows:
-        more = next(o[3] for o in ROWS.values() if o[0][:20] == r['row'][:20])
+        more = ROWS[r['command'].split()[-1]][3]
         lines.append(f"| {r['row']} | {r['ours']:,} | {r['stock']:,} | {r['unit']} | {r['ratio']} | {'≥' if more else '≤'} {r['bar']} | {'yes' if r['met'] else 'no'} |")
     lines += ['', '## The code of the other side', '', '```python', 'import fastai.vision.all as stock', '']
     lines += [inspect.getsource(o) for o in (stock_data, stock_learner, stock_interpretation)] + ['```']

@@ -30,3 +30,12 @@ def test_the_bench_notices_a_cell_that_comes_twice(sample_root):
         def get_idxs(self): return [0, *super().get_idxs()[:-1]][:self.n]
     twice = data.train.new(cls=Twice)
     with pytest.raises(AssertionError, match='delivered'): one_epoch(twice)
+
+def test_every_row_has_its_line():
+    "Also the long one, which no test measures: an hour is not lost to its last line."
+    sys.path.insert(0, str(BENCH.parent))
+    from bench import ROWS, table
+    facts = dict(bs=1, size=2, small=3, few=4, target=.95, minutes=60., valid=5)
+    rows = [dict(row=text.format(**facts), ours=1., stock=2., unit=unit, ratio=.5, bar=bar, met=True, command=f'python bench/bench.py --rows {k}') for k,(text,unit,bar,_) in ROWS.items()]
+    page = table(rows, dict(date='', cells=1, source='', cores=1, cpu='', threads=1, load=None, versions={}), {})
+    for r,(*_,more) in zip(rows, ROWS.values()): assert f"| {r['row']} | 1.0 | 2.0 | {r['unit']} | 0.5 | {'≥' if more else '≤'} {r['bar']} | yes |" in page
