@@ -1,5 +1,5 @@
 """Build the site in _docs without Quarto: nbdev stages the notebooks, smalldocs renders them from nbs/_quarto.yml, and
-`finish_pages` makes the pages fit to be read offline, by keyboard and by ear.
+`finish_pages` makes the pages fit to be read offline, by keyboard and by ear; `try_page` adds the page that tries a network.
 
 Whoever has Quarto runs `nbdev-docs` on the same notebooks instead."""
 import os,re,shutil,subprocess,sys
@@ -10,6 +10,7 @@ from nbdev.config import get_config,nbpath2html
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
+from try_page import build as build_try
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,10 +67,12 @@ def main():
     _build_modidx()
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage)
+    (stage/'try/model/MODEL_CARD.md').unlink(missing_ok=True) # no page of the site: `try_page` brings it
     moved = arrange(stage, cfg.doc_url)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
     finish(stage/built.name, moved)
+    build_try(stage/built.name/'try')
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(stage/built.name, built)
     shutil.rmtree(stage)
