@@ -164,7 +164,8 @@ def n_features(
     except Exception as e: # whatever a network says of pictures that it does not take
         raise UnknownArchitecture(f"it takes neither pictures of 64 nor of 224 pixels ({e}): choose a convolutional network") from e
     finally: body.train(was)
-    if out.ndim != 4 or out.shape[2] != out.shape[3]: raise UnknownArchitecture(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
+    if out.ndim != 4 or out.shape[2] != out.shape[3]:
+        raise UnknownArchitecture(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
     return out.shape[1]
 
 # %% ../nbs/api/04_learner.ipynb #bfdadcd9
@@ -582,7 +583,8 @@ class FusedAdam(Optimizer):
 
     def _fused(self, ps, h, do_wd):
         for p in ps:
-            if 'step' not in self.state[p]: self.state[p].update(grad_avg=torch.zeros_like(p.data), sqr_avg=torch.zeros_like(p.data), step=torch.zeros((), device=p.device))
+            if 'step' in self.state[p]: continue
+            self.state[p].update(grad_avg=torch.zeros_like(p.data), sqr_avg=torch.zeros_like(p.data), step=torch.zeros((), device=p.device))
         grad_avgs,sqr_avgs,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
         with torch.no_grad():
             adamw(ps, [p.grad for p in ps], grad_avgs, sqr_avgs, [], steps, fused=True, amsgrad=False, beta1=h['mom'], beta2=h['sqr_mom'],
