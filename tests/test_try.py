@@ -214,14 +214,14 @@ def test_nothing_leaves_the_page(site, serve, reader, drawn):
 def test_the_page_can_be_used(width, scheme, site, serve, reader, drawn):
     "By keyboard and by ear, on a phone, in the dark; before a picture, with a cell, with none, and with a table."
     page = opened(reader(width, scheme), serve(site))
-    found = unreadable(page, code=True)
+    found = unreadable(page)
     page.focus('.sample')
     page.keyboard.press('Enter')
     page.wait_for_selector('#result:not([hidden])', timeout=60_000)
     assert page.inner_text('#decision') and page.get_attribute('#picture', 'aria-label').startswith('The picture')
-    found += unreadable(page, code=True)+overflow(page)
+    found += unreadable(page)+overflow(page)
     answers(page, drawn[:8])
-    found += unreadable(page, code=True)+overflow(page)
+    found += unreadable(page)+overflow(page)
     page.click('#rows button >> nth=3')
     assert not found and not page.heard, '\n'.join(found+page.heard)
 

@@ -587,7 +587,7 @@ function limits(said) {
     `On ${n.toLocaleString('en')} cells of ${patients} patients whom it never saw: ${percent(accuracy)} right (95 % interval by patient: ${percent(accuracy_ci[0])} to ${percent(accuracy_ci[1])}), ` +
       `sensitivity ${percent(sensitivity)}, specificity ${percent(specificity)}. It calls ${percent(u.unsure)} of them unsure; of the others ${percent(u.error_decided)} are wrong.`,
     `The check for what is no cell refuses ${percent(test_refused/test)} of real cells it never saw.`,
-    'It knows one laboratory, one stain, one way of taking pictures. Half of its cells were parasitized; in blood far fewer are, so most alarms there would be false.',
+    'It knows one laboratory, one stain, one way of taking pictures. Half of its cells were parasitized; in blood far fewer are, so most of its alarms there may be false.',
     'A cell is not a patient.']
   return items.map(textContent => make('li', {textContent}))
 }
