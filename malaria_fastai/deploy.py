@@ -11,6 +11,7 @@ __all__ = ['NOTICE', 'MAX_BYTES', 'COLUMNS', 'appearance', 'compose_smear', 'cut
 
 # %% ../nbs/api/11_deploy.ipynb #e282409e
 import base64
+import copy
 import csv
 import glob
 import io
@@ -574,7 +575,7 @@ class ExtraMissing(ValueError):
 
 
 class ExportFailed(ValueError):
-    "An exported network that does not answer as the original does."
+    "A network that cannot be exported, or does not answer as the original does then."
 
 
 def _onnxruntime():
@@ -609,6 +610,20 @@ def _largest_difference(net, ask, rule):
     return float(max(abs(_softmax(np.concatenate([ask(x[i:i+k]) for i in range(0, 8, k)])) - want).max() for k in (1, 8)))
 
 
+class _GlobalMaxPool(nn.Module):
+    "What `AdaptiveMaxPool2d(1)` does, in an operation that every exporter knows."
+    def forward(self, x): return x.amax((-2, -1), keepdim=True)
+
+
+def _exportable(net):
+    "A copy for the exporter. Until 2026 it did not know the pooling of fastai's heads: pytorch/pytorch, issue 183439."
+    net = copy.deepcopy(net)
+    for o in [*net.modules()]:
+        for name,child in o.named_children():
+            if isinstance(child, nn.AdaptiveMaxPool2d) and child.output_size in (1, (1, 1)): setattr(o, name, _GlobalMaxPool())
+    return net
+
+
 def write_onnx(
     net:PictureNet, # In evaluation mode
     rule:Resizing,  # How its pictures are resized
@@ -620,8 +635,11 @@ def write_onnx(
     x = torch.zeros(2, *rule.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), replacing(file) as part:
         warnings.simplefilter('ignore')
-        torch.onnx.export(net, (x,), str(part), input_names=['pictures'], output_names=list(net.outputs), dynamo=True, external_data=False, verbose=False,
-                          dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
+        try: torch.onnx.export(_exportable(net), (x,), str(part), input_names=['pictures'], output_names=list(net.outputs), dynamo=True,
+                               external_data=False, verbose=False, dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
+        except Exception as e: # the exporter and its packages have many kinds
+            raise ExportFailed(f"PyTorch {torch.__version__} with onnxscript {onnxscript.__version__} cannot export this network ({type(e).__name__}); "
+                               "newer versions of torch, onnx and onnxscript may") from e
         apart = _largest_difference(net, _session(part), rule)
         if not apart <= 1e-4: raise ExportFailed(f"the exported network differs by {apart:.1e} in a probability; please report this with the name of the network")
     return apart

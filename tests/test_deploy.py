@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 import fuzz_pictures
 from malaria_fastai.data import Resizing,ResizeMethod
-from malaria_fastai.deploy import (COLUMNS,ContentCheck,ExtraMissing,Found,MAX_BYTES,PictureNet,Predictor,appearance,cut_piece,export_onnx,
+from malaria_fastai.deploy import (COLUMNS,ContentCheck,ExportFailed,ExtraMissing,Found,MAX_BYTES,PictureNet,Predictor,appearance,cut_piece,export_onnx,
                                    find_pictures,model_card,pack,predict_files,read_folder,write_onnx)
 from malaria_fastai.learner import ModelRefused,ModelSpec,load_learner
 from malaria_fastai.study import train
@@ -109,6 +109,14 @@ def test_another_data_set_is_refused(run, tmp_path):
 def test_onnx_answers_as_torch_does(arch, tmp_path):
     net = PictureNet(ModelSpec(arch, 2).build(), STATS).eval()
     assert write_onnx(net, Resizing((64,64), ResizeMethod.SQUISH), tmp_path/'model.onnx') <= 1e-4
+
+@needs_onnx
+def test_a_network_that_cannot_be_exported_is_named_and_leaves_no_file(tmp_path):
+    class Moody(torch.nn.Sequential):
+        def forward(self, x): return super().forward(x) if x.mean().item()>.5 else -super().forward(x)
+    net = PictureNet(Moody(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2)), STATS).eval()
+    with pytest.raises(ExportFailed, match='cannot export this network'): write_onnx(net, Resizing((16,16), ResizeMethod.SQUISH), tmp_path/'model.onnx')
+    assert not any(tmp_path.iterdir())
 
 def test_normalisation_is_that_of_training(run, predict, files):
     learn = load_learner(run/'model')
