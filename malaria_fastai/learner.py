@@ -524,15 +524,22 @@ class CNNLearner(Learner):
             if getattr(data, k) != getattr(self.dls, k): raise ValueError(f"the {k} differ: {getattr(self.dls, k)} so far, {getattr(data, k)} in the new data")
         self.dls = data
 
+    def rate(self,
+        lr=None # A rate, or a slice over layer groups; None asks for the default
+    ): # The same, or slice(3e-3), v1's, for a pretrained body, and 3e-3 for one that starts from random weights (results/defaults.csv)
+        "The rate to train at: a body that has learned nothing yet needs the full one."
+        if lr is not None: return lr
+        return slice(3e-3) if getattr(self, 'pretrained', False) else 3e-3
+
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
-        "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at v1's `slice(3e-3)` unless told otherwise."
+        "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
         if not isinstance(n_epoch, (int, np.integer)) or n_epoch < 1: raise ValueError(f"the number of epochs must be at least 1, got {n_epoch!r}")
         if len(self.dls.train) == 0: raise ValueError("there is nothing to train on: this bunch has no training batch")
         if start_epoch != 'last' and start_epoch not in range(n_epoch): raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
         cbs = L(cbs) + L(callbacks)
         self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
         self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
-        try: super().fit(n_epoch, slice(3e-3) if lr is None else lr, wd, cbs, reset_opt)
+        try: super().fit(n_epoch, self.rate(lr), wd, cbs, reset_opt)
         finally: self.fitting,self.dls.train.first_batch = False,0
 
     def begin_stage(self):
@@ -702,7 +709,7 @@ def _one_of(**pairs):
 @patch
 def fit_one_cycle(self:CNNLearner,
     cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle unless `tot_epochs` says otherwise
-    max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over layer groups; None is slice(3e-3)
+    max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over layer groups; None is `rate()`
     moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
     div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
     pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
@@ -720,7 +727,7 @@ def fit_one_cycle(self:CNNLearner,
     if tot < n: raise ValueError(f"tot_epochs={tot} is shorter than the {n} epochs of this fit")
     lr = _one_of(max_lr=max_lr, lr_max=lr_max)
     if self.opt is None or reset_opt: self.create_opt()
-    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
+    self.opt.set_hyper('lr', self.rate(lr))
     lrs = [h['lr'] for h in self.opt.hypers]
     first,last = _one_of(div_factor=div_factor, div=div),_one_of(final_div=final_div, div_final=div_final)
     cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot)
@@ -812,7 +819,7 @@ def plot(self:Recorder,
 @patch
 def fit_flat_cos(self:CNNLearner,
     n_epoch:int,             # Number of epochs
-    lr=None,                 # The rate, or a slice over layer groups; None is slice(3e-3)
+    lr=None,                 # The rate, or a slice over layer groups; None is `rate()`
     div_final:float=1e5,     # Last rate = rate/div_final
     pct_start:float=.75,     # Share of the batches at the flat rate, in (0, 1)
     wd:float|None=None,      # Weight decay; None is the learner's
@@ -822,7 +829,7 @@ def fit_flat_cos(self:CNNLearner,
 ):
     "Train at a flat rate, then let it fall along a cosine."
     if self.opt is None: self.create_opt()
-    self.opt.set_hyper('lr', slice(3e-3) if lr is None else lr)
+    self.opt.set_hyper('lr', self.rate(lr))
     lrs = np.array([h['lr'] for h in self.opt.hypers])
     self.fit(n_epoch, lrs, wd, L(ParamScheduler({'lr': combined_cos(pct_start, lrs, lrs, lrs/div_final)})) + L(cbs), reset_opt, start_epoch)
 
@@ -861,7 +868,8 @@ def load(self:CNNLearner,
     device=None,            # Where to; None is that of the data
     *,
     with_opt:bool|None=None,# The optimizer too: True says so where there is none; None takes it if it is there
-    strict:bool=True        # Every weight must match
+    strict:bool=True,       # Every weight must match
+    weights_only:bool=True  # A word that fastai's own callbacks pass; whatever it says, nothing but numbers is read
 )->CNNLearner:
     "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
     folder = Path(self.path)/self.model_dir

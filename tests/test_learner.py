@@ -260,7 +260,7 @@ def test_fastai_2_meets_neither_peak_nor_least_momentum(data):
     lrs,moms = seen(new(data), 1e-2)
     assert len(lrs) == 21 and lrs.count(1e-2) == moms.count(.85) == 1
 
-@pytest.mark.parametrize('lr,peaks', [(None, [3e-4, 3e-4, 3e-3]), (1e-2, [1e-2]*3), (slice(1e-2), [1e-3, 1e-3, 1e-2]), (slice(1e-4, 1e-2), [1e-4, 1e-3, 1e-2]),
+@pytest.mark.parametrize('lr,peaks', [(None, [3e-3]*3), (slice(3e-3), [3e-4, 3e-4, 3e-3]), (1e-2, [1e-2]*3), (slice(1e-2), [1e-3, 1e-3, 1e-2]), (slice(1e-4, 1e-2), [1e-4, 1e-3, 1e-2]),
     (slice(1e-4, 1e-5), [1e-4, 10**-4.5, 1e-5]), ([1e-4, 2e-4, 3e-4], [1e-4, 2e-4, 3e-4])])
 def test_rates_of_layer_groups(data, lr, peaks):
     _,lrs,_,_ = watched(data, 2, max_lr=lr)
@@ -345,9 +345,12 @@ def test_bad_numbers_of_epochs(data, n):
 def test_fit(data):
     l,w = new(data),Watch()
     l.fit(1, callbacks=[w])
-    assert np.allclose(w.seen[0][0], [3e-4, 3e-4, 3e-3])    # v1's default rate
+    assert np.allclose(w.seen[0][0], [3e-3]*3)              # random weights: the full rate everywhere
+    l.pretrained = True
+    l.fit(1, callbacks=[w])
+    assert np.allclose(w.seen[-1][0], [3e-4, 3e-4, 3e-3])   # v1's default rate
     l.fit(1, 1e-4, cbs=[w])
-    assert w.seen[-1][0] == [1e-4]*3 and l.recorder.to_frame().stage.tolist() == [0, 1]
+    assert w.seen[-1][0] == [1e-4]*3 and l.recorder.to_frame().stage.tolist() == [0, 1, 2]
 
 # --- chance ---------------------------------------------------------------------------------------------------------------------
 
@@ -593,6 +596,14 @@ def test_table_of_epochs(data, capsys):
     assert capsys.readouterr().out == ''
 
 # --- weights and models on disk -------------------------------------------------------------------------------------------------
+
+def test_fastais_own_callback_loads_its_best_epoch(data, tmp_path):
+    "fastai's `SaveModelCallback` ends by loading, with words of its own."
+    from fastai.callback.tracker import SaveModelCallback as Stock
+    learn = new(data, path=tmp_path)
+    learn.fit(2, 1e-3, cbs=Stock(monitor='valid_loss', fname='kept'))
+    assert (tmp_path/'models'/'kept.pth').is_file()
+
 
 def test_save_and_load(data, tmp_path):
     a = new(data, path=tmp_path)
