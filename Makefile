@@ -19,7 +19,7 @@ test: export MALARIA_DATA = sample
 test: export OMP_NUM_THREADS = 1
 test: .venv/ready ## check the repository's rules, run every notebook, then every test
 	$(BIN)/python -m pytest -q -x --no-header --durations=0 --durations-min=5 tests/test_repo.py
-	$(BIN)/nbdev-test nbs --n-workers 2 --timing
+	$(BIN)/nbdev-test nbs --n-workers 2 --timing --skip-folder-re '^([_.]|tutorials$$)' # tests/test_colab.py runs the tutorials
 	$(BIN)/python -m pytest --ignore=tests/test_repo.py --numprocesses=2 --dist=loadfile
 
 lab: .venv/ready ## open the notebooks in Jupyter

@@ -261,7 +261,7 @@ class _Room:
         with self.lock:
             self.kept = [(o, user) for o,user in self.kept if user() is not None or len(o) >= n] # a free one that is too small goes
             i = next((i for i,(o,user) in enumerate(self.kept) if user() is None), None)
-            whole = np.empty(n, np.uint8) if i is None else self.kept.pop(i)[0]
+            whole = torch.empty(n, dtype=torch.uint8).numpy() if i is None else self.kept.pop(i)[0]
             part = whole[:n]
             if len(self.kept) < self.most: self.kept.append((whole, weakref.ref(part)))
             return part
