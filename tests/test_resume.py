@@ -599,7 +599,7 @@ def cost(learn, folder):
             f.flush()
             os.fsync(f.fileno()) # a state is on the disk when it is written; so shall this be
         sha = hashlib.sha256()
-        for o in [*tensors['model'].values(), *tensors['opt']]: sha.update(o.numpy().data)
+        for o in [*tensors['model'].values(), *tensors['opt']]: sha.update(o.contiguous().numpy().data)
     both = [(timed(plainly), timed(lambda: cb._save(0))) for _ in range(5)]
     best = np.array(both).min(0)
     mb = {k: (folder/'models'/f'cost_0.{k}').stat().st_size/1e6 for k in ('pth', 'state')}
