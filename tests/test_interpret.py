@@ -67,7 +67,7 @@ def test_random_weights_see_little(interp, sample_root, data, share):
 def test_what_makes_heat_maps_sharp(interp, sample_root, share):
     "One view, and a map of four places a side, are worse: the reason for the defaults."
     one,coarse = (hits(interp, sample_root, views=1, **kw)[0] for kw in ({}, dict(min_map=4)))
-    assert coarse + .1 < share and one < share
+    assert coarse + .2 < share and one < share
 
 # --- heat maps by hand ----------------------------------------------------------------------------------------------------------
 
