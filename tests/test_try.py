@@ -117,9 +117,9 @@ def opened(page, address):
 
 def answers(page, files):
     "What the page says of files given through its file input, in their order."
+    rounds = page.evaluate("+(document.body.dataset.rounds ?? 0)")
     page.set_input_files('#file', files)
-    page.wait_for_selector('body[data-busy=yes]', timeout=20_000)
-    page.wait_for_selector('body[data-busy=no]', timeout=100_000)
+    page.wait_for_function("n => document.body.dataset.rounds > n", arg=rounds, timeout=120_000)
     return [dict(o, p=float(o['p'])) for o in page.eval_on_selector_all('#rows tr', 'os => os.map(o => ({...o.dataset}))')]
 
 def differences(rows, table, said):

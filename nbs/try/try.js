@@ -499,7 +499,7 @@ class Page {
       }
       this.say(files.length > 1 ? `${files.length} pictures answered. The first is shown; the table below opens the others.` : '')
       $('result').scrollIntoView({block: 'nearest'})
-    } finally { document.body.dataset.busy = 'no' }
+    } finally { Object.assign(document.body.dataset, {busy: 'no', rounds: +(document.body.dataset.rounds ?? 0) + 1}) }
   }
 
   async answer(file, show) {
