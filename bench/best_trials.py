@@ -3,8 +3,8 @@
 Fold 0 of the pinned patients is set aside: its pictures are not read here. Every trial learns from the training patients of the other folds
 and is judged on their validation patients. What wins becomes the recipe `best`; `make best` then judges it once, on fold 0.
 
-    python bench/best_trials.py cell_images.zip lite0_96             one trial, or several
-    python bench/best_trials.py cell_images.zip lite0_96 --seed 43   the same with other draws (the patients stay)
+    python bench/best_trials.py cell_images.zip lite0_64             one trial, or several
+    python bench/best_trials.py cell_images.zip lite0_64 --seed 43   the same with other draws (the patients stay)
     python bench/best_trials.py cell_images.zip                      all of them"""
 import argparse
 import time
@@ -19,16 +19,20 @@ from malaria_fastai.study import environment, fit_recipe, positive_class, prepar
 
 LITE = RECIPES['efficientnet_lite0'].but(bs=64, epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3))
 SCRATCH = RECIPES['fastai_resnet18_scratch'].but(size=64, bs=64, tfms=LITE.tfms, lin_ftrs=(512,), opt='adam', epochs=10)
+STAIN = LITE.tfms | dict(max_stain=.3)
+HALF = SCRATCH.but(precision='half', tfms=STAIN)
 TRIALS = {
     'lite0_64': LITE.but(size=64),
-    'lite0_96': LITE.but(size=96),
-    'lite0_128': LITE.but(size=128, finetune_epochs=4),
-    'lite0_96_low': LITE.but(size=96, finetune_lr=(1e-4, 1e-3)),
-    'lite0_96_long': LITE.but(size=96, finetune_epochs=10),
-    'lite0_96_turned': LITE.but(size=96, tfms=LITE.tfms | dict(max_rotate=45., max_zoom=1.1)),
-    'lite0_96_dropout': LITE.but(size=96, ps=.2, wd=.05),
-    'lite0_96_scratch': LITE.but(size=96, pretrained=False, weights=None, frozen='nothing', epochs=7, finetune_epochs=0),
-    'resnet18_64_scratch': SCRATCH}
+    'lite0_64_stain': LITE.but(size=64, tfms=STAIN),
+    'lite0_64_stain_turned': LITE.but(size=64, tfms=STAIN | dict(max_rotate=45., max_zoom=1.1)),
+    'lite0_96_stain': LITE.but(size=96, tfms=STAIN),
+    'lite0_96_stain_long': LITE.but(size=96, finetune_epochs=12, tfms=STAIN),
+    'resnet18_64_plain': HALF.but(tfms=LITE.tfms),
+    'resnet18_64_stain': HALF,
+    'resnet18_64_stain_strong': HALF.but(tfms=STAIN | dict(max_stain=.5, max_lighting=.4)),
+    'resnet18_64_stain_turned': HALF.but(tfms=STAIN | dict(max_rotate=45., max_zoom=1.1)),
+    'resnet18_64_stain_long': HALF.but(epochs=30),
+    'resnet18_96_stain': HALF.but(size=96)}
 
 
 def trial(recipe, root, cells, seed):
@@ -51,7 +55,7 @@ def said(r:Recipe):
     "A trial in one line."
     start = 'ImageNet' if r.pretrained else 'random weights'
     return (f"{r.arch}, {start}, {r.size} px, bs {r.bs}, {r.epochs} {'head' if r.frozen == 'body' else 'all'} at {r.lr}"
-            + (f" + {r.finetune_epochs} all at {r.finetune_lr}" if r.finetune_epochs else '') + f", dropout {r.ps}, decay {r.wd}, {r.tfms}")
+            + (f" + {r.finetune_epochs} all at {r.finetune_lr}" if r.finetune_epochs else '') + f", dropout {r.ps}, decay {r.wd}, {r.precision} precision, {r.tfms}")
 
 
 def main():

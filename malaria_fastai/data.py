@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/data.html.md"""
 # %% auto #0
 __all__ = ['ResizeMethod', 'ENTRY', 'DatasetType', 'derive_seed', 'seed_torch', 'seeded', 'Resizing', 'replacing',
            'write_atomically', 'CacheDamaged', 'PictureFile', 'gathered', 'cache_name', 'Pictures', 'n_views', 'view',
-           'Views', 'Flip', 'Dihedral', 'Lighting', 'look_up', 'transformed', 'Transforms', 'get_transforms',
+           'Views', 'Flip', 'Dihedral', 'Lighting', 'Stain', 'look_up', 'transformed', 'Transforms', 'get_transforms',
            'LabelList', 'PictureLoader', 'TooFewCells', 'ImageDataBunch', 'show_grid', 'load_data']
 
 # %% ../nbs/api/03_data.ipynb #1079bd65
@@ -496,8 +496,24 @@ class Lighting(RandTransform):
         shift,scale = self.draw(len(x), x.device)
         return torch.sigmoid((torch.logit(x, 1e-7) + shift)*scale)
 
+
+class Stain(RandTransform):
+    "Change the brightness of red, green and blue, each for itself, by up to `max_stain`: another stain, another lamp."
+    order,split_idx = 20,0
+    def __init__(self,
+        max_stain:float=.2, # Brightness of a channel is drawn from .5±max_stain/2, as that of `Lighting`; in (0, 1)
+        p:float=.75         # Probability that a picture is changed, in [0, 1]
+    ):
+        super().__init__(p=1.)
+        self.max_stain,self.stain_p = max_stain,p
+    def draw(self, n, device):
+        "The shift of the logit, float32 (n, 3, 1, 1)."
+        def rand(c): return torch.rand(n, c, 1, 1, device=device)
+        return torch.logit(.5*(1-self.max_stain) + self.max_stain*rand(3))*(rand(1) < self.stain_p)
+    def encodes(self, x:TensorImage): return torch.sigmoid(torch.logit(x, 1e-7) + self.draw(len(x), x.device))
+
 # %% ../nbs/api/03_data.ipynb #e370ea8f
-_BY_VALUE = (IntToFloatTensor, Lighting, Normalize) # Transforms of single values
+_BY_VALUE = (IntToFloatTensor, Lighting, Stain, Normalize) # Transforms of single values
 
 
 @cached
@@ -560,19 +576,22 @@ def get_transforms(
     p_affine:float=.75,       # Probability of each of rotation, zoom and warp, in [0, 1]
     p_lighting:float=.75,     # Probability of brightness and of contrast, in [0, 1]
     xtra_tfms:list|None=None, # fastai batch transforms to add
-    padding_mode:str='zeros'  # What rotation, zoom and warp fill in: 'zeros', 'border' or 'reflection' (v1)
+    padding_mode:str='zeros', # What rotation, zoom and warp fill in: 'zeros', 'border' or 'reflection' (v1)
+    max_stain:float|None=None # Largest change of each colour channel for itself, in [0, 1), with probability `p_lighting`; v1 had none
 )->Transforms: # (for training, for validation)
     "v1's data augmentation: a pair of lists of transforms, `None` meaning off."
     args = dict(locals())
     for k in ('p_affine', 'p_lighting'):
         if not 0 <= args[k] <= 1: raise ValueError(f"{k} is a probability, in [0, 1]; got {args[k]}")
     if padding_mode not in _PADDING: raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
-    rotate,zoom,light,warp = max_rotate or 0.,max_zoom or 1.,max_lighting or 0.,max_warp or 0.
+    rotate,zoom,light,warp,stain = max_rotate or 0.,max_zoom or 1.,max_lighting or 0.,max_warp or 0.,max_stain or 0.
     if rotate < 0 or warp < 0: raise ValueError(f"max_rotate and max_warp must not be negative, got {rotate} and {warp}")
     if zoom < 1: raise ValueError(f"max_zoom must be at least 1 (1 is off), got {zoom}")
-    if not 0 <= light < 1: raise ValueError(f"max_lighting must lie in [0, 1), got {light}")
+    for k,v in (('max_lighting', light), ('max_stain', stain)):
+        if not 0 <= v < 1: raise ValueError(f"{k} must lie in [0, 1), got {v}")
     train = [Dihedral() if flip_vert else Flip()] if do_flip else []
     if light: train.append(Lighting(light, p_lighting))
+    if stain: train.append(Stain(stain, p_lighting))
     if rotate or zoom > 1 or warp:
         train += aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=warp,
                                 p_affine=p_affine, pad_mode=padding_mode)

@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 __all__ = ['PACKAGED', 'LOSSES', 'OPTIMIZERS', 'FASTAI_V1', 'UnknownArchitecture', 'WeightsUnavailable', 'arch_name', 'TimmBody',
            'create_body', 'n_features', 'Packaged', 'packaged_weights', 'layer_blocks', 'layer_groups', 'split_params',
            'OwnHead', 'ModelSpec', 'OneCycle', 'SmoothLoss', 'Recorder', 'Progress', 'Draws', 'CNNLearner', 'FusedAdam',
-           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'is_writer',
+           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'half_precision', 'is_writer',
            'SeveralProcesses', 'alone', 'writer_first', 'Processes', 'ModelRefused', 'read_model', 'load_learner']
 
 # %% ../nbs/api/04_learner.ipynb #e80b0c17
@@ -28,7 +28,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-import fastai.callback.fp16  # noqa: F401  (gives Learner.to_fp16)
+from fastai.callback.fp16 import MixedPrecision # importing it also gives Learner.to_fp16
 import fastai.callback.progress  # noqa: F401  (gives Learner.no_bar)
 import fastai.callback.schedule  # noqa: F401  (gives Learner.lr_find)
 import matplotlib.pyplot as plt
@@ -1021,6 +1021,12 @@ class Bfloat16(Callback):
 def to_bf16(self:CNNLearner):
     "Train and predict with products in bfloat16, on a CPU or a GPU."
     return self.add_cb(Bfloat16)
+
+
+def half_precision()->list: # [] or one callback for `fit_one_cycle(callbacks=)`
+    "Products in half precision where the hardware gains from them: float16 on CUDA, bfloat16 on processors that multiply it."
+    if torch.cuda.is_available(): return [MixedPrecision()]
+    return [Bfloat16()]*any(getattr(torch.cpu, o, bool)() for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
 
 # %% ../nbs/api/04_learner.ipynb #8098ae42
 def _accelerator():

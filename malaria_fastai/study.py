@@ -47,7 +47,8 @@ from .cells import data_hash, open_picture, read_cells
 from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms, replacing, write_atomically
 from .evaluate import METRICS, evaluate, metrics, paired_difference, read_predictions
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, StepDecay, WeightsUnavailable, alone, arch_name, cnn_learner, is_writer, load_learner, writer_first
+from .learner import (CNNLearner, StepDecay, WeightsUnavailable, alone, arch_name, cnn_learner, half_precision, is_writer, load_learner,
+                                    writer_first)
 from .recipes import RECIPES, Recipe, find_recipe, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
@@ -599,7 +600,8 @@ def fit_recipe(
         if not n: continue
         learn.freeze_to(_FREEZE[frozen])
         lr = slice(*lr) if isinstance(lr, tuple) else lr
-        more = [*_savers(learn, r, name, every), *(cbs or []), *([StepDecay(lr)] if r.schedule == 'steps' else [])]
+        more = [*_savers(learn, r, name, every), *(cbs or []), *([StepDecay(lr)] if r.schedule == 'steps' else []),
+                *(half_precision() if r.precision == 'half' else [])]
         fit = learn.fit_one_cycle if r.schedule == 'one_cycle' else learn.fit
         fit(n, lr, callbacks=more, start_epoch='last' if resume else 0)
 
