@@ -24,7 +24,7 @@ import weakref
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from enum import IntEnum
@@ -671,14 +671,18 @@ class PictureLoader(TfmdDL):
     )->tuple: # (TensorImage float32 (n, 3, h, w), TensorCategory int64 (n,)), on the device
         "Make one batch, or this process's share of it."
         ds,idxs,(rank,_) = self.dataset,np.asarray(idxs, np.int64),self.share
-        mine = self._mine(idxs)
-        with seeded(self.seed, self.stage, self.epoch, 1+i, *([rank] if rank else [])):
-            places = np.random.rand(len(mine), 2) if ds.random_crop and ds.split_idx == 0 else None
+        mine,cropped = self._mine(idxs),ds.random_crop and ds.split_idx == 0
+        with seeded(self.seed, self.stage, self.epoch, 1+i, *([rank] if rank else [])) if cropped or self._draws() else nullcontext():
+            places = np.random.rand(len(mine), 2) if cropped else None
             x = ds.pictures.batch(ds.positions[mine], places)
             if self.device.type == 'cuda': x = x.pin_memory() # a copy from other memory would wait for the GPU
             x = TensorImage(x.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
             y = (TensorCategory(ds.y[mine if self.shuffle else idxs].to(self.device)),) if ds.labelled else ()
             return transformed((x, *y), self.after_batch)
+
+    def _draws(self):
+        "Whether a transform may draw: naming the numbers of a batch costs as much as gathering 70 pictures."
+        return any(type(f) not in (IntToFloatTensor, Normalize) for f in self.after_batch.fs)
 
     def _mine(self, idxs):
         "In training, parts that differ by one picture at most; else equal parts, the last one filled up, and cut off by who gathers them."

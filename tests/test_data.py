@@ -8,7 +8,7 @@ from fastai.vision.core import imagenet_stats
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from malaria_fastai.cells import read_cells
-from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod,
+from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod, Stain,
     Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, replacing, seed_torch, seeded, transformed, view)
 
 CLASSES = 'bad', 'good', 'ugly'
@@ -577,7 +577,8 @@ def test_get_transforms_is_a_pair():
     assert kinds(get_transforms(**OFF)) == []
     assert kinds(get_transforms(**{**OFF, 'max_rotate': 0, 'max_zoom': 1, 'max_lighting': 0, 'max_warp': 0.})) == []
 
-@pytest.mark.parametrize('kw,name', [(dict(do_flip=True), 'Flip'), (dict(do_flip=True, flip_vert=True), 'Dihedral'), (dict(max_lighting=.1), 'Lighting')])
+@pytest.mark.parametrize('kw,name', [(dict(do_flip=True), 'Flip'), (dict(do_flip=True, flip_vert=True), 'Dihedral'), (dict(max_lighting=.1), 'Lighting'),
+    (dict(max_stain=.1), 'Stain')])
 def test_each_transform_alone(kw, name): assert kinds(get_transforms(**{**OFF, **kw})) == [name]
 
 def test_flip_vert_needs_do_flip(): assert kinds(get_transforms(**{**OFF, 'flip_vert': True})) == [] # v1's way
@@ -619,7 +620,7 @@ def test_xtra_tfms_come_too(root):
     assert torch.equal(pixels(plain, DatasetType.Valid), pixels(neg, DatasetType.Valid)) # training only
 
 @pytest.mark.parametrize('kw,match', [(dict(p_affine=1.1), 'p_affine'), (dict(p_lighting=-.1), 'p_lighting'), (dict(max_zoom=.9), 'max_zoom'), (dict(max_lighting=1.), 'max_lighting'),
-    (dict(max_lighting=-.1), 'max_lighting'), (dict(max_rotate=-5), 'max_rotate'), (dict(padding_mode='mirror'), 'padding_mode')])
+    (dict(max_lighting=-.1), 'max_lighting'), (dict(max_stain=1.), 'max_stain'), (dict(max_rotate=-5), 'max_rotate'), (dict(padding_mode='mirror'), 'padding_mode')])
 def test_bad_transforms(kw, match):
     with pytest.raises(ValueError, match=match): get_transforms(**kw)
 
@@ -659,7 +660,7 @@ class Affine(Transform):
 @pytest.mark.parametrize('square', [True, False])
 def test_looked_up_is_worked_out(fs, split, light, turn, square):
     x = TensorImage(BYTES[..., :16, :]) if square else BYTES
-    fs = [*([turn()] if turn else []), IntToFloatTensor(), *([Lighting(.4, light)] if light is not None else []), *fs]
+    fs = [*([turn()] if turn else []), IntToFloatTensor(), *([Lighting(.4, light), Stain(.4, light)] if light is not None else []), *fs]
     pipe = Pipeline(fs, split_idx=split)
     with seeded(3): worked_out = pipe(x)
     with seeded(3): looked_up,y = transformed((x, 'label'), pipe)
@@ -705,6 +706,31 @@ def test_light_differs_within_a_batch():
     assert torch.allclose(y, x.expand_as(y), atol=1e-5)
     x = torch.zeros(4, 3, 2, 2)
     assert Lighting(.5, 1.)(TensorImage(x), split_idx=0).max() < 1e-3 # black stays black
+
+@pytest.mark.parametrize('m,p', [(.3, .75), (.6, 1.), (.3, 0.)])
+def test_stain_is_drawn_for_each_picture_and_channel(m, p):
+    with seeded(2): shift = Stain(m, p).draw(20000, 'cpu')[..., 0, 0]
+    on = (shift != 0).any(1)
+    assert shift.shape == (20000, 3) and abs(float(on.float().mean()) - p) < .02 and bool((shift[on] != 0).all())
+    if not p: return
+    bright = torch.sigmoid(shift[on])
+    assert abs(bright.mean() - .5) < .01 and abs(bright.std() - m/12**.5) < .01 and .5*(1-m) - 1e-6 <= bright.min() < bright.max() <= .5*(1+m) + 1e-6
+    assert bright.T.corrcoef().fill_diagonal_(0).abs().max() < .05 # one channel says nothing about another
+
+def test_stain_keeps_black_black_and_validation_as_it_is():
+    x,y = many(Stain(.4, 1.))
+    assert (y.mean((2, 3)).std(0) > .02).all() and y.min() >= 0 and y.max() <= 1
+    assert Stain(.9, 1.)(TensorImage(torch.zeros(4, 3, 2, 2)), split_idx=0).max() < 1e-3
+    assert torch.equal(Stain(.9, 1.)(TensorImage(x[None]), split_idx=1), x[None])
+
+@pytest.mark.parametrize('what', ['plain', 'flipped', 'cropped'])
+def test_random_numbers_are_named_only_where_something_is_drawn(root, what, monkeypatch):
+    data = bunch(root, ds_tfms=get_transforms(**(OFF if what == 'cropped' else {})) if what != 'plain' else None, **(dict(size=12, resize_method=ResizeMethod.CROP) if what == 'cropped' else {}))
+    named = []
+    monkeypatch.setattr('malaria_fastai.data.seeded', lambda *key: named.append(key) or seeded(*key))
+    list(data.valid)
+    before,_ = len(named),list(data.train)
+    assert not before and bool(named) == (what != 'plain')
 
 def test_transforms_are_for_training(root):
     data = bunch(root, ds_tfms=get_transforms(max_lighting=.9, p_lighting=1.))
