@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from malaria_fastai.cells import read_cells
 from malaria_fastai.cli import main
 from malaria_fastai.data import Dihedral, Flip
-from malaria_fastai.learner import (PACKAGED, NLLLossFlat, OwnHead, StepDecay, WeightsUnavailable, _fold, cnn_learner, create_body, load_learner, packaged_weights,
-    split_params)
+from malaria_fastai.learner import (PACKAGED, Bfloat16, NLLLossFlat, OwnHead, StepDecay, WeightsUnavailable, _fold, cnn_learner, create_body, half_precision,
+    load_learner, packaged_weights, split_params)
 from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
 from malaria_fastai.resume import AnotherRun
 from malaria_fastai.source import draw_sample
@@ -233,6 +234,56 @@ def test_the_fold_is_exact():
     caffe = (rgb*255 - torch.tensor([123.68, 116.779, 103.939])[None, :, None, None])[:, [2, 1, 0]]
     normed = (rgb - torch.tensor([.485, .456, .406])[None, :, None, None])/torch.tensor([.229, .224, .225])[None, :, None, None]
     with torch.no_grad(): assert torch.allclose(old(caffe), new(normed), atol=1e-4)
+
+
+# ---- half precision
+
+@pytest.mark.parametrize('precision', ['single', 'half'])
+def test_half_precision_is_for_training(precision, sample, cells, tmp_path, monkeypatch):
+    from malaria_fastai import study
+    monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
+    recipe,learn = built('best', sample, cells, tmp_path)
+    types,layer = set(),next(m for m in learn.model[1].modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(lambda m, x, y: types.add((m.training, y.dtype)))
+    with learn.no_bar(), learn.no_logging():
+        fit_recipe(learn, recipe.but(precision=precision, finetune_epochs=0))
+        product = torch.bfloat16 if precision == 'half' else torch.float32
+        assert (True, product) in types and {o for t,o in types if t} == {product}
+        types.clear()
+        learn.predict_cells(cells[cells.split == 'test'], 'Parasitized')
+    assert types == {(False, torch.float32)} and not any(isinstance(o, Bfloat16) for o in learn.cbs)
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+
+
+def test_half_precision_goes_on_exactly(sample, cells, tmp_path, monkeypatch):
+    from malaria_fastai import study
+    monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
+    def trained(folder, epochs, stop=None, resume=False):
+        recipe = small(RECIPES['best']).but(precision='half', epochs=epochs, finetune_epochs=0)
+        learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
+        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[StopAfter(stop)] if stop else None)
+        return learn.model.state_dict()
+    whole = trained('whole', 2)
+    with pytest.raises(KeyboardInterrupt): trained('cut', 2, stop=1)
+    for a,b in zip(whole.values(), trained('cut', 2, resume=True).values()): assert torch.equal(a, b)
+    monkeypatch.setattr(study, 'half_precision', list)
+    (tmp_path/'cut'/'models'/'stage1_1.state').unlink(missing_ok=True)
+    with pytest.raises(AnotherRun, match='precision: bf16 then, single now'): trained('cut', 2, resume=True)
+
+
+class StopAfter(Callback):
+    "End the fit as an interruption would, between epochs."
+    order = 90
+    def __init__(self, n): self.n = n
+    def after_epoch(self):
+        if self.epoch + 1 == self.n: raise KeyboardInterrupt
+
+
+def test_half_precision_only_where_it_gains(monkeypatch):
+    if torch.cuda.is_available(): return
+    for there in (False, True):
+        for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, o, lambda: there, raising=False)
+        assert [type(o) for o in half_precision()] == [Bfloat16]*there
 
 
 # ---- comparisons
