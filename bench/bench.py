@@ -30,7 +30,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
-from fastai.metrics import accuracy
 
 from malaria_fastai.cells import read_cells
 from malaria_fastai.data import ImageDataBunch, PictureLoader, ResizeMethod, get_transforms
@@ -39,6 +38,7 @@ from malaria_fastai.learner import cnn_learner
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
+from malaria_fastai.study import fit_recipe, recipe_data, recipe_learner
 
 # ---- stock fastai 2: its tutorial code, with the transforms of the malaria tutorial (flips and light)
 
@@ -211,10 +211,8 @@ class Bench:
         cells = split_by(self.cells, 'patient', valid=.2, test=.0, seed=42)
         best = RECIPES['best']
         def ours():
-            data = ImageDataBunch.from_cells(self.root, cells, ds_tfms=get_transforms(**best.tfms), size=best.size, resize_method=ResizeMethod.SQUISH, bs=best.bs)
-            learn = cnn_learner(data, best.arch, pretrained=False, metrics=accuracy)
-            if self.a.bf16: learn.to_bf16()
-            learn.fit_one_cycle(best.epochs, 3e-3, cbs=Until(self.a.target, self.a.minutes))
+            learn = recipe_learner(best, recipe_data(best, self.root, cells))
+            fit_recipe(learn, best, cbs=[Until(self.a.target, self.a.minutes)])
         def theirs():
             learn = stock_learner(stock_data(self._folders(cells), self.a.size, 64, valid='valid'))
             learn.fit_one_cycle(best.epochs, cbs=Until(self.a.target, self.a.minutes))
@@ -308,7 +306,6 @@ def main(args=None):
     p.add_argument('--repeats', type=int, default=3)
     p.add_argument('--minutes', type=float, default=60., help='when the long row is cut off, for each side')
     p.add_argument('--target', type=float, default=.95, help='accuracy of the long row')
-    p.add_argument('--bf16', action='store_true', help='our side of the long row multiplies in bfloat16')
     p.add_argument('--out', type=Path, default=Path(__file__).parent)
     a = p.parse_args(args)
     rows,profiles,names = [],{},['wall'] if a.long else a.rows.split(',')
