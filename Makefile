@@ -51,6 +51,10 @@ address: .venv/ready ## write git_url of settings.ini wherever the repository's 
 	$(PIP) --editable '.[dev,docs]'
 	@touch $@
 
+.venv/weights: .venv/ready
+	$(PIP) --editable '.[dev,weights]'
+	@touch $@
+
 .PHONY: soak
 soak: .venv/ready ## kill a training 200 times, compare each end: results/resume_soak.csv (half an hour or more)
 	$(BIN)/python tests/kill_resume.py --kills 200 --out results/resume_soak.csv
@@ -64,5 +68,5 @@ bench-long: .venv/ready ## the wall time to 95 % of unseen patients' cells (up t
 	$(BIN)/python -W ignore bench/bench.py --long
 
 .PHONY: best
-best: .venv/ready ## train the best recipe on the cells of MALARIA_NIH_ZIP, or on the full set: runs/best
+best: .venv/weights ## train the best recipe on the cells of MALARIA_NIH_ZIP, or on the full set: runs/best
 	$(BIN)/malaria-fastai train $(or $(MALARIA_NIH_ZIP),nih) --recipe best --split fold:0 --out runs/best --resume

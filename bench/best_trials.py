@@ -24,14 +24,11 @@ HALF = SCRATCH.but(precision='half', tfms=STAIN)
 TRIALS = {
     'lite0_64': LITE.but(size=64),
     'lite0_64_stain': LITE.but(size=64, tfms=STAIN),
-    'lite0_64_stain_turned': LITE.but(size=64, tfms=STAIN | dict(max_rotate=45., max_zoom=1.1)),
     'lite0_96_stain': LITE.but(size=96, tfms=STAIN),
-    'lite0_96_stain_long': LITE.but(size=96, finetune_epochs=12, tfms=STAIN),
     'resnet18_64_plain': HALF.but(tfms=LITE.tfms),
     'resnet18_64_stain': HALF,
     'resnet18_64_stain_strong': HALF.but(tfms=STAIN | dict(max_stain=.5, max_lighting=.4)),
     'resnet18_64_stain_turned': HALF.but(tfms=STAIN | dict(max_rotate=45., max_zoom=1.1)),
-    'resnet18_64_stain_long': HALF.but(epochs=30),
     'resnet18_96_stain': HALF.but(size=96)}
 
 

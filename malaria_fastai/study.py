@@ -386,16 +386,17 @@ def _number(block, k):
 # %% ../nbs/api/10_study.ipynb #0f1d0786
 def runs_table(
     *runs:str|Path,          # Run folders
-    parts:tuple=('test',)    # Which parts
+    parts:tuple=('test',)    # Which parts; 'eight views' is the test part as `evaluate_run` judged it
 )->pd.DataFrame: # One row a run and part
     "Put the numbers of several runs into one table."
     rows = []
     for run in map(Path, runs):
         found,env = (json.loads((run/f'{o}.json').read_text('utf-8')) for o in ('metrics', 'environment'))
         about = {k: found[k] for k in ('arch', 'size', 'epochs', 'finetune_epochs', 'pretrained', 'split', 'seed')}
-        rows += [dict(run=run.name, part=part, **about, n=found[part]['n'], patients=found[part]['patients'], **_with_intervals(found[part]),
+        blocks = {o: found['tta']['averaged'] if o == 'eight views' else found[o] for o in parts}
+        rows += [dict(run=run.name, part=part, **about, n=block['n'], patients=block['patients'], **_with_intervals(block),
                       data=found['data']['name'], data_hash=env['data_hash'][:12], seconds=found['seconds'], device=env['device'], cores=env['cores'],
-                      commit=env['commit'], command=_anywhere(env['command'])) for part in parts]
+                      commit=env['commit'], command=_anywhere(env['command'])) for part,block in blocks.items()]
     return pd.DataFrame(rows)
 
 

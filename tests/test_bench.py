@@ -21,7 +21,6 @@ def test_bench_on_a_few_cells(tmp_path, sample_root):
 
 def test_the_bench_notices_a_cell_that_comes_twice(sample_root):
     import pytest
-    sys.path.insert(0, str(BENCH.parent))
     from bench import one_epoch, our_data
     from malaria_fastai.cells import read_cells
     data = our_data(sample_root, read_cells(sample_root, progress=False), 16, 32, cache=False)
@@ -33,7 +32,6 @@ def test_the_bench_notices_a_cell_that_comes_twice(sample_root):
 
 def test_every_row_has_its_line():
     "Also the long one, which no test measures: an hour is not lost to its last line."
-    sys.path.insert(0, str(BENCH.parent))
     from bench import ROWS, table
     facts = dict(bs=1, size=2, small=3, few=4, target=.95, minutes=60., valid=5)
     rows = [dict(row=text.format(**facts), ours=1., stock=2., unit=unit, ratio=.5, bar=bar, met=True, command=f'python bench/bench.py --rows {k}') for k,(text,unit,bar,_) in ROWS.items()]

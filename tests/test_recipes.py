@@ -1,6 +1,7 @@
 """Each recipe: head, frozen set, loss, transforms, optimizer, and p in [0, 1]; ImageNet weights that come as Python packages; comparisons."""
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from malaria_fastai.source import draw_sample
 from malaria_fastai.split import split_by
 from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner
 
+REPO = Path(__file__).resolve().parents[1]
 NETWORKS = [k for k,o in RECIPES.items() if o.network]
 
 
@@ -55,7 +57,8 @@ EXPECTED = dict(
     efficientnet_lite0=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [0, 0, 1]),
     squeezenet1_1=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [0, 0, 1]),
     xray_lite0=(FASTAI, 'cross_entropy', 'Adam', [Flip, 'zoom', 'warp'], [0, 0, 1]),
-    best=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [1, 1, 1]))
+    best=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light', 'stain'], [0, 0, 1]),
+    best_resnet18=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light', 'stain'], [1, 1, 1]))
 
 
 def expected(name):
@@ -86,7 +89,7 @@ def test_recipe(name, sample, cells, tmp_path):
 def test_transforms(name):
     "What is named in the expectation is on, everything else is off."
     t = dict(max_rotate=10., max_zoom=1.1, max_lighting=.2, max_warp=.2, flip_vert=False) | RECIPES[name].tfms
-    on = {k for k,v in dict(rotate=t['max_rotate'], zoom=t['max_zoom'], light=t['max_lighting'], warp=t['max_warp']).items() if v}
+    on = {k for k,v in dict(rotate=t['max_rotate'], zoom=t['max_zoom'], light=t['max_lighting'], warp=t['max_warp'], stain=t.get('max_stain')).items() if v}
     assert on == {o for o in EXPECTED[name][3] if isinstance(o, str)}
     assert t['flip_vert'] == (EXPECTED[name][3][0] is Dihedral)
 
@@ -242,7 +245,7 @@ def test_the_fold_is_exact():
 def test_half_precision_is_for_training(precision, sample, cells, tmp_path, monkeypatch):
     from malaria_fastai import study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
-    recipe,learn = built('best', sample, cells, tmp_path)
+    recipe,learn = built('best_resnet18', sample, cells, tmp_path)
     types,layer = set(),next(m for m in learn.model[1].modules() if isinstance(m, nn.Linear))
     layer.register_forward_hook(lambda m, x, y: types.add((m.training, y.dtype)))
     with learn.no_bar(), learn.no_logging():
@@ -259,7 +262,7 @@ def test_half_precision_goes_on_exactly(sample, cells, tmp_path, monkeypatch):
     from malaria_fastai import study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
     def trained(folder, epochs, stop=None, resume=False):
-        recipe = small(RECIPES['best']).but(precision='half', epochs=epochs, finetune_epochs=0)
+        recipe = small(RECIPES['best_resnet18']).but(precision='half', epochs=epochs, finetune_epochs=0)
         learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
         with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[StopAfter(stop)] if stop else None)
         return learn.model.state_dict()
@@ -284,6 +287,20 @@ def test_half_precision_only_where_it_gains(monkeypatch):
     for there in (False, True):
         for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, o, lambda: there, raising=False)
         assert [type(o) for o in half_precision()] == [Bfloat16]*there
+
+
+# ---- the best
+
+@pytest.mark.parametrize('name,kind', [('best', 'AUC'), ('best_resnet18', 'random weights')])
+def test_the_best_recipe_is_the_best_trial(name, kind):
+    "The table decides, and what was tried is what is there."
+    from best_trials import TRIALS
+    table = pd.read_csv(REPO/'results'/'best_trials.csv')
+    known = table[table.trial.isin([k for k,o in TRIALS.items() if not o.pretrained] if kind == 'random weights' else TRIALS)]
+    tried,recipe = TRIALS[known.groupby('trial').auc_eight.mean().idxmax()],RECIPES[name]
+    told = 'name source note published published_split split parts weights lr'.split()
+    assert tried.but(**{k: getattr(recipe, k) for k in told}) == recipe and len(known) > 3
+    assert tried.weights == recipe.weights and recipe.lr == tried.lr
 
 
 # ---- comparisons

@@ -200,13 +200,15 @@ def told(capsys, *words):
 
 
 def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
-    from malaria_fastai.study import evaluate_run
+    from malaria_fastai.study import evaluate_run, runs_table
     monkeypatch.chdir(place)
     before = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     evaluate_run('runs/a', out='runs/closer', n=20, kinds=['jpeg', 'scale'], draws=100)
     then,now = (json.loads((o/'metrics.json').read_text('utf-8')) for o in (run, place/'runs'/'closer'))
     assert {k: now[k] for k in then} == then and set(now) - set(then) == {'examined', 'robustness', 'shortcut', 'tta'}
     assert {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()} == before
+    rows = runs_table('runs/closer', parts=('test', 'eight views')).set_index('part')
+    assert rows.n.nunique() == 1 and rows.accuracy['eight views'].startswith(f"{now['tta']['averaged']['accuracy']:.3f} (")
     table = pd.read_csv('runs/closer/robustness.csv')
     assert table.corruption.drop_duplicates().tolist() == ['none', 'jpeg', 'scale'] and len(table) == 11 and (table.n == 20).all()
     for k in ('sensitivity', 'specificity'): np.testing.assert_allclose(table[f'{k}_change'], table[k] - table[k][0])
