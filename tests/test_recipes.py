@@ -298,9 +298,8 @@ def test_the_best_recipe_is_the_best_trial(name, kind):
     table = pd.read_csv(REPO/'results'/'best_trials.csv')
     known = table[table.trial.isin([k for k,o in TRIALS.items() if not o.pretrained] if kind == 'random weights' else TRIALS)]
     tried,recipe = TRIALS[known.groupby('trial').auc_eight.mean().idxmax()],RECIPES[name]
-    told = 'name source note published published_split split parts weights lr'.split()
+    told = 'name source note published published_split split parts'.split()
     assert tried.but(**{k: getattr(recipe, k) for k in told}) == recipe and len(known) > 3
-    assert tried.weights == recipe.weights and recipe.lr == tried.lr
 
 
 # ---- comparisons
