@@ -798,9 +798,9 @@ def _write_results(out, recipes, jobs, why, positive, draws, about):
         for r in recipes:
             preds,facts = got[r.name]
             row = dict(recipe=r.name, split=split) if preds is None else _row(r, split, preds, facts, first, floor, positive, draws)
-            short = shortened(r, about['data']['n'], about['n_all'])
+            short,same = shortened(r, about['data']['n'], about['n_all']),(r.split == 'folder') == (split == 'folder') # numbers of cells do not stand beside X-rays
             rows.append(row | dict(floor=_floor_word(row) if preds is not None else '', state='' if preds is not None else why.get(r.name, 'not finished'), shortened='; '.join(short),
-                                   published=r.published, published_split=r.published_split, size=r.size, epochs=r.epochs + r.finetune_epochs, weights='ImageNet' if r.pretrained else 'random',
+                                   published=r.published*same, published_split=r.published_split*same, size=r.size, epochs=r.epochs + r.finetune_epochs, weights='ImageNet' if r.pretrained else 'random',
                                    data=about['data']['name'], data_hash=about['data']['hash'], device=env['device'], cores=env['cores'], commit=env['commit'], command=_anywhere(about['command'])))
     table = pd.DataFrame(rows)
     write_atomically(out/'results.csv', table.to_csv(index=False))
