@@ -16,11 +16,12 @@ from malaria_fastai.cells import open_picture,read_cells
 from malaria_fastai.data import Resizing,ResizeMethod
 from malaria_fastai.deploy import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
 from malaria_fastai.learner import ModelSpec
+from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
 from malaria_fastai.study import environment
 
-BACKBONES = 'resnet18 resnet34 resnet50 vgg16_bn densenet121 mobilenet_v2 squeezenet1_1 mobilenetv2_140 tf_efficientnet_lite0'.split()
+BACKBONES = list(dict.fromkeys([o.arch for o in RECIPES.values() if o.network] + 'resnet50 vgg16_bn mobilenet_v2'.split())) # of the recipes, and three more
 
 def say(rows, file, a):
     "Write a table, each row with command and commit."
