@@ -192,7 +192,7 @@ best_resnet18 = Recipe('best_resnet18', 'This project', 'resnet18', pretrained=F
 
 # %% ../nbs/api/09_recipes.ipynb #833ec5bb
 _SCRATCH = {fastai_resnet34: 3e-3, fastai_resnet18: 3e-3, vgg16_pytorch: 1e-4, mobilenetv2_features: 3e-3, densenet121_head: 3e-3, xray_vgg16: 1e-4,
-            efficientnet_lite0: 3e-3, squeezenet1_1: 3e-4, xray_lite0: 3e-3}
+            efficientnet_lite0: 3e-3, squeezenet1_1: 3e-4, xray_lite0: 3e-3, best: 3e-3}
 RECIPES = {o.name: o for o in (
     colour_floor, fastai_resnet34, fastai_resnet18, fastai_resnet18_finetuned, vgg16_pytorch, vgg16_pytorch_finetuned, mobilenetv2_features, mobilenetv2_top,
     densenet121_head, xray_vgg16, efficientnet_lite0, squeezenet1_1, xray_lite0, *(from_scratch(o, lr) for o,lr in _SCRATCH.items()), best, best_resnet18)}
