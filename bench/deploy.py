@@ -15,6 +15,7 @@ from PIL import Image,ImageFilter
 from malaria_fastai.cells import open_picture,read_cells
 from malaria_fastai.data import Resizing,ResizeMethod
 from malaria_fastai.deploy import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
+from malaria_fastai.evaluate import read_predictions
 from malaria_fastai.learner import ModelSpec
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
@@ -71,8 +72,9 @@ def parity(a, folder):
 
 def throughput(a, folder):
     "Pictures a second from files to answers: decode, check, resize, network. The engines take turns; the best of the rounds counts."
-    root,cells = real(a, folder)
-    files = [root/o for o in cells.path[cells.split=='test'].iloc[:a.n]]
+    root,preds = locate(os.environ['MALARIA_NIH_ZIP'], folder=folder),read_predictions(Path(a.run)/'predictions.csv')
+    cells = preds[preds.split=='test'] # of the run itself: patients that it was not trained on
+    files = [root/o for o in cells.path.iloc[::max(1, len(cells)//a.n)][:a.n]]
     engines = {(o,c): Predictor(a.run, o, threads=2) for o in ('torch','onnx','int8') for c in (True,False)}
     for (o,c),p in engines.items():
         if not c: p.content = None
