@@ -1,11 +1,11 @@
 """How fast is this library, next to stock fastai 2 on the same cells and the same machine? Writes results.json, machine.json and README.md.
 
     MALARIA_NIH_ZIP=cell_images.zip python bench/bench.py          all rows but the long one, some ten minutes on two cores
-    MALARIA_NIH_ZIP=cell_images.zip python bench/bench.py --long   the long row alone, up to an hour and a half
+    MALARIA_NIH_ZIP=cell_images.zip python bench/bench.py --long   the long row alone, up to two hours
     python bench/bench.py --source sample --size 32 --limit 64     a few drawn cells, to see that it works
 
-Every row is a ratio of two things measured in one run, in turn. The cells that an epoch delivers are checked: in training no cell
-twice, in validation each cell once."""
+Every row is a ratio of two things measured in one run, where they are short in turn. The order of every epoch is checked: in training no
+cell twice, in validation each cell once. machine.json says of every row when, at which load and from which commit it was measured."""
 import argparse
 import contextlib
 import cProfile
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
+from datetime import date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from malaria_fastai.learner import cnn_learner
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
-from malaria_fastai.study import fit_recipe, recipe_data, recipe_learner
+from malaria_fastai.study import environment, fit_recipe, recipe_data, recipe_learner
 
 # ---- stock fastai 2: its tutorial code, with the transforms of the malaria tutorial (flips and light)
 
@@ -82,18 +82,34 @@ def in_turn(ours, other, n):
     pairs = [(ours(), other()) for _ in range(n)]
     return tuple(statistics.median(o) for o in zip(*pairs))
 
-def one_epoch(dl, whole=None):
-    "Deliver an epoch, and check the positions it delivered: none twice, and all of them if the epoch is `whole`."
-    asked,get_idxs = [],type(dl).get_idxs
-    def watched():
-        asked.append(list(get_idxs(dl)))
-        return asked[-1]
-    dl.get_idxs = watched
-    try: n = sum(len(b[1]) for b in dl)
-    finally: del dl.get_idxs
-    used = asked[-1][:n]
-    if len({*used}) != n or not {*used} <= {*range(dl.n)} or n != (dl.n if not dl.drop_last else dl.n//dl.bs*dl.bs):
-        raise AssertionError(f"an epoch of {dl.n} cells delivered {n}, {len({*used})} of them different")
+@contextlib.contextmanager
+def checked(*dls):
+    "Every epoch that is asked of these loaders inside: no position twice, and all of them but those that a last small batch would hold."
+    asked = [[] for _ in dls]
+    def watched(dl, orders):
+        def get_idxs():
+            orders.append(list(type(dl).get_idxs(dl)))
+            return orders[-1]
+        return get_idxs
+    for dl,orders in zip(dls, asked): dl.get_idxs = watched(dl, orders)
+    try: yield asked
+    finally:
+        for dl in dls: del dl.get_idxs
+    for dl,orders in zip(dls, asked):
+        for order in orders: complain(dl, order[:whole(dl)])
+
+def whole(dl):
+    "How many positions an epoch delivers."
+    return dl.n//dl.bs*dl.bs if dl.drop_last else dl.n
+
+def complain(dl, used):
+    if len({*used}) != whole(dl) or len(used) != whole(dl) or not {*used} <= {*range(dl.n)}:
+        raise AssertionError(f"an epoch of {dl.n} cells delivered {len(used)}, {len({*used})} of them different")
+
+def one_epoch(dl):
+    "Deliver a checked epoch, and say how many pictures it was."
+    with checked(dl): n = sum(len(b[1]) for b in dl)
+    if n != whole(dl): raise AssertionError(f"an epoch of {dl.n} cells delivered {n}")
     return n
 
 def rate(dl):
@@ -120,7 +136,7 @@ class Bench:
         self.few = self.cells.sample(min(len(self.cells), a.limit), random_state=42).sort_values('path', ignore_index=True)
         self.bs_few = min(64, len(self.few)//2)
         self.dls,self.first_stock = None,None
-        self.notes,self.missed = {},set() # name of a row -> what else is to be said; rows whose times do not count
+        self.notes,self.bounds,self.missed = {},{},set() # name of a row -> what else is to be said, the sign before its ratio; rows whose times do not count
 
     def stock_loaders(self):
         "Stock's loaders up to bytes, before the transforms of the device; and the seconds of their first epoch."
@@ -152,7 +168,8 @@ class Bench:
     def delivery(self):
         dl = self.ours().train.new(after_batch=[])
         one_epoch(dl)
-        return statistics.median(rate(dl) for _ in range(5)),rate(self.stock_loaders()[0])
+        theirs = self.stock_loaders()[0]
+        return in_turn(lambda: rate(dl), lambda: rate(theirs), self.a.repeats)
 
     def memory(self):
         dl = self.ours().train.new(after_batch=[])
@@ -167,7 +184,7 @@ class Bench:
     def ready(self):
         self.stock_loaders()
         dl = self.ours().train
-        return statistics.median(rate(dl) for _ in range(3)),rate(self.dls.train)
+        return in_turn(lambda: rate(dl), lambda: rate(self.dls.train), self.a.repeats)
 
     def training(self):
         data = our_data(self.root, self.few, self.a.small, self.bs_few)
@@ -176,7 +193,7 @@ class Bench:
         memory = [InMemory(dl.dataset, dl.bs, shuffle=dl.shuffle, drop_last=dl.drop_last, device=dl.device) for dl in real]
         def epoch(loaders):
             data.loaders = loaders
-            with learn.no_bar(), learn.no_logging(): return seconds(lambda: learn.fit(1, 1e-3))
+            with learn.no_bar(), learn.no_logging(), checked(*loaders): return seconds(lambda: learn.fit(1, 1e-3))
         one_epoch(data.train)
         epoch(real)
         return in_turn(lambda: epoch(real), lambda: epoch(memory), self.a.repeats)
@@ -185,7 +202,7 @@ class Bench:
         dls = stock_data(self._folders(), self.a.size, self.bs_few, valid='valid')
         data = our_data(self.root, self._parts(), self.a.size, self.bs_few)
         theirs,learn = stock_learner(dls),cnn_learner(data, 'resnet18', pretrained=False)
-        with learn.no_bar(), theirs.no_bar():
+        with learn.no_bar(), theirs.no_bar(), checked(data.valid):
             return in_turn(lambda: seconds(lambda: our_interpretation(learn)), lambda: seconds(lambda: stock_interpretation(theirs)), 1)
 
     def imports(self):
@@ -213,14 +230,15 @@ class Bench:
         best = RECIPES['best_resnet18']
         def ours():
             learn = recipe_learner(best, recipe_data(best, self.root, cells))
-            fit_recipe(learn, best, cbs=[mine])
+            with checked(*learn.dls.loaders): fit_recipe(learn, best, cbs=[mine])
         def theirs():
             learn = stock_learner(stock_data(self._folders(cells), self.a.size, 64, valid='valid'))
-            learn.fit_one_cycle(best.epochs, cbs=other)
+            with checked(*learn.dls.loaders): learn.fit_one_cycle(best.epochs, cbs=other)
         mine,other = (Until(self.a.target, self.a.minutes) for _ in range(2))
         times = seconds(ours),seconds(theirs)
         self.notes['wall'] = f'ours {mine.said()}; stock {other.said()}'
         if not mine.reached: self.missed.add('wall')
+        if not other.reached: self.bounds['wall'] = '≤ '
         return times
 
 class Until(Callback):
@@ -265,7 +283,8 @@ def row(bench, name):
                 met=bool(ratio >= bar if more else ratio <= bar) and name not in bench.missed, command=command)
 
 def profile(bench, name, n=8):
-    "Where the time of a row goes, ours and the other's together."
+    "Where the time of a row goes, ours and the other's together; for an import, the slowest modules of ours."
+    if name == 'imports': return slowest_imports(n)
     p = cProfile.Profile()
     p.enable()
     try: getattr(bench, name)()
@@ -274,7 +293,18 @@ def profile(bench, name, n=8):
     pstats.Stats(p, stream=said).strip_dirs().sort_stats('tottime').print_stats(n)
     return said.getvalue().strip()
 
+def slowest_imports(n):
+    said = subprocess.run([sys.executable, '-W', 'ignore', '-X', 'importtime', '-c', 'import malaria_fastai.all'], capture_output=True, text=True, check=True).stderr
+    own = [o.split('|') for o in said.splitlines() if o.startswith('import time:') and o.split('|')[0].split(':')[1].strip().isdigit()]
+    own = sorted(((int(a.split(':')[1]), c.strip()) for a,_,c in own), reverse=True)[:n]
+    return '\n'.join(f'{us/1000:8.0f} ms  {name}' for us,name in own)
+
 # ---- writing it down
+
+def measured():
+    "What belongs to one measurement."
+    load = [round(o, 2) for o in os.getloadavg()] if hasattr(os, 'getloadavg') else None
+    return dict(date=datetime.now().isoformat(' ', 'minutes'), load=load, commit=environment('')['commit'])
 
 def machine(bench):
     names = ('malaria_fastai', 'fastai', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'timm')
@@ -282,31 +312,41 @@ def machine(bench):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     return dict(date=date.today().isoformat(), cores=os.cpu_count(), threads=torch.get_num_threads(), cpu=cpu or platform.processor(), device=device,
                 system=platform.system(), python=platform.python_version(), versions={o: version(o) for o in names}, cells=len(bench.cells),
-                source=Path(str(bench.a.source)).name, load=[round(o, 2) for o in os.getloadavg()] if hasattr(os, 'getloadavg') else None)
+                source=Path(str(bench.a.source)).name)
 
-def table(rows, about, profiles):
-    lines = ['# Bench', '', 'Ratios of this library to stock fastai 2, on the same cells, the same machine, in one run. `make bench` writes this page.', '',
-             f"{about['date']}, {about['cells']:,} cells of {about['source']}, {about['cores']} cores ({about['cpu']}), {about['threads']} threads, load {about['load']} at the start; "
+def table(rows, about):
+    lines = ['# Bench', '', 'Ratios of this library to stock fastai 2, on the same cells and the same machine. `make bench` and `make bench-long` write this page.', '',
+             f"{about['cells']:,} cells of {about['source']}, {about['cores']} cores ({about['cpu']}), {about['threads']} threads; "
              + ', '.join(f'{k} {v}' for k,v in about['versions'].items()) + '.', '',
              '| row | ours | other | unit | ratio | bar | met |', '|---|---|---|---|---|---|---|']
     for r in rows:
-        more = ROWS[r['command'].split()[-1]][3]
-        lines.append(f"| {r['row']} | {r['ours']:,} | {r['stock']:,} | {r['unit']} | {r['ratio']} | {'≥' if more else '≤'} {r['bar']} | {'yes' if r['met'] else 'no'} |")
-    lines += ['', '## The code of the other side', '', '```python', 'import fastai.vision.all as stock', '']
+        name = r['command'].split()[-1]
+        more,bound = ROWS[name][3],about['rows'].get(name, {}).get('bound', '')
+        lines.append(f"| {r['row']} | {r['ours']:,} | {r['stock']:,} | {r['unit']} | {bound}{r['ratio']} | {'≥' if more else '≤'} {r['bar']} | {'yes' if r['met'] else 'no'} |")
+    lines += ['', 'Measured: ' + '; '.join(f"{', '.join(names)}: {when}" for when,names in _together(about['rows']).items()) + '.',
+              '', '## The code of the other side', '', '```python', 'import fastai.vision.all as stock', '']
     lines += [inspect.getsource(o) for o in (stock_data, stock_learner, stock_interpretation)] + ['```']
-    for name,text in profiles.items(): lines += ['', f'## Not met: {name}', '', 'Where the time goes, both sides together:', '', '```', text, '```']
+    for name,o in about['rows'].items():
+        if 'profile' in o: lines += ['', f'## Not met: {name}', '', 'Where the time goes:', '', '```', o['profile'], '```']
     return '\n'.join(lines) + '\n'
 
-def write(out, rows, about, profiles):
-    "Replace the rows that were measured, keep the others."
-    file = out/'results.json'
-    old = json.loads(file.read_text()) if file.exists() else []
+def _together(rows):
+    "Rows of one day and commit, with the lowest and highest load of the last minute."
+    groups = {}
+    for name,o in rows.items(): groups.setdefault((o['date'][:10], o['commit']), []).append((name, o['load'][0] if o['load'] else 0))
+    return {f"{day}, commit {commit}, load {min(l for _,l in g)} to {max(l for _,l in g)}": [n for n,_ in g] for (day,commit),g in groups.items()}
+
+def write(out, rows, about):
+    "Replace the rows that were measured, keep the others and what is known of them."
+    out.mkdir(parents=True, exist_ok=True)
+    old,known = (json.loads((out/o).read_text()) if (out/o).exists() else {} for o in ('results.json', 'machine.json'))
     new = {r['command']: r for r in [*old, *rows]}
     kept = [new[c] for c in (f'python bench/bench.py --rows {o}' for o in ROWS) if c in new]
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + '\n')
+    facts = known.get('rows', {}) | about['rows']
+    about = about | dict(rows={o: facts[o] for o in ROWS if o in facts})
+    (out/'results.json').write_text(json.dumps(kept, indent=1, ensure_ascii=False) + '\n')
     (out/'machine.json').write_text(json.dumps(about, indent=1, ensure_ascii=False) + '\n')
-    (out/'README.md').write_text(table(kept, about, profiles))
+    (out/'README.md').write_text(table(kept, about))
 
 def main(args=None):
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -321,18 +361,19 @@ def main(args=None):
     p.add_argument('--target', type=float, default=.95, help='accuracy of the long row')
     p.add_argument('--out', type=Path, default=Path(__file__).parent)
     a = p.parse_args(args)
-    rows,profiles,names = [],{},['wall'] if a.long else a.rows.split(',')
+    rows,names = [],['wall'] if a.long else a.rows.split(',')
     plt.switch_backend('agg')
     with tempfile.TemporaryDirectory() as d:
         bench = Bench(a, d)
-        about = machine(bench)
+        about = machine(bench) | dict(rows={})
         for name in names:
-            start = time.time()
+            start,about['rows'][name] = time.time(),measured()
             with contextlib.redirect_stdout(sys.stderr): rows.append(row(bench, name))
             print(f"{name}: {rows[-1]['ours']} / {rows[-1]['stock']} {rows[-1]['unit']}: {rows[-1]['ratio']} (bar {rows[-1]['bar']}), {time.time() - start:.0f} s", flush=True)
-            if not rows[-1]['met'] and name not in ('wall', 'imports'):
-                with contextlib.redirect_stdout(sys.stderr): profiles[name] = profile(bench, name)
+            if name in bench.bounds: about['rows'][name]['bound'] = bench.bounds[name]
+            if not rows[-1]['met'] and name != 'wall': # which takes an hour
+                with contextlib.redirect_stdout(sys.stderr): about['rows'][name]['profile'] = profile(bench, name)
             plt.close('all')
-        write(a.out, rows, about, profiles)
+        write(a.out, rows, about)
 
 if __name__ == '__main__': main()

@@ -5,7 +5,11 @@ and is judged on their validation patients. What wins becomes the recipe `best`;
 
     python bench/best_trials.py cell_images.zip lite0_64             one trial, or several
     python bench/best_trials.py cell_images.zip lite0_64 --seed 43   the same with other draws (the patients stay)
-    python bench/best_trials.py cell_images.zip                      all of them"""
+    python bench/best_trials.py cell_images.zip                      all of them
+
+Do small pictures first save time? One that is not asked to be the best, beside the same ten epochs in one size:
+
+    python bench/best_trials.py cell_images.zip resnet18_64_stain resnet18_32_64_stain --out results/progressive.csv"""
 import argparse
 import time
 from pathlib import Path
@@ -30,6 +34,7 @@ TRIALS = {
     'resnet18_64_stain_strong': HALF.but(tfms=STAIN | dict(max_stain=.5, max_lighting=.4)),
     'resnet18_64_stain_turned': HALF.but(tfms=STAIN | dict(max_rotate=45., max_zoom=1.1)),
     'resnet18_96_stain': HALF.but(size=96)}
+ASIDE = {'resnet18_32_64_stain': RECIPES['progressive_resnet18']} # a question of time, not of the best: results/progressive.csv
 
 
 def trial(recipe, root, cells, seed):
@@ -51,14 +56,14 @@ def trial(recipe, root, cells, seed):
 def said(r:Recipe):
     "A trial in one line."
     start = 'ImageNet' if r.pretrained else 'random weights'
-    return (f"{r.arch}, {start}, {r.size} px, bs {r.bs}, {r.epochs} {'head' if r.frozen == 'body' else 'all'} at {r.lr}"
+    return (f"{r.arch}, {start}, {f'{r.size_first}, then '*(r.size_first > 0)}{r.size} px, bs {r.bs}, {r.epochs} {'head' if r.frozen == 'body' else 'all'} at {r.lr}"
             + (f" + {r.finetune_epochs} all at {r.finetune_lr}" if r.finetune_epochs else '') + f", dropout {r.ps}, decay {r.wd}, {r.precision} precision, {r.tfms}")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('source', help='archive of real cells')
-    p.add_argument('trials', nargs='*', help=f"of {', '.join(TRIALS)}")
+    p.add_argument('trials', nargs='*', help=f"of {', '.join(TRIALS | ASIDE)}")
     p.add_argument('--seed', type=int, default=42, help='names weights, order and draws; the patients stay the same')
     p.add_argument('--data-dir', default='data')
     p.add_argument('--out', type=Path, default=Path('results/best_trials.csv'))
@@ -69,7 +74,8 @@ def main():
     for name in a.trials or TRIALS:
         command = f"python bench/best_trials.py {Path(a.source).name} {name} --seed {a.seed}"
         about = environment(command)
-        row = dict(trial=name, seed=a.seed, recipe=said(TRIALS[name]), **trial(TRIALS[name], root, cells, a.seed), train_cells=int((cells.split == 'train').sum()),
+        recipe = (TRIALS | ASIDE)[name]
+        row = dict(trial=name, seed=a.seed, recipe=said(recipe), **trial(recipe, root, cells, a.seed), train_cells=int((cells.split == 'train').sum()),
                    valid_cells=len(valid), valid_patients=int(valid.patient.nunique()), cores=about['cores'], commit=about['commit'], command=command)
         old = pd.read_csv(a.out) if a.out.exists() else pd.DataFrame(columns=list(row))
         table = pd.concat([o for o in (old[(old.trial != name) | (old.seed != a.seed)], pd.DataFrame([row]).round(4)) if len(o)], ignore_index=True)

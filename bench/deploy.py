@@ -22,7 +22,12 @@ from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
 from malaria_fastai.study import environment
 
-BACKBONES = list(dict.fromkeys([o.arch for o in RECIPES.values() if o.network] + 'resnet50 vgg16_bn mobilenet_v2'.split())) # of the recipes, and three more
+MORE = 'resnet50','vgg16_bn','mobilenet_v2' # beside the networks of the recipes, with fastai's head
+
+def networks():
+    "The different networks of the recipes, each under the first name it has there, and three more: name -> how to build it."
+    specs = {k: ModelSpec(r.arch, 2, r.lin_ftrs, r.ps, kind=r.head, log_softmax=r.activation=='log_softmax', cut=r.cut) for k,r in RECIPES.items() if r.network}
+    return {k: o for i,(k,o) in enumerate(specs.items()) if o not in [*specs.values()][:i]} | {o: ModelSpec(o, 2) for o in MORE}
 
 def say(rows, file, a):
     "Write a table, each row with command and commit."
@@ -43,9 +48,10 @@ def parity(a, folder):
     from malaria_fastai.deploy import _session,_softmax
     root,cells = real(a, folder)
     files,rows = [root/o for o in cells.path[cells.split=='test'].iloc[::12][:200]],[]
-    for arch in a.arch or BACKBONES:
-        size = 224 if 'vgg' in arch and a.full else a.size
-        net,rule = PictureNet(ModelSpec(arch, 2).build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
+    for name,spec in networks().items():
+        if a.only and name not in a.only: continue
+        size = 224 if 'vgg' in spec.arch and a.full else a.size
+        net,rule = PictureNet(spec.build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
         x = np.stack([rule.fixed(open_picture(o)) for o in files])
         for m in net.modules(): # batch norm takes the averages of cells: else signals fade, and the factor below would only enlarge rounding
             if isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
@@ -54,21 +60,29 @@ def parity(a, folder):
         with torch.no_grad():
             for i in range(0, 96, 32): net.train()(torch.from_numpy(x[i:i+32]))
         net.eval()
+        last,z = [m for m in net.model.modules() if isinstance(m, torch.nn.Linear)][-1],[]
+        hook = last.register_forward_hook(lambda m, x, y: z.append(y))
         with torch.inference_mode():
-            z,last = net(torch.from_numpy(x[:32])),net.model[1][-1]
-            k = 2/max(z.std(0).mean().item(), 1e-6)
+            net(torch.from_numpy(x[:32]))
+            k = 2/max(z[0].std(0).mean().item(), 1e-6)
             last.weight.mul_(k)
-            last.bias.mul_(k).sub_(k*z.mean(0))
-        own = write_onnx(net, rule, Path(folder)/f'{arch}.onnx')
-        ask = _session(Path(folder)/f'{arch}.onnx', 1)
+            last.bias.mul_(k).sub_(k*z[0].mean(0))
+        hook.remove()
+        own = write_onnx(net, rule, Path(folder)/f'{name}.onnx')
+        ask = _session(Path(folder)/f'{name}.onnx', 1)
         with torch.inference_mode(): p = torch.cat([net(torch.from_numpy(x[i:i+32])) for i in range(0, len(x), 32)]).softmax(1).numpy()
         q = np.concatenate([_softmax(ask(x[i:i+32])) for i in range(0, len(x), 32)])
-        rows.append(dict(arch=arch, size=size, weights='random', cells=len(x), p_min=round(float(p[:,0].min()), 3), p_max=round(float(p[:,0].max()), 3), largest_difference=float(abs(p-q).max()),
-                         same_decision=int(((p[:,0]>=.5)==(q[:,0]>=.5)).sum()), at_export=own, onnx_mb=round((Path(folder)/f'{arch}.onnx').stat().st_size/1e6, 1)))
+        rows.append(dict(recipe=name if name in RECIPES else '', arch=spec.arch, head=spec.kind, size=size, weights='random', cells=len(x), p_min=round(float(p[:,0].min()), 3), p_max=round(float(p[:,0].max()), 3), largest_difference=float(abs(p-q).max()),
+                         same_decision=int(((p[:,0]>=.5)==(q[:,0]>=.5)).sum()), at_export=own, onnx_mb=round((Path(folder)/f'{name}.onnx').stat().st_size/1e6, 1)))
         print(rows[-1], flush=True)
         say(rows, 'deploy_parity.csv', a)
+        (Path(folder)/f'{name}.onnx').unlink()
 
 # ---- throughput
+
+def opposite(a, b, classes):
+    "How many pictures get one class from one engine and the other class from the other, neither of them unsure."
+    return int(((a!=b) & a.isin(classes) & b.isin(classes)).sum())
 
 def throughput(a, folder):
     "Pictures a second from files to answers: decode, check, resize, network. The engines take turns; the best of the rounds counts."
@@ -89,7 +103,8 @@ def throughput(a, folder):
     label = truth[[o.relative_to(root).as_posix() for o in files]].to_numpy()
     rows = [dict(engine=o, content_check=c, arch=said['arch'], size=said['resize']['size'][0], pictures=len(files), seconds=round(best[o,c], 2), pictures_per_second=round(len(files)/best[o,c]),
                  mb=round(said['files'][names[o]]['file']['bytes']/1e6, 1), accuracy=round(float((answers[o,c].label==label)[answers[o,c].label!=''].mean()), 4),
-                 same_decision_as_torch=round(float((answers[o,c].decision==answers['torch',c].decision).mean()), 4), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1))
+                 same_decision_as_torch=round(float((answers[o,c].decision==answers['torch',c].decision).mean()), 4),
+                 opposite_decisions=opposite(answers[o,c].decision, answers['torch',c].decision, said['classes']), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1))
             for o,c in engines]
     say(rows, 'deploy_throughput.csv', a)
 
@@ -203,7 +218,7 @@ def main():
     p.add_argument('what', choices=('parity','throughput','refusal'))
     p.add_argument('run', nargs='?', help='a packed run folder, for throughput')
     p.add_argument('--results', default='results')
-    p.add_argument('--arch', nargs='*', help='parity: these networks only')
+    p.add_argument('--only', nargs='*', help='parity: these networks only, by the name of the recipe or network')
     p.add_argument('--size', type=int, default=64, help='parity: side of the pictures')
     p.add_argument('--full', action='store_true', help='parity: VGG at 224')
     p.add_argument('--n', type=int, default=2000, help='cells to fit the check on, or to time')

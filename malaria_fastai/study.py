@@ -596,9 +596,11 @@ def fit_recipe(
     cbs=None                 # More callbacks
 ):
     "Train in the one or two stages of a recipe, `stage1` and `stage2`."
-    r = recipe
-    for name,n,lr,frozen in (('stage1', r.epochs, r.lr, r.frozen), ('stage2', r.finetune_epochs, r.finetune_lr, r.finetune_frozen)):
+    r,data = recipe,learn.data
+    first = data.resized(r.size_first) if r.finetune_epochs and 0 < r.size_first < r.size else data
+    for name,n,lr,frozen,seen in (('stage1', r.epochs, r.lr, r.frozen, first), ('stage2', r.finetune_epochs, r.finetune_lr, r.finetune_frozen, data)):
         if not n: continue
+        learn.data = seen
         learn.freeze_to(_FREEZE[frozen])
         lr = slice(*lr) if isinstance(lr, tuple) else lr
         more = [*_savers(learn, r, name, every), *(cbs or []), *([StepDecay(lr)] if r.schedule == 'steps' else []),

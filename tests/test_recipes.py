@@ -58,7 +58,7 @@ EXPECTED = dict(
     squeezenet1_1=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light'], [0, 0, 1]),
     xray_lite0=(FASTAI, 'cross_entropy', 'Adam', [Flip, 'zoom', 'warp'], [0, 0, 1]),
     best=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light', 'stain'], [0, 0, 1]),
-    best_resnet18=(FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light', 'stain'], [1, 1, 1]))
+    **dict.fromkeys(('best_resnet18', 'progressive_resnet18'), (FASTAI, 'cross_entropy', 'Adam', [Dihedral, 'light', 'stain'], [1, 1, 1])))
 
 
 def expected(name):
@@ -287,6 +287,47 @@ def test_half_precision_only_where_it_gains(monkeypatch):
     for there in (False, True):
         for o in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'): monkeypatch.setattr(torch.cpu, o, lambda: there, raising=False)
         assert [type(o) for o in half_precision()] == [Bfloat16]*there
+
+
+# ---- small pictures first
+
+class Sizes(Callback):
+    "The side of every training picture, by stage."
+    def __init__(self): self.seen = []
+    def before_batch(self):
+        if self.training: self.seen.append((self.learn.stage, self.x.shape[-1]))
+
+
+@pytest.mark.parametrize('stop', [None, 1, 3])
+def test_small_pictures_come_first(stop, sample, cells, tmp_path):
+    "The first stage sees small pictures, the second and the predictions large ones; cut off in either stage, it goes on exactly."
+    recipe = small(RECIPES['progressive_resnet18']).but(size=40, size_first=32, epochs=2, finetune_epochs=2)
+    def trained(folder, resume=False, *cbs):
+        learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
+        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[*cbs])
+        return learn
+    sizes = Sizes()
+    learn = trained('whole', False, sizes)
+    assert {*sizes.seen} == {(0, 32), (1, 40)} and learn.data.one_batch()[0].shape[-1] == 40
+    if stop:
+        with pytest.raises(KeyboardInterrupt): trained('cut', False, StopAfterAll(stop))
+        again = trained('cut', True)
+        for a,b in zip(learn.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
+
+
+class StopAfterAll(StopAfter):
+    "Epochs of all stages are counted."
+    done = 0
+    def after_epoch(self):
+        self.done += 1
+        if self.done == self.n: raise KeyboardInterrupt
+
+
+def test_one_stage_has_one_size(sample, cells, tmp_path):
+    recipe,sizes = small(RECIPES['progressive_resnet18']).but(size=40, size_first=32, epochs=1, finetune_epochs=0),Sizes()
+    learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, cbs=[sizes])
+    assert {*sizes.seen} == {(0, 40)}
 
 
 # ---- the best
