@@ -208,6 +208,8 @@ def test_colab_satisfies_the_requirements():
 def first_cell(url): return re.compile(r'try:(?: from malaria_fastai\.all import \*|\n    from malaria_fastai\.all import \*\n    import \w+)\nexcept ModuleNotFoundError:\n'
     rf'    %pip install -q "malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\(.*\)))?')
 
+OWN_WORDS = {'09_train_on_several_gpus': 'torch.cuda.get_device_name'} # it chooses nothing by its accelerator, so its second cell says which there is
+
 def head_faults(name, nb, after):
     "What is missing at the beginning and the end of the tutorial `name`, which the tutorial `after` follows ('' if none does)."
     texts = [''.join(c['source']) for c in nb['cells'] if c['cell_type']=='markdown']
@@ -217,8 +219,9 @@ def head_faults(name, nb, after):
     badge = url.replace('https://github.com', 'https://colab.research.google.com/github') + f'/blob/main/nbs/tutorials/{name}.ipynb'
     if f'](https://colab.research.google.com/assets/colab-badge.svg)]({badge})' not in opening: yield 'no badge that opens it'
     codes = [s for _,s in code_cells(nb)]
-    head = first_cell(url).fullmatch(codes[0])
+    head = first_cell(url).fullmatch(codes[0].rstrip())
     if not head: yield 'the first code cell is not the one that installs what is missing'
+    elif (OWN_WORDS[name] not in codes[1] if name in OWN_WORDS else not head[1]): yield 'it does not say which accelerator it found'
     elif any(re.search(r'\bruns/', s) for s in codes) and f"start_notebook('{name}'" not in (head[1] or ''): yield 'it does not say where its runs go'
     if any('pip install' in s for s in codes[1:]): yield 'a later cell installs something'
     for words in ('What you will learn', 'The data', 'The time'):
@@ -246,7 +249,7 @@ def replaced(old, new):
 HEAD_FAULTS = [('no T4', replaced('"T4"', '"A100"')), ('no T4', replaced('"accelerator"', '"x"')), ('no badge', replaced('01_malaria_with_fastai.ipynb)', '02.ipynb)')),
     ('the first code cell', replaced('ModuleNotFoundError', 'Exception')), ('the first code cell', replaced('git+https', 'https')),
     ('it does not say where', replaced("start_notebook('01_malaria_with_fastai')", 'start_notebook()')), ('a later cell', replaced('test_eq(', '!pip install x\\ntest_eq(')),
-    ('the opening has no "What', replaced('**What you will learn.**', '')), ('the opening has no "The data', replaced('**The data.**', '')),
+    ('it does not say which', replaced("source,full,runs = start_notebook('01_malaria_with_fastai')", '')), ('the opening has no "What', replaced('**What you will learn.**', '')), ('the opening has no "The data', replaced('**The data.**', '')),
     ('The time: does not say estimated', replaced('estimated', 'about')), ('the opening does not say', replaced('not for diagnosis', 'for you')),
     ('no section ## What', replaced('## What we found', '## Found')), ('no section ### Ex', replaced('### Exercises', '### More')),
     ('it does not end', replaced('**Next:**', 'Then'))]
@@ -256,6 +259,13 @@ def test_finds_a_fault_of_a_head(said, change):
     path = TUTORIALS[0]
     found = [*head_faults(path.stem, change(read(path)), AFTER[path.stem])]
     assert any(o.startswith(said) for o in found), found
+
+@pytest.mark.parametrize('name', OWN_WORDS)
+def test_a_lesson_that_chooses_nothing_says_its_accelerator_too(name):
+    path = ROOT/f'nbs/tutorials/{name}.ipynb'
+    nb = read(path)
+    nb['cells'] = [c for c in nb['cells'] if OWN_WORDS[name] not in ''.join(c['source'])]
+    assert [*head_faults(name, nb, AFTER[name])]==['it does not say which accelerator it found']
 
 # ---- what start_notebook chooses
 
