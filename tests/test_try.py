@@ -6,9 +6,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import spearmanr
 import try_page
 from malaria_fastai.cells import open_picture,read_cells
-from malaria_fastai.deploy import Predictor,_pieces,appearance,cut_piece,model_card,read_folder
+from malaria_fastai.deploy import Predictor,_pieces,_prepared,_rule,appearance,cut_piece,model_card,read_folder
 from malaria_fastai.split import split_by
 from test_site import browser,overflow,reader,serve,unreadable # fixtures and checks
 
@@ -115,11 +116,11 @@ def opened(page, address):
     page.wait_for_selector('#tool:not([hidden])')
     return page
 
-def answers(page, files):
-    "What the page says of files given through its file input, in their order."
+def answers(page, files, give=lambda page, files: page.set_input_files('#file', files), wait=120_000):
+    "What the page says of files given through its file input, or as `give` does it, in their order."
     rounds = page.evaluate("+(document.body.dataset.rounds ?? 0)")
-    page.set_input_files('#file', files)
-    page.wait_for_function("n => document.body.dataset.rounds > n", arg=rounds, timeout=120_000)
+    give(page, files)
+    page.wait_for_function("n => document.body.dataset.rounds > n", arg=rounds, timeout=wait)
     return [dict(o, p=float(o['p'])) for o in page.eval_on_selector_all('#rows tr', 'os => os.map(o => ({...o.dataset}))')]
 
 def differences(rows, table, said):
@@ -151,6 +152,41 @@ def test_200_real_cells_are_answered_as_by_the_library(site, serve, reader, nih_
     table = predict(files)
     found = differences(answers(page, files), table, predict.said)
     assert len(files)==200 and not found, '\n'.join(found[:5])
+
+GIVEN = """([all, kind]) => {
+    const files = new DataTransfer(), how = {bubbles: true, cancelable: true}
+    for (const [name, s] of all) files.items.add(new File([Uint8Array.from(atob(s), c => c.charCodeAt(0))], name, {type: 'image/png'}))
+    const send = kind => { const e = kind === 'paste' ? new ClipboardEvent(kind, {...how, clipboardData: files}) : new DragEvent(kind, {...how, dataTransfer: files})
+        document.getElementById('drop').dispatchEvent(e); return e.defaultPrevented }
+    if (kind === 'paste') { send(kind); return [] }
+    const marked = () => document.getElementById('drop').classList.contains('over') // while something is held over the page
+    return [send('dragover') && marked(), send('dragleave') && !marked(), send('dragover') && send('drop') && !marked()] }"""
+
+def wrongly_given(page, files, how, wait=60_000):
+    "What goes wrong when files are dropped on the page, or pasted: it must answer as to files that are chosen, and a browser must not open them."
+    kept,predict = [],Predictor(MODEL)
+    def give(page, files): kept.extend(page.evaluate(GIVEN, [[(o.name, base64.b64encode(o.read_bytes()).decode()) for o in files], how]))
+    from playwright.sync_api import TimeoutError
+    try: found = differences(answers(page, files, give, wait), predict(files), predict.said)
+    except TimeoutError: found = ['no answer']
+    return found + [f'{o}: not taken from the browser, or marked wrongly' for o,good in zip(('held over', 'moved away', 'dropped'), kept) if not good]
+
+@pytest.mark.browser
+@pytest.mark.parametrize('how', ['drop', 'paste'])
+def test_pictures_can_be_dropped_and_pasted(how, site, serve, reader, drawn):
+    page = opened(reader(), serve(site))
+    assert not wrongly_given(page, drawn[40:46], how) and not page.heard
+    assert page.locator('#rows button').all_inner_texts()==[o.name for o in drawn[40:46]]
+
+UNTAKEN = {'dropping does nothing': ('drop', "'dragleave', 'drop']", "'dragleave']"), 'pasting does nothing': ('paste', "addEventListener('paste'", "addEventListener('copy'"),
+    'one of many': ('drop', '[...e.dataTransfer.files]', '[e.dataTransfer.files[0]]'), 'the browser opens it': ('drop', 'e.preventDefault()\n', '')}
+
+@pytest.mark.browser
+@pytest.mark.parametrize('fault', UNTAKEN)
+def test_a_gesture_that_fails_is_found(fault, site, serve, reader, planted, drawn):
+    how,old,new = UNTAKEN[fault]
+    planted((old, new))
+    assert wrongly_given(opened(reader(), serve(site)), drawn[40:42], how, wait=3_000)
 
 CANVAS = '''prepared(im) {
     const [h, w] = this.said.resize.size, canvas = Object.assign(document.createElement('canvas'), {width: w, height: h}), pen = canvas.getContext('2d')
@@ -225,12 +261,65 @@ def test_the_page_can_be_used(width, scheme, site, serve, reader, drawn):
     page.click('#rows button >> nth=3')
     assert not found and not page.heard, '\n'.join(found+page.heard)
 
-@pytest.mark.browser
-def test_the_map_lies_over_the_picture(site, serve, reader):
-    page = opened(reader(), serve(site))
-    page.click('.sample')
-    page.wait_for_selector('#lookrow:not([hidden])', timeout=60_000)
+# ---- the map
+
+def drawn_map(page, shape):
+    "What the page draws over the picture, as a number at each place: how much of its colour, more than 0 for Parasitized, less for the other."
     look = "document.getElementById('picture').toDataURL()"
-    with_map = page.evaluate(look)
+    def seen():
+        im = np.asarray(Image.open(io.BytesIO(base64.b64decode(page.evaluate(look).split(',')[1]))).convert('RGB')).astype(float)
+        return im[...,0]-im[...,2] # red less blue
+    with_map = seen()
     page.uncheck('#over')
-    assert page.evaluate(look)!=with_map
+    plain = seen()
+    page.check('#over')
+    css = "o => getComputedStyle(document.documentElement).getPropertyValue(o)"
+    warm,cold = (float(r)-float(b) for r,_,b in (page.evaluate(css, o).split() for o in ('--for', '--against')))
+    share = np.where(with_map>plain, (with_map-plain)/(warm-plain), (with_map-plain)/(plain-cold)) # a colour of share s leaves 1 - s of the picture
+    ys,xs = (((np.arange(n)+.5)*size/n).astype(int) for n,size in zip(shape, share.shape))
+    return np.array([[share[y-4:y+5,x-4:x+5].mean() for x in xs] for y in ys])
+
+def network_map(file):
+    "What speaks for Parasitized at each place, by onnxruntime in Python: its map less that of the other class."
+    import onnxruntime
+    (folder,said),session = read_folder(MODEL),onnxruntime.InferenceSession(str(MODEL/'model.int8.onnx'), providers=['CPUExecutionProvider'])
+    x = np.asarray(_prepared(open_picture(file), _rule(said)))[None]
+    maps,at = session.run(None, {'pictures': x})[1][0],said['classes'].index(said['positive'])
+    return maps[at]-maps[1-at]
+
+def off_the_map(page, files):
+    "Pictures over which the page draws something else than the network says, or whose map it tells otherwise."
+    found = []
+    for file in files:
+        answers(page, [file])
+        there = network_map(file)
+        here,(y,x),n = drawn_map(page, there.shape),np.unravel_index(there.argmax(), there.shape),len(there)
+        alike,strong = spearmanr(here.ravel(), there.ravel())[0] if here.any() else 0,abs(there)>.2*abs(there).max()
+        if alike<.97: found.append(f'{file.name}: rank correlation {alike:.2f}')
+        if (np.sign(here)!=np.sign(there))[strong].any(): found.append(f'{file.name}: a colour of the other class')
+        if here[y,x]<here.max()-.03: found.append(f'{file.name}: the most lies elsewhere')
+        words = ', '.join([('at the top', 'in the middle', 'at the bottom')[3*(2*y+1)//(2*n)], ('left', 'centre', 'right')[3*(2*x+1)//(2*n)]])
+        if not (said := page.get_attribute('#picture', 'aria-label')).endswith(words): found.append(f'{file.name}: {said}, but it lies {words}')
+    return found
+
+@pytest.fixture(scope='module')
+def mapped(sample_root, tmp_path_factory):
+    "Cells over which there is a map, one of them wider than high."
+    cells = [open_picture(o) for o in sorted(sample_root.rglob('*.png'))[::40][:6]]
+    return written([*map(png, cells), png(cells[0].resize((150,100)))], tmp_path_factory.mktemp('mapped'))
+
+@pytest.mark.browser
+def test_the_map_over_the_picture_is_that_of_the_network(site, serve, reader, mapped):
+    page = opened(reader(), serve(site))
+    assert not off_the_map(page, mapped) and not page.heard
+
+OVER = 'Float32Array.from(a, (v, i) => v - b[i])'
+MAPS = {'transposed': (OVER, 'Float32Array.from(a, (_, i) => { const j = i % w*w + Math.floor(i/w); return a[j] - b[j] })'), 'of the other class': (OVER, 'Float32Array.from(a, (v, i) => b[i] - v)'),
+    'in part of the picture': ('200*Math.abs(map.v[i])/most]), 0, 0, canvas.width, canvas.height)', '200*Math.abs(map.v[i])/most]), 0, 0, canvas.width/2, canvas.height)'),
+    'nowhere': ("!$('over').checked", 'true'), 'told otherwise': ('Math.floor(i/w), h, [', 'i % w, h, [')}
+
+@pytest.mark.browser
+@pytest.mark.parametrize('fault', MAPS)
+def test_a_map_that_is_not_of_the_network_is_found(fault, site, serve, reader, planted, mapped):
+    planted(MAPS[fault])
+    assert off_the_map(opened(reader(), serve(site)), mapped[:2])
