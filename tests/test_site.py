@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 import pytest
-from check_site import examine
+from check_site import examine,repository
 from set_address import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,13 +124,51 @@ def test_an_entry_of_the_search_index_that_leads_nowhere_is_found(copy, plant):
     plant('search.json', '"href": "start.html"', '"href": "nowhere.html"')
     assert [o.split(':')[0] for o in examine(copy)[0]]==['search.json']
 
-def test_next_leads_from_home_through_every_page(site):
-    here,seen = site/'index.html',[]
+def turns(site, page, way):
+    "The page to which the link `way` at the end of a page leads; None where there is no such link."
+    link = re.search(rf'nav-page-{way}"><a href="([^"]+)"', (site/page).read_text(encoding='utf-8'))
+    return link and (site/page).parent.joinpath(link[1]).resolve().relative_to(site).as_posix()
+
+def astray(site):
+    "Pages that `next` does not reach from home, and pages from which `previous` does not lead back."
+    here,before,seen = 'index.html',None,[]
     while here and here not in seen:
+        if (back := turns(site, here, 'previous'))!=before: yield f'{here}: previous leads to {back}, not to {before}'
         seen.append(here)
-        link = re.search(r'nav-page-next"><a href="([^"]+)"', here.read_text(encoding='utf-8'))
-        here = link and (here.parent/link[1]).resolve()
-    assert {*seen}=={site/o for o in pages(site) if not o.startswith('try/')}
+        here,before = turns(site, here, 'next'),here
+    yield from (f'{o}: next never leads here' for o in pages(site) if o not in seen and not o.startswith('try/'))
+
+def test_next_and_previous_lead_through_every_page(site): assert not [*astray(site)]
+
+TURNS = {'previous skips a page': ('nav-page-previous"><a href="resume_an_interrupted_run.html"', 'nav-page-previous"><a href="malaria_with_fastai.html"'),
+    'no previous': ('nav-page-previous"><a href="resume_an_interrupted_run.html"', 'nav-page-previous"><a'),
+    'next skips a page': ('nav-page-next"><a href="read_the_errors.html"', 'nav-page-next"><a href="compare_the_old_tutorials.html"'),
+    'no next': ('nav-page-next"><a href="read_the_errors.html"', 'nav-page-next"><a')}
+
+@pytest.mark.parametrize('fault', TURNS)
+def test_a_wrong_turn_is_found(fault, copy, plant):
+    plant('tutorials/split_by_patient.html', *TURNS[fault])
+    assert any(o.startswith('tutorials/split_by_patient.html: previous' if 'previous' in fault else 'tutorials/read_the_errors.html: next') for o in astray(copy))
+
+LESSONS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
+def page_of(lesson): return f'tutorials/{lesson.stem[3:]}.html'
+
+def no_button(site):
+    "Lessons that do not begin with the button that opens their own notebook in Colab."
+    for o in LESSONS:
+        opening = (site/page_of(o)).read_text(encoding='utf-8').split('<main')[1].split('<h2')[0]
+        address = f"{repository(ROOT).replace('github.com', 'colab.research.google.com/github')}/blob/main/nbs/tutorials/{o.name}"
+        if re.findall(r'<a href="([^"]*colab[^"]*)"[^>]*>\s*Open In Colab\s*</a>', opening)!=[address]: yield page_of(o)
+
+def test_every_lesson_has_its_button_of_colab(site): assert len(LESSONS)>8 and not [*no_button(site)]
+
+BUTTONS = {'of another lesson': ('nbs/tutorials/03_split_by_patient.ipynb">', 'nbs/tutorials/04_read_the_errors.ipynb">'), 'no words': ('>Open In Colab</a>', '></a>'),
+    'elsewhere': ('https://colab.research.google.com/github/', 'https://github.com/'), 'only words': ('<a href="https://colab', '<a title="https://colab')}
+
+@pytest.mark.parametrize('fault', BUTTONS)
+def test_a_button_that_opens_nothing_is_found(fault, copy, plant):
+    plant('tutorials/split_by_patient.html', *BUTTONS[fault])
+    assert [*no_button(copy)]==['tutorials/split_by_patient.html']
 
 def test_every_module_has_a_page_and_every_function_a_link(site):
     text = (site/'reference.html').read_text(encoding='utf-8').split('<main')[1]
@@ -138,13 +176,45 @@ def test_every_module_has_a_page_and_every_function_a_link(site):
     names = [o for p in re.findall(r'<p>([^\n]*? · [^\n]*?)</p>', text) for o in p.split(' · ')]
     assert len(names)>150 and not [o for o in names if not o.startswith('<a href="api/')]
 
+def unlinked(site, page):
+    "Names of the library in the prose of a page that are not links to their place in the API; and how many names there are."
+    from malaria_fastai._modidx import d
+    at = {(o.removeprefix(f'{module}.'), place) for module,names in d['syms'].items() for o,(place,_) in names.items()}
+    names = {o for o,_ in at}
+    text = re.sub(r'(?s)<pre.*?</pre>', '', (site/page).read_text(encoding='utf-8').split('<main')[1])
+    found = [(name, to.removeprefix('../')) for to,name in re.findall(r'(?:<a href="([^"]*)"[^>]*>)?<code>([^<]+?)(?:\(\))?</code>', text) if name in names]
+    return [f'{page}: {name} leads to {to!r}' for name,to in found if (name, to) not in at],len(found)
+
+NAMING = [*map(page_of, LESSONS), 'script.html', 'since_2019.html']
+
+def test_every_name_on_a_lesson_leads_to_the_api(site):
+    found,n = zip(*(unlinked(site, o) for o in NAMING))
+    assert not sum(found, []) and sum(n)>20
+
+NAMES = {'no link': ('<a href="../api/split.html#leakage"><code>leakage', '<a><code>leakage'), 'another name': ('api/split.html#leakage"><code>', 'api/split.html#split_by"><code>')}
+
+@pytest.mark.parametrize('fault', NAMES)
+def test_a_name_that_leads_elsewhere_is_found(fault, copy, plant):
+    plant('tutorials/split_by_patient.html', *NAMES[fault])
+    assert ['leakage' in o for o in unlinked(copy, 'tutorials/split_by_patient.html')[0]]==[True]
+
 def test_formulae_need_nothing(site):
     text = (site/'api/evaluate.html').read_text(encoding='utf-8')
     assert text.count('<math')>5 and 'katex' not in text and 'class="math' not in text
 
-def test_every_figure_has_words_and_a_size(site):
-    for name in pages(site):
-        for o in re.findall(r'<img\b[^>]*>', re.sub(r'base64,[^"]*', '', (site/name).read_text(encoding='utf-8'))): assert re.search(r'alt="[^"]', o), (name, o)
+def bare(site, page):
+    "Figures of a page without words, or without a size."
+    figures = re.findall(r'<img\b[^>]*>', re.sub(r'base64,[^"]*', '', (site/page).read_text(encoding='utf-8')))
+    return [f'{page}: no {what}: {o}' for o in figures for what in ('alt', 'width', 'height') if not re.search(rf'\s{what}="[^"]', o)]
+
+def test_every_figure_has_words_and_a_size(site): assert not [o for page in pages(site) for o in bare(site, page)]
+
+FIGURES = {'alt': '<img alt="" width="9" height="9" src="x.png">', 'width': '<img alt="x" src="x.png" height="9">', 'height': '<img alt="x" src="x.png" width="9">'}
+
+@pytest.mark.parametrize('fault', FIGURES)
+def test_a_bare_figure_is_found(fault, copy, plant):
+    plant('limits.html', '</main>', f'{FIGURES[fault]}</main>')
+    assert [o.split(':')[1] for o in bare(copy, 'limits.html')]==[f' no {fault}']
 
 def test_results_are_read_and_not_typed():
     cells = json.loads((ROOT/'nbs/results.ipynb').read_text(encoding='utf-8'))['cells']
@@ -152,9 +222,23 @@ def test_results_are_read_and_not_typed():
     assert not re.findall(r'\d[.,]\d|\d ?%|\d{3,}', re.sub(r'\]\([^)]*\)|20(19|2\d)', '', prose))
     assert not any(c.get('outputs') for c in cells) # made when the site is built
 
-def test_start_knows_every_lesson(site):
-    text = (site/'start.html').read_text(encoding='utf-8').split('<main')[1]
-    for o in (ROOT/'nbs/tutorials').glob('*.ipynb'): assert f'href="tutorials/{o.stem[3:]}.html"' in text
+def not_in_start(site):
+    "Lessons that have no row on the start page, or none with two numbers of minutes."
+    rows = re.findall(r'(?s)<tr\b.*?</tr>', (site/'start.html').read_text(encoding='utf-8').split('<main')[1])
+    for o in LESSONS:
+        mine = [re.sub('<[^>]+>', '', re.findall(r'(?s)<td.*?</td>', r)[-1]).strip() for r in rows if f'href="{page_of(o)}"' in r]
+        if len(mine)!=1 or not re.fullmatch(r'(?:under )?[\d½]+ / (?:under )?[\d½]+', mine[0]): yield f'{page_of(o)}: {mine}'
+
+def test_start_knows_every_lesson(site): assert not [*not_in_start(site)]
+
+GAPS = {'no minutes on a CPU': (r'(href="tutorials/split_by_patient.html".*?>)[^<>]+( / )', r'\1–\2'), 'none on a T4': (r'(href="tutorials/split_by_patient.html".*? / )[^<>]+', r'\1–'),
+    'no row': (r'href="tutorials/split_by_patient.html"', '')}
+
+@pytest.mark.parametrize('fault', GAPS)
+def test_a_gap_in_start_is_found(fault, copy, plant):
+    main = (copy/'start.html').read_text(encoding='utf-8').split('<main')[1]
+    plant('start.html', main, re.sub(*GAPS[fault], main, flags=re.S))
+    assert any(o.startswith('tutorials/split_by_patient.html') for o in not_in_start(copy))
 
 # ---- in a browser
 
@@ -222,22 +306,26 @@ def search(page, word):
     page.wait_for_selector('#quarto-search .search-result, #quarto-search .search-none', timeout=10_000)
     return page.eval_on_selector_all('#quarto-search .search-result', 'os => os.map(o => o.getAttribute("href"))')
 
+def found_from_a_lesson(page, address):
+    "Whether search on a lesson leads from the name of a class to its place in the API."
+    page.goto(address+'tutorials/split_by_patient.html')
+    return '../api/data.html#imagedatabunch' in search(page, 'ImageDataBunch')
+
 @pytest.mark.browser
 @pytest.mark.parametrize('where', ['served', 'on disk'])
 def test_search_finds(site, serve, reader, where):
     page = reader()
-    page.goto((serve(site) if where=='served' else f'{site.as_uri()}/')+'tutorials/split_by_patient.html')
-    assert '../api/data.html#imagedatabunch' in search(page, 'ImageDataBunch')
+    assert found_from_a_lesson(page, serve(site) if where=='served' else f'{site.as_uri()}/')
     page.click('#quarto-search .search-result[href="../api/data.html#imagedatabunch"]')
     page.wait_for_url('**/api/data.html#imagedatabunch')
     assert page.inner_text('#imagedatabunch').strip() and not page.heard
 
 @pytest.mark.browser
-def test_search_that_finds_nothing_is_noticed(copy, plant, serve, reader):
-    plant('search.json', 'ImageDataBunch', 'Bunch')
-    page = reader()
-    page.goto(serve(copy)+'index.html')
-    assert '../api/data.html#imagedatabunch' not in search(page, 'ImageDataBunch')
+@pytest.mark.parametrize('old,new', [('ImageDataBunch', 'Bunch'), ('"href": "api/data.html#imagedatabunch"', '"href": "api/data.html"')])
+def test_search_that_finds_nothing_is_noticed(copy, plant, serve, reader, old, new):
+    assert found_from_a_lesson(page := reader(), address := serve(copy))
+    plant('search.json', old, new)
+    assert not found_from_a_lesson(page, address)
 
 def lightness(page):
     return page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0)/765")

@@ -10,7 +10,7 @@ FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</
 NETWORK = re.compile(r'<(?:link|script)\b[^>]*\b(?:href|src)="https?://cdn\.[^"]*"[^>]*>(?:</script>)?')
 BADGE = re.compile(r'<p>(?:<a [^>]*><img [^>]*src="https?://(?!colab)[^>]*></a>\s*)+</p>\n?')
 PICTURE = re.compile(r'<img\b[^>]*src="https?://[^>]*>')
-CODE_OR_PICTURE = re.compile(r'<code class="sourceCode python">(?P<code>.*?)</code>|<img (?![^>]*\balt=)(?P<rest>src="data:image/\w+;base64,(?P<data>[^"]*)"[^>]*)>', re.S)
+CODE_OR_PICTURE = re.compile(r'<code class="sourceCode python">(?P<code>.*?)</code>|<img (?P<rest>[^>]*?src="data:image/[\w+]+;base64,(?P<data>[^"]*)"[^>]*)>', re.S)
 
 def formulae(text):
     "Write formulae as MathML, which browsers set by themselves, and drop what a page would fetch to set them."
@@ -28,20 +28,23 @@ def last_statement(code):
     return text if len(text)<=120 else text[:119]+'…'
 
 def size_of(data):
-    "Width and height in pixels of a PNG or JPEG in base64; None if they are not found."
+    "Width and height in pixels of a PNG, JPEG or SVG in base64; None if they are not found."
     raw = b64decode(data)
     if raw[:4]==b'\x89PNG': return struct.unpack('>II', raw[16:24])
     if found := re.search(rb'\xff[\xc0-\xc2]..\x08(..)(..)', raw, re.S): return tuple(int.from_bytes(found[i], 'big') for i in (2, 1))
+    if found := re.search(rb'<svg\b[^>]*? width="([\d.]+)pt" height="([\d.]+)pt"', raw): return tuple(round(float(o)*4/3) for o in found.groups()) # 3 pt are 4 pixels
 
 def figures(text):
-    "Give figures a size, so that nothing jumps while a page loads, and words: the statement that drew them."
+    "Give figures a size, so that nothing jumps while a page loads, and those without words the statement that drew them."
     said = 'a notebook cell'
     def mend(m):
         nonlocal said
         if m['code'] is not None: said = last_statement(m['code']); return m[0]
-        size = size_of(m['data'])
+        has = m['rest'].replace(m['data'], '')
+        size = None if ' width=' in has else size_of(m['data'])
+        words = '' if re.search(r'\balt=', has) else f'alt="Figure drawn by: {html.escape(said)}" '
         box = f' width="{size[0]}" height="{size[1]}"' if size else ''
-        return f'<img alt="Figure drawn by: {html.escape(said)}" {m["rest"]}{box}>'
+        return f'<img {words}{m["rest"]}{box}>'
     return CODE_OR_PICTURE.sub(mend, text)
 
 def roles(text):
