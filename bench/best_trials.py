@@ -39,17 +39,17 @@ ASIDE = {'resnet18_32_64_stain': RECIPES['progressive_resnet18']} # a question o
 
 def trial(recipe, root, cells, seed):
     "Train on the training patients, judge on the validation patients: with one view, and with the mean of the eight dihedral ones."
-    positive,start = positive_class(cells.label),time.time()
+    positive,start,cpu = positive_class(cells.label),time.time(),time.process_time()
     data = recipe_data(recipe, root, cells, seed, cache=root.parent/'pictures')
     learn = recipe_learner(recipe, data)
     with learn.no_bar(): fit_recipe(learn, recipe)
-    seconds,valid = time.time() - start,cells[cells.split == 'valid']
+    seconds,cpu,valid = time.time() - start,time.process_time() - cpu,cells[cells.split == 'valid']
     one = learn.predict_cells(valid, positive)
     with learn.no_bar(): mean = learn.TTA(beta=None, dl=data.test_dl([root/o for o in valid.path]))[1]
     eight = one.assign(p=mean[:, data.classes.index(positive)].double().numpy(), pred=[data.classes[k] for k in mean.argmax(1)])
     a,b,gain = metrics(one, positive),metrics(eight, positive),paired_difference(one, eight, positive, draws=500)
     return dict(accuracy=a['accuracy'], auc=a['auc'], accuracy_eight=b['accuracy'], auc_eight=b['auc'], auc_gain_lo=gain.lo['auc'], auc_gain_hi=gain.hi['auc'],
-                train_seconds=round(seconds), parameters=sum(p.numel() for p in learn.model.parameters()),
+                train_seconds=round(seconds), cpu_seconds=round(cpu), parameters=sum(p.numel() for p in learn.model.parameters()),
                 epochs_valid_loss=' '.join(f"{o['valid_loss']:.4f}" for o in learn.recorder.history))
 
 
