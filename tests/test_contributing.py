@@ -1,4 +1,5 @@
-"What a contributor is told holds: the checklist names rules that exist, the ten lines name commands that exist, the changelog keeps its form."
+"""What a contributor is told holds: the checklist names rules that exist, the ten lines name commands that exist, the changelog keeps its form.
+And what is published was tested."""
 import re
 from importlib.metadata import entry_points
 import pytest
@@ -67,3 +68,26 @@ def test_the_changelog_keeps_its_form(said):
     if said: text = text.replace(*LOG_FAULTS[said])
     found = [*changelog_faults(text, settings(ROOT)['version'])]
     assert any(o.startswith(said) for o in found) if said else found==[], found
+
+def publishing_faults(site, test):
+    "The workflow `site` publishes the commit that passed the workflow `test` on main, and publishes all of it."
+    name = re.search(r'^name: (.+)$', test, re.M)[1]
+    triggers = re.search(r'^on:\n((?:  .*\n)+)', site, re.M)[1]
+    if f'  workflow_run:\n    workflows: [{name}]\n    branches: [main]\n' not in triggers: yield 'does not wait for the tests'
+    if re.search(r'^  (push|pull_request\w*|schedule):', triggers, re.M): yield 'runs without the tests'
+    for o in ("conclusion == 'success'", "event == 'push'"):
+        if f'github.event.workflow_run.{o}' not in site: yield f'does not ask for {o}'
+    if 'ref: ${{ github.event.workflow_run.head_sha || github.sha }}' not in site: yield 'builds another commit'
+    if not re.search(r'run: make docs\n +env:\n +WHOLE_SITE: 1\n', site): yield 'may publish a part'
+
+SITE_FAULTS = {'does not wait': ('workflows: [test]', 'workflows: [tests]'), 'runs without': ('  workflow_dispatch:\n', '  workflow_dispatch:\n  push:\n'),
+               'does not ask for conclusion': ("'success'", "'failure'"), 'does not ask for event': ("event == 'push'", "event != 'x'"),
+               'builds another': ('workflow_run.head_sha', 'x'), 'may publish': ('WHOLE_SITE: 1', 'WHOLE_SITE: 0')}
+
+@pytest.mark.parametrize('said', [None, *SITE_FAULTS])
+def test_only_what_was_tested_is_published(said):
+    text = read('.github/workflows/site.yml')
+    if said: text = text.replace(*SITE_FAULTS[said])
+    found = [*publishing_faults(text, read('.github/workflows/test.yml'))]
+    assert any(o.startswith(said) for o in found) if said else found==[], found
+    assert "os.environ.get('WHOLE_SITE')" in read('tools/make_docs.py')
