@@ -671,8 +671,9 @@ def _check_out_of_fold(preds):
 # %% ../nbs/api/07_evaluate.ipynb #a6b9425c
 def _cleanlab():
     try: from cleanlab import filter as found, rank
-    except ImportError as e: raise ImportError("the label audit needs cleanlab, which is not installed: "
-                                               "pip install 'malaria_fastai[audit]'") from e
+    except ImportError as e:
+        from malaria_fastai.source import install_command # here, since nothing else of this page needs another module
+        raise ImportError(f"the label audit needs cleanlab, which is not installed: {install_command('audit')}") from e
     return found.find_label_issues, rank.get_label_quality_scores
 
 def review_list(

@@ -58,6 +58,7 @@ from torch.optim.adamw import adamw
 from tqdm.auto import tqdm
 
 from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, replacing, seed_torch, seeded, show_grid, view
+from .source import install_command
 
 # %% ../nbs/api/04_learner.ipynb #10ede0b7
 _FEATURES = {'vgg', 'alexnet', 'squeezenet', 'densenet', 'mobilenetv2', 'mobilenetv3', 'efficientnet', 'convnext'} # body: .features
@@ -123,7 +124,7 @@ def _network(name, pretrained, weights):
     except KeyError as e: raise ValueError(f"{name} has no weights called {weights!r}") from e
     except (OSError, RuntimeError) as e:
         if not pretrained: raise
-        here = f", take those of a Python package with weights='packaged' ({_INSTALL})" if name in PACKAGED else ''
+        here = f", take those of a Python package with weights='packaged' ({install_command('weights')})" if name in PACKAGED else ''
         raise WeightsUnavailable(f"the ImageNet weights of {name} cannot be had here ({type(e).__name__}). Connect to the network once{here}, "
                                  "or train from scratch with pretrained=False (on the command line: --pretrained no)") from e
 
@@ -169,7 +170,6 @@ def n_features(
     return out.shape[1]
 
 # %% ../nbs/api/04_learner.ipynb #bfdadcd9
-_INSTALL = 'pip install "malaria_fastai[weights]"'
 _CAFFE_MEAN = 123.68, 116.779, 103.939 # Red, green, blue of the Caffe models
 _FIRES = dict(zip(range(2, 10), (3, 4, 6, 7, 9, 10, 11, 12))) # Where torchvision keeps fire2 … fire9
 _LITE0 = 1, 2, 2, 3, 3, 4, 1 # Blocks of the stages of EfficientNet-B0 and Lite0 (Tan and Le 2019, table 1)
@@ -241,8 +241,8 @@ def packaged_weights(
     p = PACKAGED[name]
     there = importlib.util.find_spec(p.package)
     file = Path(next(iter(there.submodule_search_locations)))/p.file if there else None
-    if file is None or not file.is_file(): raise WeightsUnavailable(f"the weights of {name} come with a Python package that is not installed: {_INSTALL}")
-    if sha256(file.read_bytes()).hexdigest() != p.sha256: raise WeightsUnavailable(f"{file.name} is not the file that is known; install it anew: {_INSTALL}")
+    if file is None or not file.is_file(): raise WeightsUnavailable(f"the weights of {name} come with a Python package that is not installed: {install_command('weights')}")
+    if sha256(file.read_bytes()).hexdigest() != p.sha256: raise WeightsUnavailable(f"{file.name} is not the file that is known; install it anew: {install_command('weights')}")
     return p.read(file)
 
 # %% ../nbs/api/04_learner.ipynb #71a97f56
@@ -1032,7 +1032,7 @@ def half_precision()->list: # [] or one callback for `fit_one_cycle(callbacks=)`
 def _accelerator():
     "accelerate's engine, joined to the processes that were launched together."
     try: from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as e: raise ImportError("several processes need accelerate: pip install 'malaria_fastai[distributed]'") from e
+    except ImportError as e: raise ImportError(f"several processes need accelerate: {install_command('distributed')}") from e
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 

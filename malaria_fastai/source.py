@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/source.html.md"""
 __all__ = ['NIH', 'CXR', 'SAMPLE', 'RECORDS', 'EXTENSIONS', 'MAX_ENTRIES', 'MAX_BYTES', 'MAX_RATIO', 'DRAWN_NOTE', 'Record',
            'record_for', 'facts', 'DataNotFound', 'DownloadFailed', 'download', 'BadArchive', 'UnsafeArchive',
            'Extracted', 'extract', 'progress', 'class_root', 'is_drawn', 'draw_cell', 'draw_sample', 'contact_sheet',
-           'locate', 'default_source']
+           'locate', 'default_source', 'install_command']
 
 # %% ../nbs/api/00_source.ipynb #36c39839
 import csv
@@ -653,3 +653,11 @@ def locate(
 def default_source()->str: # 'sample', 'nih', or whatever MALARIA_DATA holds
     "The data set that notebooks run on: the variable MALARIA_DATA, else the full set in Colab, else the drawn sample."
     return os.environ.get('MALARIA_DATA') or ('nih' if 'google.colab' in sys.modules else 'sample')
+
+# %% ../nbs/api/00_source.ipynb #7f3b0c52
+def install_command(
+    extra:str # Name of the extra: audit, distributed, onnx, weights
+)->str: # A line for the shell
+    "How to install this package with an extra."
+    from malaria_fastai._modidx import d # nbdev keeps the repository's address here
+    return f'pip install "malaria_fastai[{extra}] @ git+{d["settings"]["git_url"]}"'

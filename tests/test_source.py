@@ -11,8 +11,8 @@ from PIL import Image
 
 from malaria_fastai import source
 from malaria_fastai.source import (CXR, NIH, RECORDS, SAMPLE, BadArchive, DataNotFound, DownloadFailed, Record, UnsafeArchive,
-                                   class_root, default_source, download, draw_cell, draw_sample, extract, facts, is_drawn, locate,
-                                   record_for)
+                                   class_root, default_source, download, draw_cell, draw_sample, extract, facts, install_command, is_drawn,
+                                   locate, record_for)
 
 def png(n):
     b = io.BytesIO()
@@ -463,3 +463,12 @@ def test_real_archive(nih_root, tmp_path):
     assert time.time() - start < 30
     assert done.left_out == {'Thumbs.db': 2} and done.n_files == 12_670
     assert {o.name: len(os.listdir(o)) for o in class_root(done.root).iterdir()} == {'Parasitized': 6_429, 'Uninfected': 6_241}
+
+# ---- extras
+
+def test_errors_and_pages_name_the_same_line():
+    here = Path(__file__).parent.parent
+    assert install_command('x').replace('[x]', '') in (here/'README.md').read_text(encoding='utf-8')
+    for extra,page in (('audit', '04'), ('onnx', '08'), ('distributed', '09')):
+        text = next((here/'nbs/tutorials').glob(f'{page}*.ipynb')).read_text(encoding='utf-8').replace('\\"', '"')
+        assert install_command(extra).removeprefix('pip install ') in text, page
