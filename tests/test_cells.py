@@ -1,5 +1,5 @@
 "What a notebook cannot say about cells: every kind of picture, damage at any byte, odd folders, and the real archive."
-import io, struct, subprocess, sys, warnings, zlib
+import io, struct, subprocess, sys, time, warnings, zlib
 
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
@@ -126,8 +126,8 @@ BAD = {
     'zip': (b'PK\x03\x04'+bytes(50), 'zip'),
     'gif': (saved(GREY, 'GIF'), 'GIF'),
     'webp': (saved(RGB, 'WEBP'), 'WebP'),
-    'animated': (saved(RGB, 'PNG', save_all=True, append_images=[Image.fromarray(RGB[::-1])]), '2 pictures'),
-    'pages': (saved(RGB, 'TIFF', save_all=True, append_images=[Image.fromarray(RGB[::-1])]), '2 pictures'),
+    'animated': (saved(RGB, 'PNG', save_all=True, append_images=[Image.fromarray(RGB[::-1])]), 'more than one picture'),
+    'pages': (saved(RGB, 'TIFF', save_all=True, append_images=[Image.fromarray(RGB[::-1])]), 'more than one picture'),
     'large': (saved(Image.new('1', (5000, 2500)), 'PNG'), '12,500,000|5000 x 2500'),
     'bomb': (raw_png(np.zeros((1,1), np.uint16), 0)[:16]+struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0), 'truncated'),
     'truncated png': (saved(RGB, 'PNG')[:-20], 'truncated'),
@@ -147,6 +147,44 @@ def test_a_giant_header_is_refused_before_decoding():
     ihdr = b'IHDR'+struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0)
     data = b'\x89PNG\r\n\x1a\n\0\0\0\r'+ihdr+struct.pack('>I', zlib.crc32(ihdr))+b'\0\0\0\0IEND\xaeB`\x82'
     with pytest.raises(BadPicture, match='too many pixels'): opened(data)
+
+def chained_tiff(n):
+    "A TIFF whose page comes `n` times more: each says where the next one is, and all show the same pixels."
+    data = saved(RGB, 'TIFF')
+    at, = struct.unpack_from('<I', data, 4)
+    end = at + 2 + 12*struct.unpack_from('<H', data, at)[0]
+    page,size = data[at:end],end - at + 4
+    nexts = [len(data) + size*i for i in range(n)] + [0]
+    return data[:end] + struct.pack('<I', nexts[0]) + data[end+4:] + b''.join(page + struct.pack('<I', o) for o in nexts[1:])
+
+def scans_jpeg(n, size=(40, 30)):
+    "A progressive JPEG whose last scan comes `n` times more."
+    data = saved(Image.new('RGB', size, (200, 120, 140)), 'JPEG', progressive=True)
+    at = data.rindex(b'\xff\xda')
+    return data[:at] + data[at:-2]*n + data[-2:]
+
+def exif_jpeg(n):
+    "A JPEG with `n` EXIF blocks of one byte."
+    data = saved(RGB, 'JPEG')
+    return data[:2] + b'\xff\xe1\0\x09Exif\0\0x'*n + data[2:]
+
+SLOW = {'pages': (chained_tiff(100_000), 'more than one picture'), 'scans': (scans_jpeg(100_000), 'more than 200 scans'),
+        'EXIF blocks': (exif_jpeg(1_000_000), 'more than 200 EXIF blocks')}
+
+@pytest.mark.parametrize('kind', SLOW)
+def test_files_made_to_keep_a_program_busy_are_refused_at_once(kind):
+    data,reason = SLOW[kind]
+    start = time.perf_counter()
+    with pytest.raises(BadPicture, match=reason): opened(data)
+    assert time.perf_counter() - start < 10 # it takes milliseconds; decoding would take minutes or hours
+
+def test_as_many_scans_as_are_allowed_take_seconds():
+    start = time.perf_counter()
+    assert opened(scans_jpeg(C.MAX_SCANS - 10, (4000, 3000))).shape == (3000, 4000, 3)
+    assert time.perf_counter() - start < 60
+
+@pytest.mark.parametrize('data', [scans_jpeg(20), exif_jpeg(3), chained_tiff(0)])
+def test_a_few_scans_and_blocks_are_read(data): assert opened(data).ndim == 3
 
 def test_no_file_and_a_folder(tmp_path):
     for o in (tmp_path/'gone.png', tmp_path):
