@@ -166,6 +166,8 @@ EXTENSIONS = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp') # Pictures that 
 MAX_ENTRIES = 1_000_000 # An archive with more is refused: 36 times the NIH set
 MAX_BYTES = 20*2**30    # So is one that unfolds to more: 60 times the NIH set
 MAX_RATIO = 200         # So is an entry or archive over a megabyte that unfolds to so many times its size; PNG hardly shrinks
+_LONGEST = 500          # Characters of an entry's name
+_DEEPEST = 20           # Folders of an entry's name; work grows with the square of either
 _STALE = 3600           # Seconds after which a half-done extraction is taken for abandoned
 
 
@@ -185,7 +187,10 @@ class Extracted:
     left_out: dict  # Why entries were left out, and how many
 
 
-def _name(info): return normalize('NFC', info.filename.replace('\\', '/')) # old programs for Windows write backslashes
+def _name(info):
+    "The name of an entry: old programs for Windows write backslashes, and `a//b` and `a/./b` are the file `a/b`."
+    name = normalize('NFC', info.filename.replace('\\', '/'))
+    return f"{PurePosixPath(name)}{'/'*name.endswith('/')}"
 
 
 def _bomb(size, packed): return size > 2**20 and size > MAX_RATIO*max(1, packed)
@@ -193,6 +198,8 @@ def _bomb(size, packed): return size > 2**20 and size > MAX_RATIO*max(1, packed)
 
 def _refusal(info):
     "Why an entry must not be written, or None."
+    if len(info.filename) > _LONGEST or sum(map(info.filename.count, '/\\')) > _DEEPEST:
+        return f'a name of more than {_LONGEST} characters or {_DEEPEST} folders; pack the pictures anew under shorter names'
     name,kind = _name(info),stat.S_IFMT(info.external_attr >> 16)
     if name.startswith('/') or ':' in name: return 'an absolute name, or one with a colon'
     if '..' in name.split('/'): return 'a name that leaves the folder'
@@ -222,26 +229,37 @@ def _check(infos, packed):
     "Why the whole archive is refused: one bad entry, or too much of everything."
     if len(infos) > MAX_ENTRIES: return f"more than {MAX_ENTRIES:,} entries are too many"
     total,bad = sum(o.file_size for o in infos),next((o for o in infos if _refusal(o)), None)
-    if bad: return f"the entry {bad.filename!r} is {_refusal(bad)}"
+    if bad: return f"the entry {_shortened(bad.filename)!r} is {_refusal(bad)}"
     if total > MAX_BYTES or _bomb(total, packed): return f"{packed/1e6:,.1f} MB that unfold to {total/1e6:,.0f} MB are a bomb"
+
+
+def _shortened(name): return name if len(name) <= 80 else f'{name[:60]}…'
+
+
+def _above(names):
+    "Every folder above these names; none is looked at twice."
+    folders = set()
+    for o in names:
+        while (o := o.rpartition('/')[0]) and o not in folders: folders.add(o)
+    return folders
 
 
 def _collision(names):
     "Two names that fall on one file, also where capitals do not count, or a file that another takes for its folder."
     seen = Counter(o.casefold() for o in names)
-    folders = {str(p) for o in seen for p in PurePosixPath(o).parents}
+    folders = _above(seen)
     both = next((o for o in names if seen[o.casefold()] > 1 or o.casefold() in folders), None)
-    return both and f"two entries want the place of {both!r}"
+    return both and f"two entries want the place of {_shortened(both)!r}"
 
 
 def _plan(infos, packed):
     "The entries to write by name, and what is left out; raises before anything is written."
-    why_not = _check(infos, packed)
+    if why_not := _check(infos, packed): raise UnsafeArchive(f"{why_not}. Nothing was extracted")
     infos = [o for o in infos if not _name(o).endswith('/')]
     known = {(_name(o), o.CRC, o.file_size) for o in infos}
     left = [_left_out(_name(o)) or _copy(o, known) for o in infos]
     keep = {o: _name(o) for o,why in zip(infos, left) if not why}
-    if why_not := why_not or _collision(keep.values()): raise UnsafeArchive(f"{why_not}. Nothing was extracted")
+    if why_not := _collision(keep.values()): raise UnsafeArchive(f"{why_not}. Nothing was extracted")
     return {name: o for o,name in keep.items()},dict(Counter(o for o in left if o))
 
 

@@ -166,7 +166,8 @@ HOSTILE = {
     'symbolic link': (entry('a/link.png', stat.S_IFLNK | 0o777), 'link'),
     'device': (entry('a/null.png', stat.S_IFCHR | 0o666), 'link or a device'),
     'duplicate': ('Parasitized/0.png', 'want the place'), 'capitals': ('parasitized/0.PNG', 'want the place'),
-    'accents': ('é.png', 'want the place'), 'file and folder': ('Parasitized/0.png/1.png', 'want the place')}
+    'accents': ('é.png', 'want the place'), 'two slashes': ('Parasitized//0.png', 'want the place'), 'a dot': ('Parasitized/./0.png', 'want the place'),
+    'a dot at the end': ('Parasitized/0.png/.', 'want the place'), 'file and folder': ('Parasitized/0.png/1.png', 'want the place')}
 
 @pytest.mark.filterwarnings('ignore:Duplicate name')
 @pytest.mark.parametrize('kind', HOSTILE)
@@ -190,6 +191,24 @@ def test_bombs(tmp_path, files, why):
 def test_too_much(tmp_path, monkeypatch, name, limit):
     monkeypatch.setattr(source, name, limit)
     with pytest.raises(UnsafeArchive): extract(zipped(tmp_path/'big.zip', TREE), tmp_path/'out')
+
+LONG = {'folders': '/'.join('a'*32_000) + '/1.png', 'one word': 'a'*65_000 + '.png', 'backslashes': '\\'.join('a'*30_000), 'accents': 'a' + '\u0316\u0301'*16_000 + '.png'}
+
+@pytest.mark.parametrize('kind', LONG)
+def test_endless_names_are_refused_at_once(tmp_path, kind):
+    "Twenty such names; to look at every folder above one, or to order the accents of one, took seconds."
+    path = zipped(tmp_path/'in'/'long.zip', [*TREE.items(), *((f'{i}{LONG[kind]}', b'x') for i in range(20))])
+    start = time.perf_counter()
+    with pytest.raises(UnsafeArchive, match='shorter names') as e: extract(path, tmp_path/'out')
+    assert time.perf_counter() - start < 10
+    assert 'long.zip' in str(e.value) and len(str(e.value)) < 300 and os.listdir(tmp_path) == ['in']
+
+@pytest.mark.parametrize('name,good', [('a/'*20 + '1.png', True), ('a/'*21 + '1.png', False), ('a'*246 + '/' + 'b'*249 + '.png', True), ('a'*250 + '/' + 'b'*249 + '.png', False)])
+def test_names_of_a_sensible_length_are_extracted(tmp_path, name, good):
+    path = zipped(tmp_path/'c.zip', {name: b'x'})
+    if good: assert extract(path, tmp_path/'out').n_files == 1
+    else:
+        with pytest.raises(UnsafeArchive, match='500 characters or 20 folders'): extract(path, tmp_path/'out')
 
 def test_encrypted(tmp_path):
     with pytest.raises(UnsafeArchive, match='encrypted'): extract(encrypted(tmp_path/'secret.zip'), tmp_path/'out')
