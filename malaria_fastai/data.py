@@ -48,7 +48,7 @@ from fastcore.foundation import L
 from fasttransform.transform import compose_tfms
 from PIL import Image
 
-from .cells import open_picture
+from .cells import _read, open_picture
 from .source import DRAWN_NOTE, is_drawn, progress as bar
 from .split import split_random
 
@@ -145,7 +145,7 @@ class Resizing:
         "Cut the final shape out of `x`; does nothing unless the method is CROP."
         if self.method != ResizeMethod.CROP: return x
         (th,tw) = self.size
-        top,left = int((x.shape[0]-th)*row + .5),int((x.shape[1]-tw)*col + .5)
+        top,left = (min(int((n-m+1)*o), n-m) for n,m,o in zip(x.shape, self.size, (row, col))) # every place as likely as any other, as in v1
         return x[top:top+th, left:left+tw]
 
 # %% ../nbs/api/03_data.ipynb #fb70f19d
@@ -369,22 +369,22 @@ def _ahead(f, items, workers, ahead):
             yield done
 
 # %% ../nbs/api/03_data.ipynb #9a6a9ade
-def _digest(file): return sha256(Path(file).read_bytes()).digest()[:16]
+def _digest(file): return sha256(_read(file)[0]).digest()[:16]
 
 
 @patch
 def _keep(self:Pictures, folder, verify):
     "Open the picture file if it has all pictures, else make it."
     file,keys = folder/cache_name(self.rule, self.root, folder),self.keys()
-    old = _opened_file(file)
-    rows = old.find(keys) if old is not None else np.full(len(keys), -1)
-    if verify: rows = self._verified(old, rows)
     try:
+        old = _opened_file(file)
+        rows = old.find(keys) if old is not None else np.full(len(keys), -1)
+        if verify: rows = self._verified(old, rows)
         if (rows < 0).any(): old,rows = self._made(file, keys, old, rows),np.arange(len(keys))
         self.store,self.rows = old,rows
     except OSError as e:
         print(f"No picture cache: {e.strerror or e}. Training goes on, and decodes every picture in every epoch. "
-              "Free some space, or name another folder: cache='folder'.")
+              "Free some space, mend the permissions, or name another folder: cache='folder'.")
 
 
 def _opened_file(file):
@@ -418,10 +418,26 @@ def _made(self:Pictures, file, keys, old, rows):
 @patch
 def _announce(self:Pictures, folder, missing):
     "Say what is going to be made, and refuse it where there is no room."
-    nbytes = len(self)*(int(np.prod(self.rule.size)) if self.rule.size else 130*130)*3 # 130: the usual side of a cell
+    nbytes = 3*int(len(self)*self._pixels_each())
     folder.mkdir(parents=True, exist_ok=True)
     if nbytes > 1e7: print(f"Decoding {missing:,} pictures once: about {nbytes/1e9:.2f} GB in the folder {folder.name}")
     if shutil.disk_usage(folder).free < nbytes: raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+@patch
+def _pixels_each(self:Pictures):
+    "About how many pixels a picture has once resized. CROP keeps its longer side and NO both, so a hundred are asked for their sizes."
+    if self.rule.one_shape: return math.prod(self.rule.size)
+    some = [self._size(i) for i in np.unique(np.linspace(0, len(self)-1, 100).astype(int))]
+    return np.mean([math.prod(self.rule._target(*o) if self.rule.size else o) for o in some])
+
+
+@patch
+def _size(self:Pictures, i):
+    "Width and height as the file's head says, nothing decoded; those of a usual cell where it cannot be read, which decoding will report."
+    try:
+        with Image.open(self.path(i)) as im: return im.size
+    except Exception: return 130,130
 
 
 def _clear_away(file):

@@ -14,6 +14,13 @@ def pytest_collection_modifyitems(items):
         if 'nih_root' in getattr(o, 'fixturenames', ()): o.add_marker('real')
         if o.get_closest_marker('real') and not there: o.add_marker(pytest.mark.skip(reason='MALARIA_NIH_ZIP names no archive'))
 
+def pytest_terminal_summary(terminalreporter):
+    "What a test leaves with `record_property('shown', line)` is printed at the end, also where it passes."
+    runs = [o for some in terminalreporter.stats.values() for o in some if getattr(o, 'when', '')=='call']
+    said = [v for o in runs for k,v in o.user_properties if k=='shown']
+    if said: terminalreporter.section('measured')
+    for o in said: terminalreporter.write_line(o)
+
 @pytest.fixture(scope='session', autouse=True)
 def offline():
     "Only this machine answers: a test that reaches for the network fails, on every machine alike."
