@@ -7,7 +7,7 @@ from PIL import Image
 pytest.importorskip('accelerate', reason="several processes need the extra [distributed]")
 
 TRAIN = """
-import json,os,sys
+import json,os,shutil,sys
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
@@ -35,13 +35,15 @@ class Watch(Callback):
             dl._mine = watched
     def before_step(self): self.grads.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])[:2000].tolist())
 
-def train(learn, epochs, name, stop=None, **kw):
+def train(learn, epochs, name, stop=None, every='epoch', saver=SaveModelCallback, **kw):
     watch = Watch()
     class Stop(Callback):
         order = 2500
+        def after_batch(self):
+            if self.training and (self.epoch, self.iter) == stop: raise CancelFitException()
         def after_epoch(self):
             if self.epoch == stop: raise CancelFitException()
-    with learn.distributed(): learn.fit_one_cycle(epochs, 1e-2, callbacks=[SaveModelCallback(every='epoch', name=name), watch, *([Stop()] if stop is not None else [])], **kw)
+    with learn.distributed(): learn.fit_one_cycle(epochs, 1e-2, callbacks=[saver(every=every, name=name), watch, *([Stop()] if stop is not None else [])], **kw)
     for dl in learn.dls.loaders[:2]: del dl._mine
     history = [{k: v for k,v in h.items() if k != 'seconds'} for h in learn.recorder.history]
     return dict(cells=watch.cells, valid=watch.valid, grads=watch.grads, history=history, weights=weights_hash(learn.model), loss=[float(o) for o in learn.recorder.losses])
@@ -69,6 +71,20 @@ found['whole'] = train(resnet(), 2, 'whole')
 train(resnet(), 2, 'pieces', stop=0)
 learn = resnet()
 found['pieces'] = train(learn, 2, 'pieces', start_epoch='last')
+
+class FromItsBeginning(SaveModelCallback):
+    "A fault: the epoch that was stopped begins anew."
+    def jump_to_epoch(self, epoch):
+        done = super().jump_to_epoch(epoch)
+        self.learn.first_batch = 0
+        return done
+
+if 'RANK' in os.environ: # stopped after four batches of the second epoch, continued after three
+    found['stopped'] = train(resnet(), 2, 'inside', stop=(1, 3), every=3)
+    with writer_first():
+        for o in ('pth', 'state')*is_writer(): shutil.copyfile(out/f'models/inside_1b3.{o}', out/f'models/anew_1b3.{o}')
+    np.random.seed(99), torch.manual_seed(99) # nothing may hang on these
+    for name,saver in (('inside', SaveModelCallback), ('anew', FromItsBeginning)): found[name] = train(resnet(), 2, name, start_epoch='last', every=3, saver=saver)
 found['written'] = sorted(written)
 if is_writer(): found['predicted'] = learn.get_preds()[0].tolist() # by one process alone
 (out/f'{rank}.json').write_text(json.dumps(found))
@@ -148,6 +164,22 @@ def test_a_resnet_agrees_on_all_processes(two):
 
 def test_continued_is_uninterrupted(two):
     for o in two[0]: assert o['pieces']['weights'] == o['whole']['weights'] and o['pieces']['history'] == o['whole']['history']
+
+def off_course(runs, name):
+    "What differs from the uninterrupted run in one that was stopped inside its second epoch and continued after three batches of it."
+    for rank,o in enumerate(runs):
+        whole,went_on = o['whole'],o[name]
+        if went_on['weights'] != whole['weights']: yield f'{rank}: weights'
+        if went_on['history'] != whole['history']: yield f'{rank}: history'
+        if went_on['loss'] != whole['loss']: yield f'{rank}: losses'
+    then,now = ([i for o in runs for e,idxs in take(o) if e == 1 for i in idxs] for take in (lambda o: o['stopped']['cells'][:8], lambda o: o[name]['cells']))
+    if not len({*then, *now}) == len(then) + len(now) == 50: yield 'cells'
+
+def test_stopped_inside_an_epoch_and_continued_is_uninterrupted(two):
+    assert [*off_course(two[0], 'inside')] == [] and two[1].count('Loaded inside_1b3') == 1
+
+def test_an_epoch_that_begins_anew_is_noticed(two):
+    assert two[1].count('Loaded anew_1b3') == 1 and {'0: weights', '1: weights', '0: history', 'cells'} <= {*off_course(two[0], 'anew')}
 
 def test_only_one_process_talks(two): assert two[1].count('Loaded pieces_0') == 1
 
@@ -248,15 +280,36 @@ def test_the_command_has_one_writer_and_one_voice(command, place):
     assert {o.name for o in run.iterdir()} >= {'metrics.json', 'history.csv', 'predictions.csv', 'model', 'report.html'} and not (run/'states').exists()
     assert (run/'model'/'model.json').exists() and not [o for o in run.rglob('*.tmp')]
 
+def shared_in(processes, epoch): return [[p for shuffle,n,e,_,paths in o['cells'] if shuffle and n == 2 and e == epoch for p in paths] for o in processes]
+
+def wrongly_shared(processes, train, epochs):
+    "Epochs in which a cell comes twice, is missing or is not one to train on, or in which the shares are not eleven and ten of each batch."
+    for k in epochs:
+        a,b = shared_in(processes, k)
+        if not (len(a) + len(b) == len({*a, *b}) == len(train)//21*21 and {*a, *b} <= train and len(a) - len(b) == len(train)//21): yield f'epoch {k}'
+
 @needs_the_command
-def test_the_command_trains_no_cell_twice_in_an_epoch(command):
+def test_the_command_trains_no_cell_twice_in_an_epoch(command, resumed):
     split = pd.read_csv(command[1]/'split.csv')
     train = {*split.path[split.split == 'train']}
-    by_epoch = [[[p for shuffle,n,e,_,paths in o['cells'] if shuffle and n == 2 and e == k for p in paths] for o in command[2]] for k in range(3)]
-    for a,b in by_epoch:
-        assert not {*a} & {*b} and len(a) + len(b) == len({*a, *b}) == len(train)//21*21 and {*a, *b} <= train
-        assert len(a) - len(b) == len(train)//21                         # eleven and ten of each batch
-    assert by_epoch[0] != by_epoch[1]
+    assert [*wrongly_shared(command[2], train, range(3))] == []
+    assert shared_in(command[2], 0) != shared_in(command[2], 1)
+    assert [*wrongly_shared(resumed[2], train, [1, 2])] == [] and shared_in(resumed[2], 0) == [[], []] # epoch 0 is not trained again
+    for k in (1, 2): assert shared_in(resumed[2], k) == shared_in(command[2], k)
+
+@needs_the_command
+def test_a_cell_that_comes_twice_is_noticed(command):
+    split = pd.read_csv(command[1]/'split.csv')
+    def faults(change):
+        cells = [[[shuffle, n, e, size, [*paths]] for shuffle,n,e,size,paths in o['cells']] for o in command[2]]
+        change(*([o for o in mine if o[0] and o[1] == 2] for mine in cells))
+        return [*wrongly_shared([dict(cells=o) for o in cells], {*split.path[split.split == 'train']}, range(3))]
+    def again(a, b): a[3][4][0] = a[2][4][0]
+    def both(a, b): b[0][4][0] = a[0][4][0]
+    def lost(a, b): b[0][4].pop()
+    def unseen(a, b): a[0][4][0] = split.path[split.split == 'valid'].iloc[0]
+    assert faults(lambda a, b: None) == []
+    for change in (again, both, lost, unseen): assert faults(change) == ['epoch 0'], change
 
 @needs_the_command
 def test_the_command_counts_every_validation_cell_once(command):
@@ -272,12 +325,11 @@ def test_the_command_counts_every_validation_cell_once(command):
 @needs_the_command
 def test_the_command_killed_and_resumed_ends_where_it_would_have(command, resumed):
     from malaria_fastai.learner import read_model
-    said,run,(writer,other) = resumed
+    said,run,_ = resumed
     assert said.count('Loaded stage1_0') == 1 and history(run).equals(history(command[1]))
     assert (run/'predictions.csv').read_text() == (command[1]/'predictions.csv').read_text()
     a,b = (read_model(o/'model'/'export.pkl')[1] for o in (command[1], run))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert {e for shuffle,n,e,*_ in other['cells'] if shuffle and n == 2} == {1, 2} # epoch 0 is not trained again
 
 # --- what processes cannot share ------------------------------------------------------------------------------------------------------
 
