@@ -270,9 +270,9 @@ def run_predict(
     "Predict pictures, write the table, and count the answers."
     from malaria_fastai.deploy import Predictor, predict_files
     done = predict_files(Predictor(args.model, args.engine, args.bs), args.paths, args.out)
-    for k,v in done['decisions'].items(): print(f'{v:8,} {k}')
-    if done['left_out']: print('left out: ' + ', '.join(f'{v:,} {k}' for k,v in sorted(done['left_out'].items())))
-    print(f'Table: {args.out}')
+    for k,v in done['decisions'].items(): print(f'{v:8,} {_visible(k)}')
+    if done['left_out']: print('left out: ' + ', '.join(f'{v:,} {_visible(k)}' for k,v in sorted(done['left_out'].items())))
+    print(f'Table: {_visible(args.out)}')
 
 
 def run_data(
@@ -291,6 +291,8 @@ def main(
 )->int: # Exit status: 0, or 2 with one line that says what to do
     "Run the command."
     argv = sys.argv[1:] if argv is None else [str(o) for o in argv]
+    for o in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
     args = parser().parse_args(argv)
     args.said = ' '.join(['malaria-fastai', *argv])
     try:
@@ -312,4 +314,9 @@ def _alone(command):
 
 def _one_line(e):
     text = f'{e.strerror}: {e.filename}' if isinstance(e, OSError) and e.strerror and e.filename else str(e) or type(e).__name__
-    return ' '.join(text.split())
+    return _visible(' '.join(text.split()))
+
+
+def _visible(text):
+    "A text that a terminal shows and does not obey: names of files and classes are not ours."
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

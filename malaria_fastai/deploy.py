@@ -18,26 +18,30 @@ import io
 import json
 import logging
 import os
+import re
+import threading
 import warnings
 import zipfile
 import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EISDIR
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
-from .cells import MAX_PIXELS, BadPicture, identity, open_picture
-from .data import Resizing, ResizeMethod, _map_ahead, replacing, write_atomically
+from .cells import MAX_PIXELS, BadPicture, _to_rgb, identity, open_picture
+from .data import _PADDING, Resizing, ResizeMethod, _map_ahead, replacing, write_atomically
 from .evaluate import OneClass, fit_temperature, read_predictions
 from .learner import ModelRefused, load_learner, read_model
 from .source import BadArchive, EXTENSIONS, _plan, progress, record_for
+from .source import _left_out as _no_picture
 
 # %% ../nbs/api/11_deploy.ipynb #8b821ceb
 _SIDE = 64 # Pixels: the pictures that numbers are taken of
@@ -325,11 +329,14 @@ def _calibration(preds, positive, risk):
 NOTICE = 'For learning and research. Not for diagnosis: never use it to decide about a patient.'
 _FOLDER = 'malaria_fastai model folder 1' # Changes when the layout of model.json does
 _STEPS = ['decode PNG, JPEG, TIFF or BMP; turn it upright by EXIF; 16-bit grey to 8 bits by /257; transparent parts on black; to RGB',
-          'resize as `resize` says: bilinear, with the support widened when a picture shrinks (antialiasing, as Pillow does it), rounded to 8 bits',
+          'resize as `resize` says: bilinear, with the support widened when a picture shrinks (antialiasing, as Pillow does it), rounded to 8 bits; size is [height, width]',
+          'SQUISH: to size. CROP: by the larger of the ratios height/h and width/w, each side round(side*ratio), halves to even, and no less than size; then from row '
+          'int((h - height)/2 + .5) and column int((w - width)/2 + .5) on. PAD: by the smaller ratio, no more than size; then (height - h)//2 rows above, (width - w)//2 '
+          'columns on the left, the rest below and on the right, filled as padding_mode says',
           'float32 = pixel/255', 'per channel: (x - mean)/std', 'network: logits, one per class',
           'probabilities = softmax(logits/temperature); p is that of the positive class',
           'decision: `not a cell` if `content` refuses; `unsure` if unsure.low < p < unsure.high; else the positive class if p >= threshold',
-          'model.onnx takes the uint8 pixels (n, height, width, 3) after resizing, and does steps 3 to 5',
+          'model.onnx takes the uint8 pixels (n, height, width, 3) after resizing, and does division, normalisation and network',
           'its second output, `maps`, float32 (n, classes, h, w), is there if the network ends in an average and one linear layer: a map averages to its logit, less the bias',
           '`limits`: larger files and pictures are not read; `content` looks at side by side pixels, black up to dark, and at no more than clip deviations']
 
@@ -375,10 +382,16 @@ def _rule(said):
     return Resizing(tuple(r['size']), ResizeMethod[r['method']], r['padding_mode'])
 
 
-def _prepared(im, rule): return rule.crop(rule.fixed(im))
+def _prepared(im, rule):
+    "The pixels that the network gets."
+    w,h = rule._target(*im.size)
+    if w*h > max(MAX_PIXELS, rule.size[0]*rule.size[1]): # CROP makes the shorter side fit
+        raise BadPicture('picture', f"{im.width} x {im.height} pixels are too long and narrow: resizing would make {w} x {h} of them")
+    return rule.crop(rule.fixed(im))
 
 
 MAX_BYTES = 32*2**20 # Largest file that is read: far above any picture that `MAX_PIXELS` allows
+_MAX_JSON = 2**24 # Bytes of the largest model.json that is read: hundreds of times what `pack` writes
 
 
 def _limits(): return dict(max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK, clip=_CLIP)
@@ -417,6 +430,80 @@ def _write_json(folder, said):
     return said
 
 # %% ../nbs/api/11_deploy.ipynb #10db760f
+_NETWORKS = dict(torch='export.pkl', onnx='model.onnx', int8='model.int8.onnx') # Engine -> file
+
+
+def _is_text(o): return isinstance(o, str)
+
+
+def _is_array(o, *shape):
+    "Whether it is a number, or a list, or a list of lists, of finite numbers, of this shape."
+    try: a = np.array(o)
+    except ValueError: return False
+    return a.dtype.kind in 'if' and a.shape == shape and bool(np.isfinite(a).all())
+
+
+def _is_share(o): return _is_array(o) and 0 <= o <= 1
+
+
+def _has(o, **forms):
+    "Whether it is an object with these keys, each of its form."
+    return isinstance(o, dict) and all(k in o and form(o[k]) for k,form in forms.items())
+
+
+def _are_classes(o): return isinstance(o, list) and len(o) > 1 and all(map(_is_text, o)) and len(set(o)) == len(o)
+
+
+def _is_resize(o):
+    "Whether `Resizing` can be made of it, for pictures of a sensible size."
+    return (_has(o, size=lambda v: _is_array(v, 2) and all(isinstance(k, int) and k > 0 for k in v) and v[0]*v[1] <= MAX_PIXELS,
+                 method=lambda v: v in ('CROP', 'PAD', 'SQUISH'), padding_mode=lambda v: _is_text(v) and v in _PADDING))
+
+
+def _is_band(o): return _has(o, low=_is_share, high=_is_share) and o['low'] <= o['high']
+
+
+def _is_content(o):
+    "Whether `ContentCheck` can be made of it and answers for any picture."
+    if o is None: return True
+    try: c = ContentCheck(**o)
+    except TypeError: return False
+    known,k = appearance(open_picture(io.BytesIO(_test_picture()))),len(c.names) if isinstance(c.names, list) else 0
+    arrays = all(_is_array(v, k) for v in (c.mean, c.sd)) and _is_array(c.precision, k, k) and (c.weights == [] or _is_array(c.weights, k))
+    names = k and all(_is_text(v) and v in known for v in c.names) and isinstance(c.frame, dict) and len(c.frame) and c.frame.keys() <= known.keys()
+    return bool(arrays and names and min(c.sd) > 0 and all(_is_array(v, 2) for v in c.frame.values()) and _is_array(c.far) and c.far >= 0 and _is_array(c.piece))
+
+
+def _is_vouched(o): return _has(o, file=lambda v: _has(v, sha256=_is_text, bytes=_is_array))
+
+
+def _are_files(o): return isinstance(o, dict) and len(o) > 0 and set(o) <= set(_NETWORKS.values()) and all(map(_is_vouched, o.values()))
+
+
+_FORMS = dict(notice=_is_text, arch=_is_text, classes=_are_classes, positive=_is_text, resize=_is_resize, refused_as=_is_text, temperature=lambda o: _is_array(o) and o > 0,
+              threshold=_is_share, unsure=_is_band, content=_is_content, files=_are_files)
+
+
+def _wrong_key(said):
+    "The first key of a model.json that is missing or not of its form; None if all is well."
+    return next((k for k,form in _FORMS.items() if k not in said or not form(said[k])), None) or (None if said['positive'] in said['classes'] else 'positive')
+
+
+_AGAIN = "copy the folder again, or pack the run again with its data (on the command line: `malaria-fastai export RUN --data DATA`)"
+
+
+def _parsed(file):
+    "A model.json as an object; every fault of its bytes is a `ModelRefused`."
+    if file.stat().st_size > _MAX_JSON: raise ModelRefused(f"model.json: {file.stat().st_size >> 20} MB are too many; {_AGAIN}")
+    try:
+        said = json.loads(file.read_text('utf-8'))
+        if not isinstance(said, dict) or said.get('format') != _FOLDER: raise ModelRefused(f"model.json: not one that this version of the library wrote; {_AGAIN}")
+        if said.get('sha256') != _seal(said): raise ModelRefused(f"model.json: it is not what was written; {_AGAIN}")
+    except ModelRefused: raise
+    except (ValueError, RecursionError) as e: raise ModelRefused(f"model.json: damaged ({e}); {_AGAIN}") from e
+    return said
+
+# %% ../nbs/api/11_deploy.ipynb #666c3f3c
 def read_folder(
     folder:str|Path # A model folder, or a run folder that has one
 )->tuple: # (the model folder, what model.json says)
@@ -425,10 +512,8 @@ def read_folder(
     if not (folder/'model.json').is_file() and (folder/'model').is_dir(): folder = folder/'model'
     if not (folder/'model.json').is_file():
         raise FileNotFoundError(f"{folder}: no model.json here; `malaria-fastai export RUN` (or `pack(run)`) writes it")
-    try: said = json.loads((folder/'model.json').read_text('utf-8'))
-    except ValueError as e: raise ModelRefused(f"model.json: damaged ({e}); pack the run again") from e
-    if not isinstance(said, dict) or said.get('format') != _FOLDER: raise ModelRefused("model.json: not one that this version of the library wrote")
-    if said.get('sha256') != _seal(said): raise ModelRefused("model.json: it is not what was written; copy it again, or pack the run again")
+    said = _parsed(folder/'model.json')
+    if key := _wrong_key(said): raise ModelRefused(f"model.json: {key!r} is missing or not what it must be; {_AGAIN}")
     return folder,said
 
 
@@ -441,13 +526,27 @@ def _checked(folder, said, name):
     return file
 
 # %% ../nbs/api/11_deploy.ipynb #79dac296
+def _keeps_patients(rule):
+    "Whether a split by this rule has no patient on two sides; False also for a rule that nobody knows."
+    return rule.split(':')[0] in ('patient', 'fold')
+
+
 def _training_cells(root, preds, by_patient):
     "Paths of cells that are neither in the predictions nor, where patients are kept apart, of their patients."
     known,labels = set(preds.path),set(preds.label)
     found = sorted(o.relative_to(root).as_posix() for o in Path(root).rglob('*') if o.suffix.lower() in EXTENSIONS and o.parent.name in labels)
-    if not known & set(found): raise FileNotFoundError(f"{Path(root).name}: none of the run's cells is in this folder; name the data that the run was trained on")
     others = set(preds.patient.dropna()) if by_patient else set()
-    return [o for o in found if o not in known and identity(o.rsplit('/', 1)[-1])['patient'] not in others]
+    learned = [o for o in found if o not in known and identity(o.rsplit('/', 1)[-1])['patient'] not in others]
+    missing = "none of the run's cells" if not known & set(found) else '' if learned else "no training cell of the run"
+    if missing: raise FileNotFoundError(f"{Path(root).name}: {missing} is in this folder; name the data that the run was trained on")
+    return learned
+
+
+def _readable(files):
+    "Pictures, one by one; what cannot be read was left out of training as well."
+    for o in files:
+        try: yield open_picture(o)
+        except BadPicture: continue
 
 
 def _drawn(items, n, rng): return [items[i] for i in sorted(rng.permutation(len(items))[:n])]
@@ -457,7 +556,8 @@ def _by_patient(root, paths, rng, patients=40, each=16):
     "Pictures of some patients: a list of lists of arrays."
     who = pd.Series(paths).groupby([str(identity(o.rsplit('/', 1)[-1])['patient']) for o in paths]).apply(list)
     groups = _drawn(list(who), patients, rng)
-    return [[np.asarray(open_picture(root/o)) for o in _drawn(g, each, rng)] for g in groups]
+    found = [[np.asarray(im) for im in _readable(root/o for o in _drawn(g, each, rng))] for g in groups]
+    return [o for o in found if o]
 
 
 def _content(root, preds, by_patient, seed, n):
@@ -472,15 +572,44 @@ def _content(root, preds, by_patient, seed, n):
     pieces = numbers_of(_pieces(_by_patient(root, paths, rng), rng, min(n, len(learned)))) if framed else None
     check = fit_content(cells, pieces, patients, dict(patients=len(set(patients)) if by_patient else None))
     test = preds.path[preds.split == 'test']
-    if len(test): check.about.update(_refused(check, described(_drawn(list(test), n, rng), 'test cells')))
+    if len(test): check.about.update(_refused(check, described(some := _drawn(list(test), n, rng), 'test cells'), len(some)))
     return check
 
 
-def _refused(check, numbers):
+def _refused(check, numbers, n):
+    "How many of `n` cells are refused: those that the check refuses, and those without numbers."
     s = check.scores(numbers)
-    return dict(test=len(s), test_refused=int(((s.frame > 0) | (s.far > check.far) | (s.piece > check.piece)).sum()))
+    return dict(test=n, test_refused=n - len(s) + int(((s.frame > 0) | (s.far > check.far) | (s.piece > check.piece)).sum()))
 
 # %% ../nbs/api/11_deploy.ipynb #a46b129b
+def _earlier(folder):
+    "What model.json said so far; nothing where there is none, or a damaged one."
+    try: return read_folder(folder)[1]
+    except (FileNotFoundError, ModelRefused): return {}
+
+
+def _files(folder):
+    "Facts of export.pkl, and of the ONNX files that were made from it; others are removed."
+    files,old = {'export.pkl': dict(file=_file_facts(folder/'export.pkl'))},_earlier(folder).get('files', {})
+    same = old.get('export.pkl') == files['export.pkl']
+    for o in ('model.onnx', 'model.int8.onnx'):
+        if same and o in old and (folder/o).is_file() and _file_facts(folder/o) == old[o]['file']: files[o] = old[o]
+        else: (folder/o).unlink(missing_ok=True)
+    return files
+
+
+def _fitted(folder, data, *rest):
+    "The content check: fitted on the data, or else the one that is there; None without either."
+    if data is not None: return vars(_content(data, *rest))
+    return read_folder(folder)[1]['content'] if (folder/'model.json').is_file() else None
+
+
+def _write_folder(folder, said):
+    "Write model.json and the card."
+    _write_json(folder, said)
+    write_atomically(folder/'MODEL_CARD.md', model_card(folder))
+
+# %% ../nbs/api/11_deploy.ipynb #ae60d40d
 def pack(
     run:str|Path,            # A run folder, as `study.train` writes it
     data:str|Path|None=None, # The folder of its data, to fit the content check; None keeps the check that is there, or does without
@@ -494,18 +623,16 @@ def pack(
     if about['data']['size'] is None: raise ValueError("a network for pictures of any size cannot be packed: train with a size")
     found,env = (json.loads((run/f'{o}.json').read_text('utf-8')) for o in ('metrics', 'environment'))
     preds,positive,d = read_predictions(run/'predictions.csv'),about['positive'],about['data']
-    if data is not None: content = vars(_content(data, preds, found['split'] not in ('random', 'folder'), seed, n))
-    else: content = read_folder(folder)[1]['content'] if (folder/'model.json').is_file() else None
+    content = _fitted(folder, data, preds, _keeps_patients(found['split']), seed, n)
     record = record_for(d['classes'])
     said = dict(format=_FOLDER, notice=NOTICE, arch=about['spec']['arch'], cut=about['spec'].get('cut'), classes=d['classes'], positive=positive, steps=_STEPS,
                 resize=dict(size=d['size'], method=d['resize_method'], padding_mode=d['padding_mode']), normalise=d['stats'],
                 refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
                 **_calibration(preds, positive, risk), content=content, limits=_limits(), data=found['data'], split=found['split'], pretrained=found['pretrained'],
                 metrics={k: found[k] for k in ('valid', 'test') if k in found}, command=env['command'], commit=env['commit'], versions=env['versions'],
-                files={'export.pkl': dict(file=_file_facts(folder/'export.pkl'))})
+                files=_files(folder))
     said['test_vector'] = _test_vector(_network(folder), _rule(said))
-    _write_json(folder, said)
-    write_atomically(folder/'MODEL_CARD.md', model_card(folder))
+    _write_folder(folder, said)
     return folder
 
 # %% ../nbs/api/11_deploy.ipynb #2bea05b4
@@ -517,57 +644,73 @@ def _metric_rows(block):
     return [f"| {k.replace('_', ' ')} | {text(k)} |" for k in names]
 
 
+def _thing(said): return 'cell' if said['refused_as'] == 'not a cell' else 'picture'
+
+
 def _card_numbers(said):
     out = []
     for part,b in said['metrics'].items():
-        who = f"{b['n']:,} cells" + (f" of {b['patients']} patients" if b.get('patients') else '')
+        who = f"{b['n']:,} {_thing(said)}s" + (f" of {b['patients']} patients" if b.get('patients') else '')
         out += [f"\n### {dict(valid='Validation', test='Test')[part]}: {who}\n", '| number | value (95 % interval) |', '|---|---|', *_metric_rows(b)]
     return out
 
 
 def _card_split(said):
-    if said['split'] == 'random': return 'By cell, at random: **the same patients are on both sides, so the numbers are too good for new patients.**'
-    return 'By folder, as published: whether patients are on both sides is not known.' if said['split'] == 'folder' else f"By patient ({said['split']}): no patient is on two sides."
+    rule,way = said['split'],said['split'].split(':')[0]
+    if _keeps_patients(rule): return f"By patient ({rule}): no patient is on two sides."
+    if way == 'random': return f"By {_thing(said)}, at random ({rule}): **the same patients are on both sides, so the numbers are too good for new patients.**"
+    return f"{'By folder, as published' if way == 'folder' else f'By the rule {rule}'}: whether patients are on both sides is not known."
 
 
 def _card_refusals(said):
-    u,c = said['unsure'],said['content']
+    u,c,thing = said['unsure'],said['content'],_thing(said)
     out = [f"* *unsure*: calibrated p between {u['low']:.3f} and {u['high']:.3f}."]
     for part in ('valid', 'test'):
-        if part in u: out.append(f"  On the {part} part {u[part]['unsure']:.1%} are unsure; {u[part]['error_all']:.1%} of all cells are wrong, "
+        if part in u: out.append(f"  On the {part} part {u[part]['unsure']:.1%} are unsure; {u[part]['error_all']:.1%} of all {thing}s are wrong, "
                                  f"{u[part]['error_decided'] or 0:.1%} of those that are decided.")
     if not c: return [*out, f"* *{said['refused_as']}*: **no check**. Pack the run with its data to have one."]
     a = c['about']
-    out.append(f"* *{said['refused_as']}*: {len(c['names'])+len(c['frame'])} numbers of each picture, limits from {a['cells']:,} cells, patients left out in turn.")
-    if 'test' in a: out.append(f"  Of {a['test']:,} test cells {a['test_refused']} ({a['test_refused']/a['test']:.2%}) are refused.")
-    if c['frame']['border'][1] < 1: out.append('  Pictures that are not cut out on black are refused: the training cells are.')
+    out.append(f"* *{said['refused_as']}*: {len(c['names'])+len(c['frame'])} numbers of each picture, limits from {a['cells']:,} {thing}s, "
+               f"{'patients' if a.get('patients') else 'a quarter of them'} left out in turn.")
+    if 'test' in a: out.append(f"  Of {a['test']:,} test {thing}s {a['test_refused']} ({a['test_refused']/a['test']:.2%}) are refused.")
+    if c['frame']['border'][1] < 1: out.append(f'  Pictures that are not cut out on black are refused: the training {thing}s are.')
     return out
 
 
+def _card_limits(said):
+    d,thing,positive = said['data'],_thing(said),said['positive']
+    share = f"{d['labels'].get(positive, 0)/max(1, d['n']):.0%} of these {thing}s are {positive}"
+    where,rare = dict(cell=('this laboratory, this stain, this microscope, this camera', f'in blood far fewer are. Of the cells it calls {positive} there, most may be false alarms.'),
+                      picture=('these places, these people, these devices', f'where fewer are, more of those that it calls {positive} are false alarms.'))[thing]
+    return [f'* Only what the data hold was judged: {where}. Judge it anew for any other.', f'* {share}; {rare}',
+            f'* A {thing} is not a patient. Nothing here says how well patients are told apart.']
+
+
 def _card_bits(v):
-    return f". 8-bit: {v['accuracy']:.1%} right on {v['valid_cells']:,} validation cells, before that {v['accuracy_float']:.1%}" if 'accuracy_float' in v else ''
+    return f". 8-bit: {v['accuracy']:.1%} right on {v['valid_cells']:,} of the validation part, before that {v['accuracy_float']:.1%}" if 'accuracy_float' in v else ''
 
 
 def model_card(
     folder:str|Path # A model folder
 )->str: # Markdown
     "Say in words what a model was made from, what it can do, and where it ends."
-    folder,said = read_folder(folder)
+    said = read_folder(folder)[1]
+    try: return '\n'.join(_card_lines(said)) + '\n'
+    except (AttributeError, LookupError, TypeError, ValueError) as e: raise ModelRefused(f"model.json: no card can be written of it ({type(e).__name__}: {e}); {_AGAIN}") from e
+
+
+def _card_lines(said):
     d,record = said['data'],record_for(said['classes'])
     credit = [f"{record.credit}. {record.citation}.", f"Licence of the data: {record.licence}."] if record and record.name != 'sample' and not d['drawn'] else []
     drawn = ['**Trained on cells that are drawn by code: it knows nothing about malaria.**\n']*bool(d['drawn'])
     patients = f" of {d['patients']} patients" if d.get('patients') else ''
     cut = f" (its first {said['cut']} parts)" if said.get('cut') else ''
-    lines = [f"# {said['arch']}{cut} for {' and '.join(said['classes'])}\n", f"**{said['notice']}**\n", *drawn, '## Data\n',
+    return [f"# {said['arch']}{cut} for {' and '.join(said['classes'])}\n", f"**{said['notice']}**\n", *drawn, '## Data\n',
              f"{d['name']}: {d['n']:,} pictures{patients} ({', '.join(f'{k} {v:,}' for k,v in d['labels'].items())}). Digest `{d['hash']}`.", *credit,
              '\n## Split\n', _card_split(said), f"Parts: {', '.join(f'{k} {v:,}' for k,v in d['parts'].items())}.", '\n## Numbers', *_card_numbers(said),
-             '\n## When it does not answer\n', *_card_refusals(said), '\n## Limits\n',
-             '* Only what the data hold was judged: this laboratory, this stain, this microscope, this camera. Judge it anew for any other.',
-             '* Half of these cells are positive; in blood far fewer are. Of the cells it calls positive there, most may be false alarms.',
-             '* A cell is not a patient. Nothing here says how well patients are told apart.', '\n## How it was made\n', f"`{said['command']}`",
+             '\n## When it does not answer\n', *_card_refusals(said), '\n## Limits\n', *_card_limits(said), '\n## How it was made\n', f"`{said['command']}`",
              f"Commit {said['commit'] or 'unknown'}; " + ', '.join(f'{k} {v}' for k,v in said['versions'].items() if v) + '.', '\n## Files\n',
              *(f"* `{k}`: {v['file']['bytes']/1e6:.1f} MB, sha256 `{v['file']['sha256']}`{_card_bits(v)}" for k,v in said['files'].items())]
-    return '\n'.join(lines) + '\n'
 
 # %% ../nbs/api/11_deploy.ipynb #60a91831
 class ExtraMissing(ValueError):
@@ -596,18 +739,32 @@ def _session(file, threads=None):
     return lambda x: session.run(None, {'pictures': x})[0]
 
 
+def _asked(net):
+    "A network as a function from pixels to logits, as `_session` gives one."
+    def ask(x):
+        with torch.inference_mode(): out = net(torch.from_numpy(x))
+        return (out[0] if isinstance(out, tuple) else out).numpy()
+    return ask
+
+
 def _softmax(x):
     e = np.exp(x - x.max(1, keepdims=True))
     return e/e.sum(1, keepdims=True)
 
 
-def _largest_difference(net, ask, rule):
-    "Between the probabilities of two networks, on pictures of noise and of waves, in batches of one and of eight."
+def _noise_and_waves(rule):
+    "Eight pictures of the size that a network takes."
     x = np.random.default_rng(0).integers(0, 256, (8, *rule.size, 3)).astype(np.uint8)
     x[:4] = np.asarray(Image.open(io.BytesIO(_test_picture())).resize(rule.size[::-1]))//np.arange(1, 5, dtype=np.uint8).reshape(4, 1, 1, 1)
-    with torch.inference_mode(): out = net(torch.from_numpy(x))
-    want = (out[0] if isinstance(out, tuple) else out).softmax(1).numpy()
-    return float(max(abs(_softmax(np.concatenate([ask(x[i:i+k]) for i in range(0, 8, k)])) - want).max() for k in (1, 8)))
+    return x
+
+
+def _differences(net, ask, x, temperature):
+    "Between two networks on some pictures, in batches of one and of eight: of probabilities, and of logits as a share of the largest."
+    want = np.concatenate([_asked(net)(x[i:i+8]) for i in range(0, len(x), 8)]).astype(np.float64)
+    found = [np.concatenate([ask(x[i:i+k]) for i in range(0, len(x), k)]).astype(np.float64) for k in (1, 8)]
+    p,z = ([abs(f(o) - f(want)).max() for o in found] for f in (lambda v: _softmax(v/temperature), lambda v: v/max(1, abs(want).max())))
+    return float(max(p)),float(max(z))
 
 
 class _GlobalMaxPool(nn.Module):
@@ -627,7 +784,9 @@ def _exportable(net):
 def write_onnx(
     net:PictureNet, # In evaluation mode
     rule:Resizing,  # How its pictures are resized
-    file:str|Path   # The file to write: one that answers as `net` does, or none
+    file:str|Path,  # The file to write: one that answers as `net` does, or none
+    pictures:np.ndarray|None=None, # uint8 (n, height, width, 3): cells to compare on, beside noise and waves
+    temperature:float=1. # What logits are divided by before they become probabilities
 )->float: # The largest difference between probabilities of both
     "Export a network, without the chatter of the exporter, and ask both the same."
     try: import onnx, onnxscript # noqa: F401
@@ -640,9 +799,11 @@ def write_onnx(
         except Exception as e: # the exporter and its packages have many kinds
             raise ExportFailed(f"PyTorch {torch.__version__} with onnxscript {onnxscript.__version__} cannot export this network ({type(e).__name__}); "
                                "newer versions of torch, onnx and onnxscript may") from e
-        apart = _largest_difference(net, _session(part), rule)
-        if not apart <= 1e-4: raise ExportFailed(f"the exported network differs by {apart:.1e} in a probability; please report this with the name of the network")
-    return apart
+        x = _noise_and_waves(rule) if pictures is None else np.concatenate([_noise_and_waves(rule), pictures])
+        p,z = _differences(net, _session(part), x, temperature)
+        if not max(p, z) <= 1e-4:
+            raise ExportFailed(f"the exported network differs by {p:.1e} in a probability and by {z:.1e} in a logit; please report this with the name of the network")
+    return p
 
 # %% ../nbs/api/11_deploy.ipynb #2732803e
 class _Ranges:
@@ -677,45 +838,59 @@ def _last_nodes(file):
     return [o.name for o in graph.node if {*o.output} & {v.name for v in graph.output}]
 
 
-def _stack(files, rule): return np.stack([_prepared(open_picture(o), rule) for o in files])
+def _stack(pictures, rule): return np.stack([_prepared(o, rule) for o in pictures])
+
+
+def _decided_as(p, said):
+    "The label that a calibrated p speaks for, and the decision: this label, or `unsure`."
+    label = said['positive'] if p >= said['threshold'] else next(o for o in said['classes'] if o != said['positive'])
+    return label,'unsure' if said['unsure']['low'] < p < said['unsure']['high'] else label
 
 
 def _loss_of_int8(asks, root, valid, rule, said):
-    "Accuracy of both networks on the same validation cells."
-    x,y = _stack([Path(root)/o for o in valid.path], rule),(valid.label == said['positive']).to_numpy()
+    "What both networks make of the same validation cells: accuracy, and how often the decision, `unsure` among them, is the same."
+    x,y = _stack((open_picture(Path(root)/o) for o in valid.path), rule),(valid.label == said['positive']).to_numpy()
     at = said['classes'].index(said['positive'])
-    p = [np.concatenate([_softmax(ask(x[i:i+64]))[:, at] for i in range(0, len(x), 64)]) for ask in asks]
-    right = [float(((o >= said['threshold']) == y).mean()) for o in p]
-    return dict(valid_cells=len(y), accuracy=right[1], accuracy_float=right[0], same_decision=float(((p[0] >= .5) == (p[1] >= .5)).mean()), largest_difference=float(abs(p[0]-p[1]).max()))
+    p = [np.concatenate([_softmax(ask(x[i:i+64])/said['temperature'])[:, at] for i in range(0, len(x), 64)]) for ask in asks]
+    right,decisions = ([float(((o >= said['threshold']) == y).mean()) for o in p],[[_decided_as(v, said)[1] for v in o] for o in p])
+    return dict(valid_cells=len(y), accuracy=right[1], accuracy_float=right[0], same_decision=float(np.mean([a == b for a,b in zip(*decisions)])),
+                largest_difference=float(abs(p[0]-p[1]).max()))
 
 
 def export_onnx(
     run:str|Path,            # A run folder or its model folder, packed
     quantize:bool=False,     # Write an 8-bit network too
-    data:str|Path|None=None, # The folder of its data, for `quantize`
-    seed:int=42,             # Names the cells for the ranges (256) and for the measured loss (at most 1,000)
+    data:str|Path|None=None, # The folder of its data: for `quantize`, and to compare on cells
+    seed:int=42,             # Names the cells for the comparison (16), the ranges (256) and the measured loss (at most 1,000)
 )->dict: # File name -> what was measured
     "Write `model.onnx`, and `model.int8.onnx` if asked for, into the model folder."
     folder,said = read_folder(run)
     if quantize and data is None: raise ValueError("quantize needs pictures to choose ranges with: pass data= (on the command line: --data)")
     _checked(folder, said, 'export.pkl')
-    net,rule = _with_maps(_network(folder)),_rule(said)
-    apart = write_onnx(net, rule, folder/'model.onnx')
+    net,rule,rng = _with_maps(_network(folder)),_rule(said),np.random.default_rng(seed)
+    preds = None if data is None else read_predictions(folder.parent/'predictions.csv')
+    apart = write_onnx(net, rule, folder/'model.onnx', None if data is None else _some_valid(data, preds, rule, rng), said['temperature'])
     said['files']['model.onnx'] = dict(file=_file_facts(folder/'model.onnx'), largest_difference=apart)
-    if quantize: said['files']['model.int8.onnx'] = _quantized(folder, said, rule, data, seed)
-    _write_json(folder, said)
-    write_atomically(folder/'MODEL_CARD.md', model_card(folder))
+    _write_folder(folder, said) # at once: what follows may fail
+    if quantize:
+        said['files']['model.int8.onnx'] = _quantized(folder, said, rule, data, preds, rng)
+        _write_folder(folder, said)
     return {k: v for k,v in said['files'].items() if k.endswith('.onnx')}
 
 
-def _quantized(folder, said, rule, root, seed):
-    preds,rng = read_predictions(folder.parent/'predictions.csv'),np.random.default_rng(seed)
-    learned = _training_cells(root, preds, said['split'] not in ('random', 'folder'))
+def _some_valid(root, preds, rule, rng, n=16):
+    "A few cells of the validation part, as the network gets them."
+    _training_cells(root, preds, False) # says so if it is another folder
+    return _stack((open_picture(Path(root)/o) for o in _drawn(list(preds.path[preds.split == 'valid']), n, rng)), rule)
+
+
+def _quantized(folder, said, rule, root, preds, rng):
+    learned = _training_cells(root, preds, _keeps_patients(said['split']))
     source,target = folder/'model.onnx',folder/'model.int8.onnx'
-    _write_int8(source, target, _stack([Path(root)/o for o in _drawn(learned, 256, rng)], rule))
+    _write_int8(source, target, _stack(_readable(Path(root)/o for o in _drawn(learned, 256, rng)), rule))
     valid = preds[preds.split == 'valid']
     loss = _loss_of_int8([_session(source), _session(target)], root, valid.iloc[rng.permutation(len(valid))[:1000]], rule, said)
-    logits = _session(target)(_stack([io.BytesIO(_test_picture())], rule))[0]
+    logits = _session(target)(_stack([open_picture(io.BytesIO(_test_picture()))], rule))[0]
     return dict(file=_file_facts(target), test_logits=[round(float(o), 6) for o in logits], **loss)
 
 # %% ../nbs/api/11_deploy.ipynb #99fde1a0
@@ -729,10 +904,26 @@ class Found:
     def open(self)->Image.Image: # RGB
         "Decode it; every fault is a `BadPicture`."
         if self.reason: raise BadPicture(self.name, self.reason)
-        if isinstance(self.file, Image.Image): return self.file.convert('RGB')
+        if isinstance(self.file, Image.Image): return _from_picture(self.file, self.name)
         if isinstance(self.file, np.ndarray): return _from_array(self.file, self.name)
         if isinstance(self.file, bytes): return open_picture(io.BytesIO(self.file))
-        return open_picture(io.BytesIO(_bytes(Path(self.file))))
+        if isinstance(self.file, (str, Path)): return open_picture(io.BytesIO(_bytes(Path(self.file))))
+        raise BadPicture(self.name, f"a picture is a path, a PIL picture or a uint8 array (h, w, 3), got {type(self.file).__name__}")
+
+
+_LOADING = threading.Lock() # the same picture may be in a list twice, and two threads must not read on in one file
+
+
+def _from_picture(im, name):
+    "What `open_picture` makes of a file, made of a picture that is open."
+    try:
+        w,h = im.size
+        if not 0 < w*h <= MAX_PIXELS: raise BadPicture(name, f"{w} x {h} pixels; between 1 and {MAX_PIXELS:,} are read")
+        if getattr(im, 'is_animated', False) and im.format != 'MPO': raise BadPicture(name, 'animated or paged: several pictures in one')
+        with _LOADING: im.load()
+        return _to_rgb(ImageOps.exif_transpose(im), name)
+    except BadPicture: raise
+    except Exception as e: raise BadPicture(name, f"it does not decode ({type(e).__name__}: {e})") from e # Pillow raises many kinds
 
 
 def _from_array(x, name):
@@ -745,25 +936,43 @@ def _bytes(path):
     try:
         if path.exists() and not path.is_file(): raise BadPicture(path, 'it is no regular file')
         with open(path, 'rb') as f: data = f.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as e: raise BadPicture(path, f"it cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    except (OSError, ValueError) as e: raise BadPicture(path, getattr(e, 'strerror', None) or str(e)) from e
     if len(data) > MAX_BYTES: raise BadPicture(path, f"more than {MAX_BYTES >> 20} MB are too many for a picture")
     return data
 
 # %% ../nbs/api/11_deploy.ipynb #229ce2cb
-def _is_hidden(name): return name.startswith('.') or name in ('__MACOSX', 'Thumbs.db')
+def _as_counted(why):
+    "Under which word something is counted: an ending is somebody else's text, so it is one only if it is short and plain."
+    return why if not why.startswith('.') or why == '.DS_Store' or re.fullmatch(r'\.[a-z0-9]{1,8}', why) else 'other endings'
+
+
+def _folders_to_enter(top, names, left_out):
+    "Folders inside a folder, sorted; neither hidden ones nor links, which may lead back."
+    for o in sorted(names):
+        why = 'hidden folder' if o.startswith('.') or o == '__MACOSX' else 'link to a folder' if os.path.islink(os.path.join(top, o)) else None
+        if why: left_out[why] += 1
+        else: yield o
 
 
 def _in_folder(folder, left_out):
-    n = 0
-    for top,below,names in os.walk(folder):
-        below[:] = sorted(o for o in below if not _is_hidden(o))
+    n,lost = 0,[]
+    for top,below,names in os.walk(folder, onerror=lost.append):
+        yield from _lost_folders(lost)
+        below[:] = _folders_to_enter(top, below, left_out)
         for o in sorted(names):
-            if _is_hidden(o) or not o.lower().endswith(EXTENSIONS):
-                left_out[Path(o).suffix.lower() or o] += 1
-                continue
-            n += 1
-            yield Found(os.path.join(top, o), os.path.join(top, o))
+            if why := _no_picture(o): left_out[_as_counted(why)] += 1
+            else: yield Found(path := os.path.join(top, o), path)
+            n += not why
+    n += len(lost)
+    yield from _lost_folders(lost)
     if not n: yield Found(str(folder), reason='no pictures in this folder')
+
+
+def _lost_folders(lost):
+    "A row for each folder that could not be listed since the last time: its pictures are missing."
+    while lost:
+        e = lost.pop(0)
+        yield Found(str(e.filename), reason=f'this folder cannot be listed ({e.strerror or e})')
 
 
 def _in_zip(archive, left_out):
@@ -771,7 +980,7 @@ def _in_zip(archive, left_out):
     try:
         with zipfile.ZipFile(archive) as z:
             keep,left = _plan(z.infolist(), os.path.getsize(archive))
-            left_out.update(left)
+            for k,v in left.items(): left_out[_as_counted(k)] += v
             if not keep: yield Found(str(archive), reason='no pictures in this zip')
             for name,info in keep.items(): yield _member(z, info, f'{archive}/{name}')
     except BadArchive as e: yield Found(str(archive), reason=str(e).replace('. Nothing was extracted', ''))
@@ -795,12 +1004,29 @@ def find_pictures(
     for o in [paths] if isinstance(paths, (str, Path)) else paths:
         text = str(o)
         if os.path.isdir(text): yield from _in_folder(text, left_out)
-        elif text.lower().endswith('.zip') and os.path.isfile(text): yield from _in_zip(text, left_out)
-        elif not os.path.lexists(text) and glob.has_magic(text):
-            some = sorted(glob.glob(text, recursive=True))
-            if not some: yield Found(text, reason='no file fits this pattern')
-            yield from find_pictures(some, left_out)
-        else: yield Found(text, text)
+        elif _is_zip(text): yield from _in_zip(text, left_out)
+        elif not _is_pattern(text): yield Found(text, text)
+        elif some := _fitting(text): yield from find_pictures(some, left_out)
+        else: yield Found(text, reason='no file fits this pattern')
+
+
+def _is_zip(path): return path.lower().endswith('.zip') and os.path.isfile(path)
+
+
+def _is_pattern(path): return glob.has_magic(path) and '\0' not in path and not os.path.lexists(path)
+
+
+def _fitting(pattern):
+    "What fits a pattern, sorted; a folder stands for all that is in it, so what `**` also found in there is not named again."
+    some = sorted(glob.glob(pattern, recursive=True))
+    folders = {os.path.abspath(o) for o in some if os.path.isdir(o)}
+    return [o for o in some if not folders & set(_above(o))]
+
+
+def _above(path):
+    "The folders that a path lies in."
+    path = os.path.abspath(path)
+    while (up := os.path.dirname(path)) != path: yield (path := up)
 
 # %% ../nbs/api/11_deploy.ipynb #6e7bac92
 COLUMNS = 'path','label','p','decision','reason'
@@ -819,6 +1045,7 @@ class Predictor:
         self.content = ContentCheck(**self.said['content']) if self.said['content'] else None
         self.engine = engine or self._best()
         self._ask = self._engine()
+        self._check_engine()
         self._at = self.said['classes'].index(self.said['positive'])
 
     def _best(self):
@@ -828,14 +1055,21 @@ class Predictor:
         except ExtraMissing: return 'torch'
 
     def _engine(self):
-        names = dict(torch='export.pkl', onnx='model.onnx', int8='model.int8.onnx')
-        if self.engine not in names: raise ValueError(f"engine is one of {', '.join(names)}, got {self.engine!r}")
-        file = _checked(self.folder, self.said, names[self.engine])
-        if self.engine != 'torch': return _session(file)
-        net = _network(self.folder)
-        def ask(x):
-            with torch.inference_mode(): return net(torch.from_numpy(x)).numpy()
-        return ask
+        if self.engine not in _NETWORKS: raise ValueError(f"engine is one of {', '.join(_NETWORKS)}, got {self.engine!r}")
+        file = _checked(self.folder, self.said, _NETWORKS[self.engine])
+        if self.engine != 'torch': _onnxruntime()
+        try: return _asked(_network(self.folder)) if self.engine == 'torch' else _session(file)
+        except (ValueError, OSError): raise
+        except Exception as e: raise self._no_network(f'it cannot be opened ({type(e).__name__})') from e # onnxruntime raises kinds of its own
+
+    def _no_network(self, why): return ModelRefused(f"{_NETWORKS[self.engine]}: {why}; {_AGAIN}")
+
+    def _check_engine(self):
+        "Ask once: what a stranger's file holds may be a network for something else."
+        try: z = self._ask(np.zeros((1, *self.rule.size, 3), np.uint8))
+        except Exception as e: raise self._no_network(f"it does not take the pictures that model.json speaks of ({type(e).__name__})") from e
+        n = len(self.said['classes'])
+        if np.shape(z) != (1, n): raise self._no_network(f'it answers with {np.shape(z)} numbers where {n} classes need {(1, n)}')
 
     def probabilities(self,
         x:np.ndarray # uint8 (n, height, width, 3): pictures after resizing
@@ -847,7 +1081,7 @@ class Predictor:
         pictures # Paths, folders, zips, PIL pictures or uint8 arrays (h, w, 3); one, or many
     )->pd.DataFrame: # Columns path, label, p, decision, reason
         "Predict pictures, in their order."
-        one = isinstance(pictures, (str, Path, Image.Image, Found)) or (isinstance(pictures, np.ndarray) and pictures.ndim == 3)
+        one = isinstance(pictures, (str, bytes, Path, Image.Image, Found)) or not hasattr(pictures, '__iter__') or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
         return pd.DataFrame(self.rows([pictures] if one else pictures), columns=COLUMNS)
 
     def rows(self,
@@ -864,10 +1098,11 @@ class Predictor:
 
     def _prepare(self, found):
         "Decode and check one picture: (name, pixels or None, reason)."
-        try: im = found.open()
+        try:
+            im = found.open()
+            why = self.content.reason(appearance(im)) if self.content else ''
+            return found.name,None if why else _prepared(im, self.rule),why
         except BadPicture as e: return found.name,None,f'cannot be read: {e.reason}'
-        why = self.content.reason(appearance(im)) if self.content else ''
-        return found.name,None if why else _prepared(im, self.rule),why
 
     def _answers(self, batch):
         x = [o for _,o,_ in batch if o is not None]
@@ -877,11 +1112,10 @@ class Predictor:
     def _no_answer(self, name, why): return dict(path=name, label='', p=np.nan, decision=self.said['refused_as'], reason=why)
 
     def _answer(self, name, p):
-        said = self.said
-        label = said['positive'] if p >= said['threshold'] else next(o for o in said['classes'] if o != said['positive'])
-        low,high = said['unsure']['low'],said['unsure']['high']
-        if low < p < high: return dict(path=name, label=label, p=p, decision='unsure', reason=f'p is between {low:.3f} and {high:.3f}')
-        return dict(path=name, label=label, p=p, decision=label, reason='')
+        if not np.isfinite(p): return self._no_answer(name, 'the network gives no number for it')
+        label,decision = _decided_as(p, self.said)
+        why = '' if decision == label else 'p is between {low:.3f} and {high:.3f}'.format(**self.said['unsure'])
+        return dict(path=name, label=label, p=p, decision=decision, reason=why)
 
 
 def _found(pictures):
@@ -893,13 +1127,19 @@ def _found(pictures):
 # %% ../nbs/api/11_deploy.ipynb #b63d35f8
 def _plain_text(text):
     "A text that a spreadsheet will not run and that stays on one line."
-    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text)).encode('utf-8', 'backslashreplace').decode()
-    return f"'{text}" if text[:1] in ('=', '+', '-', '@') else text
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return re.sub(r'(^|;)(?=\s*[=+@＝＋－＠-])', r"\1'", text)
 
 
-def _csv_row(row):
-    p = '' if np.isnan(row['p']) else f"{row['p']:.6f}"
-    return [_plain_text(row['path']), _plain_text(row['label']), p, row['decision'], _plain_text(row['reason'])]
+def _csv_value(v): return _plain_text(v) if isinstance(v, str) else '' if np.isnan(v) else f'{v:.6f}'
+
+
+def _csv_row(row): return [_csv_value(row[k]) for k in COLUMNS]
+
+
+def _check_target(out):
+    "Refuse to write where a table cannot take the place of what is there, before the first picture and not after the last."
+    if os.path.exists(out) and not os.path.isfile(out): raise IsADirectoryError(EISDIR, 'A folder or a device cannot become a table; name a file', str(out))
 
 
 def predict_files(
@@ -909,11 +1149,12 @@ def predict_files(
     quiet:bool=False       # Show no progress
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
     "Predict pictures from files, and write one row each."
+    _check_target(out)
     paths,left_out,decisions = [paths] if isinstance(paths, (str, Path)) else list(paths),Counter(),Counter()
     with replacing(out) as part, open(part, 'w', newline='', encoding='utf-8') as f:
         write = csv.writer(f).writerow
         write(COLUMNS)
-        n = None if quiet else sum(1 for o in paths for _ in _names(o))
+        n = None if quiet else sum(_how_many(str(o)) for o in paths)
         for row in progress(predict.rows(find_pictures(paths, left_out)), 'predicting', n, quiet=quiet):
             write(_csv_row(row))
             decisions[row['decision']] += 1
@@ -922,7 +1163,12 @@ def predict_files(
     return dict(decisions=dict(decisions), left_out=dict(left_out))
 
 
-def _names(path):
-    "As many items as there will be rows, roughly: for the time that is left."
-    if not os.path.isdir(path): return [path]
-    return (o for _,_,names in os.walk(path) for o in names if o.lower().endswith(EXTENSIONS))
+def _how_many(path):
+    "How many rows there will be, roughly: for the time that is left."
+    if os.path.isdir(path): return sum(not _no_picture(o) for _,_,names in os.walk(path) for o in names)
+    if _is_pattern(path): return sum(map(_how_many, _fitting(path)))
+    try:
+        if _is_zip(path):
+            with zipfile.ZipFile(path) as z: return sum(o.lower().endswith(EXTENSIONS) for o in z.namelist())
+    except Exception: pass # a damaged one is one row
+    return 1
