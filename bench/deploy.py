@@ -138,10 +138,10 @@ def blank(n, rng, colours):
     for i in range(n): yield Image.new('RGB', tuple(int(o) for o in rng.integers(60, 250, 2)), tuple(int(o) for o in (colours[i % len(colours)] if i % 2 else rng.integers(0, 256, 3))))
 
 def field(cells, rng, kind):
-    "A field of view composed of the cells of one patient, not as the library composes them: without overlap, in rows, or one over the other."
+    "A field of view composed of the cells of one patient, not as the library composes them (without overlap, in rows, or one over the other); and the number of the cell at each pixel, or -1."
     h,w = (700,900) if kind=='apart' else (480,640) if kind=='heaped' else tuple(int(o)*170 for o in rng.integers(3, 7, 2))
     ground = np.mean([np.percentile(c[c.max(2) > 24], 98, axis=0) for c in cells[:20]], 0)*rng.uniform(1, 1.08) if kind=='apart' else rng.uniform((200,180,190), (250,235,240))
-    x,taken = np.ones((h,w,3))*np.clip(ground, 0, 252),np.zeros((h,w), bool)
+    x,owner = np.ones((h,w,3))*np.clip(ground, 0, 252),np.full((h,w), -1, np.int32)
     if kind=='apart': x += rng.normal(0, 3, (h,w,1))
     for i in range(dict(apart=int(rng.uniform(1.2, 2.7)*h*w/130**2), heaped=40).get(kind, h*w//170**2)):
         c = cells[rng.integers(len(cells))]
@@ -150,11 +150,10 @@ def field(cells, rng, kind):
         if a >= room[0] or b >= room[1]: continue
         y,z = int(rng.integers(room[0]-a)),int(rng.integers(room[1]-b))
         if kind=='rows': y,z = y+i//(w//170)*170,z+i%(w//170)*170
-        if kind=='apart' and (taken[y:y+a,z:z+b] & m).mean() > .02: continue
-        x[y:y+a,z:z+b][m] = c[m]
-        taken[y:y+a,z:z+b] |= m
+        if kind=='apart' and ((owner[y:y+a,z:z+b] >= 0) & m).mean() > .02: continue
+        x[y:y+a,z:z+b][m],owner[y:y+a,z:z+b][m] = c[m],i
     im = Image.fromarray(x.clip(0, 255).astype(np.uint8))
-    return im.filter(ImageFilter.GaussianBlur(.7)) if kind=='apart' else im
+    return im.filter(ImageFilter.GaussianBlur(.7)) if kind=='apart' else im,owner
 
 def without_frame(cell, rng):
     "A cell in its box, on a background instead of black."
@@ -173,9 +172,23 @@ def framed(ims, shapes, rng, how, times=1):
     for im in ims:
         for _ in range(times):
             o = next(shapes)
-            most = min(im.width/o.shape[1], im.height/o.shape[0])
             if how=='whole': yield cut_piece(im.resize(o.shape[::-1], Image.Resampling.BILINEAR), o)
-            else: yield cut_piece(im, o, 1. if how=='native' or most <= 1 else float(np.exp(rng.uniform(0, np.log(most)))), rng)
+            else: yield cut_piece(im, o, a_scale(im.size, o, rng, how), rng)
+
+def a_scale(size, o, rng, how):
+    most = min(size[0]/o.shape[1], size[1]/o.shape[0])
+    return 1. if how=='native' or most <= 1 else float(np.exp(rng.uniform(0, np.log(most))))
+
+def shown(fields, shapes, rng, how, times):
+    "Pieces of fields as `framed` cuts them, each with whether one cell fills at least half of it."
+    for im,owner in fields:
+        for _ in range(times):
+            o = next(shapes)
+            scale = a_scale(im.size, o, rng, how)
+            (h,w),(b,a) = o.shape,(min(m, round(k*scale)) for m,k in zip(im.size, o.shape[::-1]))
+            y,x = int(rng.integers(im.height-a+1)),int(rng.integers(im.width-b+1))
+            seen = np.asarray(Image.fromarray(owner[y:y+a,x:x+b]).resize((w,h), Image.Resampling.NEAREST))[o]
+            yield cut_piece(im.crop((x,y,x+b,y+a)), o, 1e9),np.bincount(seen+1, minlength=2)[1:].max() >= o.sum()/2
 
 def fitted(root, cells, rng, n):
     "As `pack` fits it."
@@ -196,7 +209,6 @@ def refusal(a, folder):
     shapes,m = outlines(mine, rng),a.each
     kinds = {'X-rays': xrays(m, rng), 'photographs': photographs(), 'noise': [one_noise(i % 5, rng) for i in range(m)],
              'blank': list(blank(m, rng, [c[c.max(2) > 24].mean(0) for c in mine]))}
-    kinds |= {f'smear fields, cells {k}': [field(people[i % len(people)], rng, k) for i in range(m//4)] for k in ('apart','rows','heaped')}
     rows = []
     def judge(kind, ims, about):
         seen = [appearance(o) for o in ims]
@@ -209,7 +221,15 @@ def refusal(a, folder):
         judge(k, ims, 'as they are')
         judge(f'{k}, framed', framed(ims, shapes, rng, 'whole', 4 if len(ims) < m else 1), 'all of the picture in a black frame of the size of a cell')
         judge(f'{k}, cut', framed(ims, shapes, rng, 'cut', max(1, m//len(ims))), 'a piece of any size in a black frame of the size of a cell')
-        if 'smear' in k: judge(f'{k}, cut as large as a cell', framed(ims, shapes, rng, 'native', 4), 'a piece at the scale of its pixels: may show most of one cell, or nothing but background')
+    for k in ('apart','rows','heaped'):
+        fields = [field(people[i % len(people)], rng, k) for i in range(m//4)]
+        judge(f'smear fields, cells {k}', [o for o,_ in fields], 'as they are')
+        judge(f'smear fields, cells {k}, framed', framed([o for o,_ in fields], shapes, rng, 'whole', 4), 'all of the picture in a black frame of the size of a cell')
+        for how,said in (('cut','a piece of any size in a black frame of the size of a cell'), ('native','a piece as large as a cell, at the scale of its pixels')):
+            pieces = [*shown(fields, shapes, rng, how, 8)]
+            name = f"smear fields, cells {k}, cut{' as large as a cell'*(how=='native')}"
+            for most,words in ((False,'no cell fills half of it'), (True,'one cell fills half of it or more')):
+                if some := [o for o,one in pieces if one==most]: judge(f'{name}: {words}', some, said)
     judge('cells without the black frame', (without_frame(c, rng) for c in mine), 'refused on purpose: training cells are cut out on black')
     say(rows, 'refusal.csv', a)
 
