@@ -128,7 +128,7 @@ def test_an_export_that_fails_half_way_leaves_a_folder_that_works(run, sample_ro
     with pytest.raises(OSError): export_onnx(new, quantize=True, data=sample_root)
     for o in ('torch','onnx','int8'): Predictor(new, o)
 
-@pytest.mark.parametrize('damage', [b'{', b'[]', b'{"format": "malaria_fastai model folder 1", "sha256": ""}', b'['*200_000, b'\xff', b''])
+@pytest.mark.parametrize('damage', [b'{', b'[]', b'['*200_000, b'\xff'], ids=['cut','list','deep','bytes'])
 def test_a_damaged_description_can_be_written_anew(damage, run, sample_root, tmp_path):
     new = Path(shutil.copytree(run, tmp_path/'run'))
     (new/'model/model.json').write_bytes(damage)
