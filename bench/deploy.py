@@ -25,7 +25,7 @@ from malaria_fastai.study import environment
 MORE = 'resnet50','vgg16_bn','mobilenet_v2' # beside the networks of the recipes, with fastai's head
 
 def networks():
-    "The different networks of the recipes, each under the first name it has there, and three more: name -> how to build it."
+    "The different networks of the recipes, each under the first name it has there; and three more, if asked for: name -> how to build it."
     specs = {k: ModelSpec(r.arch, 2, r.lin_ftrs, r.ps, kind=r.head, log_softmax=r.activation=='log_softmax', cut=r.cut) for k,r in RECIPES.items() if r.network}
     return {k: o for i,(k,o) in enumerate(specs.items()) if o not in [*specs.values()][:i]} | {o: ModelSpec(o, 2) for o in MORE}
 
@@ -49,7 +49,7 @@ def parity(a, folder):
     root,cells = real(a, folder)
     files,rows = [root/o for o in cells.path[cells.split=='test'].iloc[::12][:200]],[]
     for name,spec in networks().items():
-        if a.only and name not in a.only: continue
+        if name not in (a.only or RECIPES): continue
         size = 224 if 'vgg' in spec.arch and a.full else a.size
         net,rule = PictureNet(spec.build(), ([.485,.456,.406],[.229,.224,.225])).eval(),Resizing((size,size), ResizeMethod.SQUISH)
         x = np.stack([rule.fixed(open_picture(o)) for o in files])
@@ -238,7 +238,7 @@ def main():
     p.add_argument('what', choices=('parity','throughput','refusal'))
     p.add_argument('run', nargs='?', help='a packed run folder, for throughput')
     p.add_argument('--results', default='results')
-    p.add_argument('--only', nargs='*', help='parity: these networks only, by the name of the recipe or network')
+    p.add_argument('--only', nargs='*', help=f"parity: these networks only, by the name of a recipe; or of {', '.join(MORE)}")
     p.add_argument('--size', type=int, default=64, help='parity: side of the pictures')
     p.add_argument('--full', action='store_true', help='parity: VGG at 224')
     p.add_argument('--n', type=int, default=2000, help='cells to fit the check on, or to time')

@@ -18,7 +18,7 @@ from malaria_fastai.learner import (PACKAGED, Bfloat16, NLLLossFlat, OwnHead, St
     load_learner, packaged_weights, split_params)
 from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
 from malaria_fastai.resume import AnotherRun
-from malaria_fastai.source import draw_sample
+from malaria_fastai.source import draw_sample, install_command
 from malaria_fastai.split import split_by
 from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner
 
@@ -207,7 +207,7 @@ def test_the_table_has_every_recipe(capsys):
 
 @pytest.mark.parametrize('arch', PACKAGED)
 def test_packaged_weights(arch):
-    if not importlib.util.find_spec(PACKAGED[arch].package): pytest.skip("its Python package is not installed: pip install 'malaria_fastai[weights]'")
+    if not importlib.util.find_spec(PACKAGED[arch].package): pytest.skip(f"its Python package is not installed: {install_command('weights')}")
     state,body = packaged_weights(arch),create_body(arch, True, 'packaged')
     first = next(v for v in body.state_dict().values() if v.ndim == 4)
     a,b = first[..., :-1].flatten(),first[..., 1:].flatten()
