@@ -216,7 +216,7 @@ def refusal(a, folder):
         rows.append(dict(kind=kind, n=len(why), refused=sum(map(bool, why)), rate=round(float(np.mean([bool(o) for o in why])), 4), frame=sum('black' in o for o in why),
                          far=sum(o.startswith('unlike') for o in why), piece=sum(o.startswith('more like') for o in why), about=about))
         print(rows[-1], flush=True)
-    judge('real cells of test patients', (open_picture(root/o) for o in _drawn(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, never used for the check; at most 1 % may be refused')
+    judge('real cells of test patients', (open_picture(root/o) for o in _drawn(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, who set no limit; at most 1 % may be refused')
     for k,ims in kinds.items():
         judge(k, ims, 'as they are')
         judge(f'{k}, framed', framed(ims, shapes, rng, 'whole', 4 if len(ims) < m else 1), 'all of the picture in a black frame of the size of a cell')

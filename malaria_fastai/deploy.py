@@ -40,7 +40,7 @@ from .cells import MAX_PIXELS, BadPicture, _to_rgb, identity, open_picture
 from .data import _PADDING, Resizing, ResizeMethod, _map_ahead, replacing, write_atomically
 from .evaluate import OneClass, fit_temperature, read_predictions
 from .learner import ModelRefused, load_learner, read_model
-from .source import BadArchive, EXTENSIONS, _plan, progress, record_for
+from .source import BadArchive, EXTENSIONS, _plan, install_command, progress, record_for
 from .source import _left_out as _no_picture
 
 # %% ../nbs/api/11_deploy.ipynb #8b821ceb
@@ -727,7 +727,7 @@ def _onnxruntime():
     return onnxruntime
 
 
-def _missing(e): return ExtraMissing(f"ONNX needs more packages ({e.name} is missing): pip install 'malaria_fastai[onnx]'")
+def _missing(e): return ExtraMissing(f"ONNX needs more packages ({e.name} is missing): {install_command('onnx')}")
 
 
 def _session(file, threads=None):
@@ -936,6 +936,7 @@ def _bytes(path):
     try:
         if path.exists() and not path.is_file(): raise BadPicture(path, 'it is no regular file')
         with open(path, 'rb') as f: data = f.read(MAX_BYTES + 1)
+    except BadPicture: raise # which is a ValueError
     except (OSError, ValueError) as e: raise BadPicture(path, getattr(e, 'strerror', None) or str(e)) from e
     if len(data) > MAX_BYTES: raise BadPicture(path, f"more than {MAX_BYTES >> 20} MB are too many for a picture")
     return data
