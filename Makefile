@@ -1,7 +1,7 @@
 # Every target does its own set-up in .venv: Python 3.10 or newer, git and make are enough, root is not needed.
 # `make` alone lists the targets. Another Python: make test PYTHON=python3.12
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs readme address
+.PHONY: help demo test test-rest test-all lab docs readme address
 
 BIN := .venv/bin
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.13 python3.12 python3.11 python3.10 python)
@@ -9,18 +9,20 @@ METADATA := settings.ini pyproject.toml setup.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(shell test -t 2 || echo --quiet)
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no data, no network)
 	rm -rf runs/demo
 	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --bs 16 --epochs 8 --finetune-epochs 0 --split patient --pretrained no --out runs/demo
 
-test: export MALARIA_DATA = sample
-test: export OMP_NUM_THREADS = 1
-test: .venv/ready ## check the repository's rules, run every notebook, then every test
-	$(BIN)/python -m pytest -q -x --no-header --durations=0 --durations-min=5 tests/test_repo.py
-	$(BIN)/nbdev-test nbs --n-workers 2 --timing --skip-folder-re '^([_.]|tutorials$$)' # tests/test_colab.py runs the tutorials
-	$(BIN)/python -m pytest --ignore=tests/test_repo.py --numprocesses=2 --dist=loadfile
+test: .venv/ready ## rules, api notebooks, quick tests and lesson 1 (under eight minutes)
+	@$(BIN)/python tools/run_tests.py quick
+
+test-rest: .venv/ready ## what make test leaves out: slow tests, every lesson, real cells, a browser
+	@$(BIN)/python tools/run_tests.py rest
+
+test-all: .venv/ready ## everything
+	@$(BIN)/python tools/run_tests.py all
 
 lab: .venv/ready ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab --notebook-dir=nbs

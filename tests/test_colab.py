@@ -123,8 +123,11 @@ def surprises(ran, stored):
 
 def read(path): return json.loads(path.read_text(encoding='utf-8'))
 
+# lesson 1 is in `make test`, the others in `make test-all`
+LESSONS = [pytest.param(path, id=path.stem, marks=[] if path==TUTORIALS[0] else pytest.mark.slow) for path in TUTORIALS]
+
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize('path', TUTORIALS, ids=lambda o: o.stem)
+@pytest.mark.parametrize('path', LESSONS)
 def test_tutorial_runs_in_colab(path, colab):
     colab.forget()
     assert not colab.has_package(), 'the package is there before the first cell installs it'

@@ -7,6 +7,7 @@ import ast,filecmp,json,os,re,shutil,subprocess,sys,tarfile,zipfile
 from configparser import ConfigParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
+import house
 import pandas as pd
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -34,6 +35,24 @@ MAY_IMPORT = dict(
     deploy    = 'source cells split data learner evaluate',
     cli       = 'source cells split interpret evaluate report recipes study deploy',
     all       = 'source cells split data learner resume interpret evaluate report recipes study deploy cli')
+# What tools/house.py measures: the smaller, the better. A bound may only fall.
+BOUNDS = dict(
+    nodes                  = 60_384,  # syntax nodes: expressions and statements
+    core_nodes             = 60_384,  # the same, without the folder `extra`
+    over_120               = 668,     # lines of more than 120 characters
+    mean_code_line         = 72.3,    # characters
+    nodes_per_line         = 9.2,
+    public_names           = 319,     # without the words of fastai 1
+    star_names             = 209,     # those of them that `malaria_fastai.all` brings
+    private_in_two_modules = 29,
+    public_with_two_owners = 6,
+    exceptions             = 36,      # classes
+    helpers_called_once    = 350,
+    undocumented_helpers   = 108,     # of more than three lines
+    definitions_per_cell   = 3.56,    # of the notebook cells that export any
+    largest_cell           = 121,     # lines of an exported cell without a class
+    lesson_lines_over_88   = 191,
+    terms_missing          = 9)       # words of the field that nobody would find
 LIGHT = 'source cells split evaluate report recipes cli'.split() # these import neither torch nor fastai
 
 # ---- reading a repository
@@ -420,3 +439,43 @@ def test_the_table_has_no_circle():
 def test_the_address_is_written_everywhere():
     text = 'https://github.com/{0}/malaria_fastai https://{0}.github.io/malaria_fastai https://github.com/fastai/fastai'
     assert readdress(text.format('bob'), 'ann')==text.format('ann')
+
+# ---- the house: size, density and scatter only fall
+
+def test_the_house_only_gets_better():
+    if found := [*house.complaints(house.measure(ROOT), BOUNDS)]: pytest.fail('\n'.join(found), pytrace=False)
+
+def test_a_bound_is_held_from_both_sides():
+    assert [*house.complaints(dict(nodes=5), dict(nodes=5))]==[]
+    assert [*house.complaints(dict(nodes=6), dict(nodes=5))]==['nodes is 6: the bound is 5, and it only tightens']
+    assert [*house.complaints(dict(nodes=4), dict(nodes=5))]==['nodes is better than its bound of 5: tighten the bound to 4']
+    assert [*house.complaints({}, dict(nodes=5))]==['nodes has a bound and is not measured']
+    assert [*house.complaints(dict(nodes=5), {})]==['nodes is 5 and has no bound']
+
+def export_here(module): return swap(module, '__all__ = [', "__all__ = ['here', ")
+
+UNSAID = 'def _helper(x):\n'+'    x = 1\n'*4
+HOUSE_FAULTS = dict( # measure: what makes it larger in the healthy repository
+    nodes=[add(MOD, 'x = 1')], core_nodes=[add(MOD, 'x = 1')], over_120=[add(MOD, '#'*121)], mean_code_line=[add(MOD, f'x = "{"a"*99}"')],
+    nodes_per_line=[add(MOD, 'x = [f(g(y+1))+2, -z[3:4], {5: 6}]')], public_names=[export_here(MOD)],
+    star_names=[export_here(MOD), add(f'{PKG}/all.py', 'from .cells import here')],
+    private_in_two_modules=[add(MOD, 'def _f(): pass'), add(f'{PKG}/source.py', 'class _f: pass')],
+    public_with_two_owners=[export_here(MOD), export_here(f'{PKG}/source.py')],
+    exceptions=[add(MOD, 'class NoCells(ValueError): pass')], helpers_called_once=[add(MOD, 'def _f(): pass\n_f()')],
+    undocumented_helpers=[add(MOD, UNSAID)], definitions_per_cell=[cell(NB, '#| export\ndef f(): pass\ndef g(): pass')],
+    largest_cell=[cell(NB, '#| export\n'+'x = 1\n'*9)], lesson_lines_over_88=[cell(TUT, '#'*89)])
+
+@pytest.mark.parametrize('measure', HOUSE_FAULTS)
+def test_a_measure_sees_what_makes_it_worse(measure, healthy, tmp_path):
+    tree = copy(healthy, tmp_path/'tree')
+    before = house.measure(tree)[measure]
+    for _,plant in HOUSE_FAULTS[measure]: plant(tree)
+    assert house.measure(tree)[measure]>before
+
+def test_a_term_of_the_field_is_looked_for(healthy, tmp_path):
+    tree = copy(healthy, tmp_path/'tree')
+    before = house.measure(tree)['terms_missing']
+    write_nb(tree/'nbs/tutorials/02_words.ipynb', '# A checkpoint, and a zip bomb')
+    assert house.measure(tree)['terms_missing']==before-2
+
+def test_every_measure_is_tried(): assert {*BOUNDS}=={*HOUSE_FAULTS, 'terms_missing'}
