@@ -1,6 +1,9 @@
-"""Each recipe: head, frozen set, loss, transforms, optimizer, and p in [0, 1]; ImageNet weights that come as Python packages; comparisons."""
+"""Each recipe: head, frozen set, loss, transforms, optimizer, and p in [0, 1]; ImageNet weights that come as Python packages; comparisons.
+
+What a recipe asks for is read off its network and the calls of `fit_recipe`; that every one of them also trains is a slow test."""
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from malaria_fastai.cells import read_cells
@@ -18,16 +22,16 @@ from malaria_fastai.learner import (PACKAGED, Bfloat16, NLLLossFlat, OwnHead, St
     load_learner, packaged_weights, split_params)
 from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
 from malaria_fastai.resume import AnotherRun
-from malaria_fastai.source import draw_sample, install_command
+from malaria_fastai.source import install_command
 from malaria_fastai.split import split_by
-from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner
+from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner, train
 
 REPO = Path(__file__).resolve().parents[1]
 NETWORKS = [k for k,o in RECIPES.items() if o.network]
 
 
 @pytest.fixture(scope='module')
-def sample(tmp_path_factory): return draw_sample(tmp_path_factory.mktemp('drawn')/'cells')
+def sample(sample_root): return sample_root
 
 
 @pytest.fixture(scope='module')
@@ -67,8 +71,33 @@ def expected(name):
     return head,loss,'Adam',tfms,[1, 1, 1]
 
 
+def calls(learn, recipe):
+    "What `fit_recipe` asks of the learner in each stage: how to train, how long, how fast, which groups, watched by what."
+    asked = []
+    def recorder(way):
+        def record(n, lr, callbacks, start_epoch):
+            biggest = [max(g, key=lambda p: p.numel()).requires_grad for g in split_params(learn.model)]
+            asked.append((way, n, lr, biggest, [type(o).__name__ for o in callbacks]))
+        return record
+    learn.fit,learn.fit_one_cycle = recorder('fit'),recorder('one_cycle')
+    fit_recipe(learn, recipe)
+    return asked
+
+
+def rate(lr): return slice(*lr) if isinstance(lr, tuple) else lr
+
+
+@pytest.fixture
+def quick_weights(monkeypatch):
+    "Large layers hold zeros, which takes a tenth of the time of drawing them; small ones are drawn as ever."
+    for name in ('kaiming_uniform_', 'kaiming_normal_', 'normal_', 'uniform_'):
+        def fill(tensor, *args, draw=getattr(nn.init, name), **kwargs):
+            return draw(tensor, *args, **kwargs) if tensor.numel() < 10_000 else nn.init.zeros_(tensor)
+        monkeypatch.setattr(nn.init, name, fill)
+
+
 @pytest.mark.parametrize('name', NETWORKS)
-def test_recipe(name, sample, cells, tmp_path):
+def test_recipe(name, sample, cells, tmp_path, quick_weights):
     recipe,learn = built(name, sample, cells, tmp_path)
     head,loss,opt,tfms,trained = expected(name)
     flat = [type(o).__name__ for o in (learn.model[1].last if recipe.head == 'own' else learn.model[1]).modules() if not list(o.children())]
@@ -76,13 +105,51 @@ def test_recipe(name, sample, cells, tmp_path):
     assert [o.replace('fastaiFlatten', 'Flatten') for o in flat] == head
     assert type(learn.loss_func) is dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)[loss]
     assert type(learn.dls.ds_tfms[0][0]) is tfms[0]
-    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe.but(finetune_epochs=0))
     assert learn.opt_func.func.__name__.lower() == opt.lower()
-    biggest = [max(g, key=lambda p: p.numel()).requires_grad for g in split_params(learn.model)]
-    assert biggest == [bool(o) for o in trained]
     with learn.no_bar(): preds = learn.predict_cells(cells[cells.split == 'test'], 'Parasitized')
     assert preds.p.between(0, 1).all() and np.isfinite(preds.loss).all()
     assert ((preds.p >= .5) == (preds.pred == 'Parasitized')).all()
+    way,n,lr,groups,_ = calls(learn, recipe)[0]
+    assert (way, n, lr) == ('one_cycle' if recipe.schedule == 'one_cycle' else 'fit', 1, rate(recipe.lr))
+    assert groups == [bool(o) for o in trained]
+
+
+# Which groups the second stage trains, and at which rates
+SECOND = dict(fastai_resnet18_finetuned=([1, 1, 1], slice(1e-4, 1e-5)), mobilenetv2_top=([0, 1, 1], 1e-5), progressive_resnet18=([1, 1, 1], 3e-3),
+              efficientnet_lite0=([1, 1, 1], slice(1e-4, 1e-3)), squeezenet1_1=([1, 1, 1], slice(3e-5, 3e-4)), xray_lite0=([1, 1, 1], slice(1e-4, 1e-3)),
+              best=([1, 1, 1], slice(3e-4, 3e-3)))
+
+
+def test_second_stages(sample, cells, tmp_path):
+    "On a small network in place of each: what is asked of it is the same."
+    assert {k for k in NETWORKS if RECIPES[k].finetune_epochs} == set(SECOND)
+    for name,(groups,lr) in SECOND.items():
+        recipe = small(RECIPES[name]).but(arch='squeezenet1_1', finetune_epochs=3)
+        stages = calls(recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path), recipe)
+        assert [o[1] for o in stages] == [1, 3] and stages[1][2:4] == (lr, [bool(o) for o in groups]), name
+
+
+WATCHED = dict(vgg16_pytorch=['SaveModelCallback', 'StepDecay'], densenet121_head=['SaveModelCallback', 'EarlyStoppingCallback'],
+               xray_vgg16=['SaveModelCallback'], fastai_resnet18=[])
+
+
+def test_what_watches_a_training(sample, cells, tmp_path):
+    "The best epoch, the end, the steps; and states, where they are asked for."
+    for name,names in WATCHED.items():
+        recipe = small(RECIPES[name]).but(arch='squeezenet1_1')
+        stages = calls(recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path), recipe)
+        assert stages[0][4] == names, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NETWORKS)
+def test_every_recipe_trains(name, sample, cells, tmp_path):
+    "On sixteen cells or so: the calls that the quick test reads are made, and what comes out are probabilities."
+    recipe,learn = built(name, sample, cells.groupby('split').head(8), tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        fit_recipe(learn, recipe.but(best='', patience=0))
+        preds = learn.predict_cells(learn.dls.cells, 'Parasitized')
+    assert len(learn.recorder.history) == recipe.epochs + recipe.finetune_epochs and preds.p.between(0, 1).all()
 
 
 @pytest.mark.parametrize('name', EXPECTED)
@@ -130,7 +197,7 @@ def test_top_layers_move_in_the_second_stage(sample, cells, tmp_path):
     assert all(torch.equal(a, b) for a,b in zip(early, now[0])) and not all(torch.equal(a, b) for a,b in zip(late, now[1]))
 
 
-@pytest.mark.parametrize('arch,out', [('vgg16', 4096), ('resnet18', 512), ('densenet121', 1024), ('mobilenet_v2', 1280), ('alexnet', 4096)])
+@pytest.mark.parametrize('arch,out', [('resnet18', 512), ('densenet121', 1024), ('mobilenet_v2', 1280), ('alexnet', 4096)])
 def test_the_last_layer_is_found(arch, out, sample, cells, tmp_path):
     data = recipe_data(small(RECIPES['vgg16_pytorch']), sample, cells, cache=False)
     learn = cnn_learner(data, arch, pretrained=False, head='own', path=tmp_path)
@@ -163,11 +230,21 @@ def test_steps(sample, cells, tmp_path):
     assert np.allclose(learn.recorder.lrs, [1e-3]*2*n + [1e-4]*2*n)
 
 
+class Spoil(Callback):
+    "After the first epoch the network is of no use: it calls everything by one name."
+    def before_validate(self):
+        if self.epoch == 0: return
+        with torch.no_grad(): list(self.model.parameters())[-1].copy_(torch.tensor([50., -50.]))
+
+
 def test_the_best_epoch_is_kept(sample, cells, tmp_path):
+    "Though it is the first, and worse ones follow."
     recipe,learn = built('squeezenet1_1_scratch', sample, cells, tmp_path)
-    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe.but(epochs=3, best='valid_loss', lr=1e-3))
-    best = min(h['valid_loss'] for h in learn.recorder.history)
-    with learn.no_bar(): assert learn.validate()[0] == pytest.approx(best, rel=1e-4)
+    with learn.no_bar(), learn.no_logging():
+        fit_recipe(learn, recipe.but(epochs=3, best='valid_loss', lr=1e-4), cbs=[Spoil()])
+        first,*others = [h['valid_loss'] for h in learn.recorder.history]
+        assert len(others) == 2 and min(others) > 10 > first # half of the cells are of the other class
+        assert learn.validate()[0] == pytest.approx(first, rel=1e-4)
 
 
 # ---- words
@@ -245,7 +322,8 @@ def test_the_fold_is_exact():
 def test_half_precision_is_for_training(precision, sample, cells, tmp_path, monkeypatch):
     from malaria_fastai import study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
-    recipe,learn = built('best_resnet18', sample, cells, tmp_path)
+    recipe = small(RECIPES['best_resnet18']).but(arch='squeezenet1_1')
+    learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
     types,layer = set(),next(m for m in learn.model[1].modules() if isinstance(m, nn.Linear))
     layer.register_forward_hook(lambda m, x, y: types.add((m.training, y.dtype)))
     with learn.no_bar(), learn.no_logging():
@@ -262,7 +340,7 @@ def test_half_precision_goes_on_exactly(sample, cells, tmp_path, monkeypatch):
     from malaria_fastai import study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
     def trained(folder, epochs, stop=None, resume=False):
-        recipe = small(RECIPES['best_resnet18']).but(precision='half', epochs=epochs, finetune_epochs=0)
+        recipe = small(RECIPES['best_resnet18']).but(arch='squeezenet1_1', precision='half', epochs=epochs, finetune_epochs=0)
         learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
         with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[StopAfter(stop)] if stop else None)
         return learn.model.state_dict()
@@ -298,21 +376,33 @@ class Sizes(Callback):
         if self.training: self.seen.append((self.learn.stage, self.x.shape[-1]))
 
 
-@pytest.mark.parametrize('stop', [None, 1, 3])
-def test_small_pictures_come_first(stop, sample, cells, tmp_path):
-    "The first stage sees small pictures, the second and the predictions large ones; cut off in either stage, it goes on exactly."
-    recipe = small(RECIPES['progressive_resnet18']).but(size=40, size_first=32, epochs=2, finetune_epochs=2)
-    def trained(folder, resume=False, *cbs):
-        learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
-        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[*cbs])
-        return learn
+def progressive(sample, cells, folder, *cbs, resume=False, **fields):
+    "A learner that was trained in two sizes."
+    recipe = small(RECIPES['progressive_resnet18']).but(**{**dict(arch='squeezenet1_1', size=40, size_first=32, epochs=2, finetune_epochs=2), **fields})
+    learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=folder)
+    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[*cbs])
+    return learn
+
+
+@pytest.fixture(scope='module')
+def in_two_sizes(sample, cells, tmp_path_factory):
+    "One that nobody interrupted, and what it saw."
     sizes = Sizes()
-    learn = trained('whole', False, sizes)
-    assert {*sizes.seen} == {(0, 32), (1, 40)} and learn.data.one_batch()[0].shape[-1] == 40
-    if stop:
-        with pytest.raises(KeyboardInterrupt): trained('cut', False, StopAfterAll(stop))
-        again = trained('cut', True)
-        for a,b in zip(learn.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
+    return progressive(sample, cells, tmp_path_factory.mktemp('two sizes'), sizes),sizes.seen
+
+
+def test_small_pictures_come_first(in_two_sizes):
+    "The first stage sees small pictures, the second and the predictions large ones."
+    learn,seen = in_two_sizes
+    assert {*seen} == {(0, 32), (1, 40)} and learn.data.one_batch()[0].shape[-1] == 40
+
+
+@pytest.mark.parametrize('stop', [1, 3])
+def test_small_pictures_go_on_exactly(stop, in_two_sizes, sample, cells, tmp_path):
+    "Cut off in either stage."
+    with pytest.raises(KeyboardInterrupt): progressive(sample, cells, tmp_path, StopAfterAll(stop))
+    again = progressive(sample, cells, tmp_path, resume=True)
+    for a,b in zip(in_two_sizes[0].model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
 
 
 class StopAfterAll(StopAfter):
@@ -324,9 +414,8 @@ class StopAfterAll(StopAfter):
 
 
 def test_one_stage_has_one_size(sample, cells, tmp_path):
-    recipe,sizes = small(RECIPES['progressive_resnet18']).but(size=40, size_first=32, epochs=1, finetune_epochs=0),Sizes()
-    learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
-    with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, cbs=[sizes])
+    sizes = Sizes()
+    progressive(sample, cells, tmp_path, sizes, epochs=1, finetune_epochs=0)
     assert {*sizes.seen} == {(0, 40)}
 
 
@@ -345,39 +434,54 @@ def test_the_best_recipe_is_the_best_trial(name, kind):
 
 # ---- comparisons
 
-TINY = dict(limit=100, size=32, bs=16, epochs=2, finetune_epochs=0, draws=50)
+TINY = dict(limit=60, size=32, bs=16, epochs=2, finetune_epochs=0, draws=20)
+ROWS = 'colour_floor', 'squeezenet1_1_scratch', 'vgg16_pytorch'
 
 
-def test_compare_goes_on_exactly(sample, tmp_path, capsys):
-    rows = 'colour_floor', 'squeezenet1_1_scratch', 'vgg16_pytorch'
-    whole = compare(sample, tmp_path/'whole', rows, **TINY)
-    none = compare(sample, tmp_path/'cut', rows, budget=1e-9, **TINY)
-    assert none.state.str.contains('budget').all() and 'accuracy' not in none
-    cut = compare(sample, tmp_path/'cut', rows, **TINY)
-    for k in ('recipe', 'split', 'accuracy', 'auc', 'n'): pd.testing.assert_series_equal(whole[k], cut[k])
-    assert cut.set_index(['recipe', 'split']).state['vgg16_pytorch', 'random'].startswith('not run here: it needs ImageNet weights. On a T4: malaria-fastai train')
-    assert (cut.shortened.str.contains('32 of') | (cut.recipe == 'colour_floor')).all()
-    text = (tmp_path/'cut'/'results.md').read_text()
+@pytest.fixture(scope='module')
+def whole(sample, tmp_path_factory):
+    "A comparison that nobody interrupted: its folder and its table."
+    folder = tmp_path_factory.mktemp('whole')
+    return folder,compare(sample, folder, ROWS, **TINY)
+
+
+def test_what_a_comparison_writes(whole):
+    folder,table = whole
+    assert table.set_index(['recipe', 'split']).state['vgg16_pytorch', 'random'].startswith('not run here: it needs ImageNet weights. On a T4: malaria-fastai train')
+    assert (table.shortened.str.contains('32 of') | (table.recipe == 'colour_floor')).all()
+    text = (folder/'results.md').read_text()
     assert 'accuracy, random | accuracy, patient' in text and 'drawn' in text.lower()
-    assert (tmp_path/'cut'/'results.svg').stat().st_size > 1000
+    assert (folder/'results.svg').stat().st_size > 1000
 
 
-def test_a_budget_stops_between_epochs(sample, tmp_path, monkeypatch):
-    rows = 'colour_floor', 'squeezenet1_1_scratch'
-    whole = compare(sample, tmp_path/'whole', rows, splits=('patient',), **TINY)
+def test_a_comparison_judges_the_test_cells(whole):
+    "Each number is that of the predictions beside it, each difference is to the first row."
+    folder,table = whole
+    for row in table[table.state == ''].itertuples():
+        preds = pd.read_csv(folder/'runs'/row.recipe/f'{row.split}0-seed42'/'predictions.csv').query('split == "test"')
+        floor = table[(table.recipe == 'colour_floor') & (table.split == row.split)].iloc[0]
+        assert row.n == len(preds) and row.accuracy == pytest.approx((preds.label == preds.pred).mean())
+        assert row.auc == pytest.approx(roc_auc_score(preds.label == 'Parasitized', preds.p))
+        assert row.accuracy_over_first == pytest.approx(row.accuracy - floor.accuracy)
+
+
+def test_a_budget_stops_and_the_same_command_goes_on_exactly(whole, sample, tmp_path, monkeypatch):
+    "Before the first run, then between two epochs; the end is that of the comparison that nobody interrupted."
     from malaria_fastai import study
+    words = dict(splits=('patient',), **TINY)
+    none = compare(sample, tmp_path, ROWS, budget=1e-9, **words)
+    assert none.state.str.contains('budget').all() and 'accuracy' not in none
     run = study._train_one
     monkeypatch.setattr(study, '_train_one', lambda job, folder, root, positive, until: run(job, folder, root, positive, 0))
-    cut = compare(sample, tmp_path/'cut', rows, splits=('patient',), **TINY)
-    assert 'budget' in cut.state[1]
-    assert any((tmp_path/'cut').rglob('stage1_0.state'))
+    cut = compare(sample, tmp_path, ROWS, **words)
+    assert 'budget' in cut.state[1] and any(tmp_path.rglob('stage1_0.state'))
     monkeypatch.undo()
-    end = compare(sample, tmp_path/'cut', rows, splits=('patient',), **TINY)
-    assert end.accuracy.tolist() == whole.accuracy.tolist() and end.auc.tolist() == whole.auc.tolist()
+    end,all_of_it = compare(sample, tmp_path, ROWS, **words),whole[1].query('split == "patient"').reset_index(drop=True)
+    for k in ('recipe', 'split', 'accuracy', 'auc', 'n'): pd.testing.assert_series_equal(all_of_it[k], end[k])
 
 
-def test_another_comparison_is_refused(sample, tmp_path):
-    compare(sample, tmp_path, ('colour_floor',), splits=('random',), **TINY)
+def test_another_comparison_is_refused(whole, sample, tmp_path):
+    shutil.copy(whole[0]/'compare.json', tmp_path)
     with pytest.raises(AnotherRun): compare(sample, tmp_path, ('colour_floor',), splits=('random',), **TINY | dict(limit=120))
 
 
@@ -391,10 +495,13 @@ def test_folds_hold_every_cell_once(rule, sample):
 
 
 def test_train_runs_a_recipe(sample, tmp_path, capsys):
-    words = ['train', sample, '--recipe', 'squeezenet1_1_scratch', '--size', '32', '--epochs', '1', '--bs', '16', '--limit', '100', '--split', 'patient', '--out', tmp_path/'run']
-    assert main(words) == 0, capsys.readouterr().err
-    found = json.loads((tmp_path/'run'/'metrics.json').read_text())
+    words = dict(recipe=RECIPES['squeezenet1_1_scratch'].but(size=32, bs=16, epochs=1), limit=60, split='patient', draws=20)
+    found = json.loads((train(sample, tmp_path/'run', **words)/'metrics.json').read_text())
     assert found['recipe'] == 'squeezenet1_1_scratch' and '32 of 128 px' in found['shortened'] and found['arch'] == 'squeezenet1_1'
-    assert main([*words, '--resume']) == 0
-    assert main(['train', sample, '--recipe', 'colour_floor', '--limit', '100', '--split', 'patient', '--out', tmp_path/'floor']) == 0, capsys.readouterr().err
-    assert (tmp_path/'floor'/'report.html').exists()
+    train(sample, tmp_path/'run', resume=True, **words)
+    assert 'nothing is left to do' in capsys.readouterr().out
+
+
+def test_train_runs_the_recipe_without_a_network(sample, tmp_path):
+    out = train(sample, tmp_path/'floor', recipe='colour_floor', limit=60, split='patient', draws=20)
+    assert (out/'report.html').exists() and json.loads((out/'metrics.json').read_text())['arch'] == 'none, colours only'
