@@ -8,8 +8,9 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
 from malaria_fastai.cells import open_picture, read_cells
+from malaria_fastai import study
 from malaria_fastai.split import SplitError, fold_rules, split_by, split_kfold
-from malaria_fastai.study import CORRUPTIONS, boosted, colour_features, corrupt, outline_features, sample_cells
+from malaria_fastai.study import CORRUPTIONS, boosted, colour_features, corrupt, outline_features, robustness, sample_cells, shortcut_check
 
 OF_FRAME = {'background', 'neighbour', 'scale'}
 
@@ -122,11 +123,41 @@ def test_boosting_learns_from_the_training_part_alone():
     "Test labels turned round change no prediction; what is predicted is the probability of the positive class."
     rng = np.random.default_rng(0)
     y,split = rng.random(300) < .5,np.where(np.arange(300) < 200, 'train', 'test')
-    x = rng.normal(y[:, None]*2., 1, (300, 3))
+    x = rng.normal(y[:, None]*20., 1, (300, 3)) # ten deviations on either side: any boosting tells them apart
     table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(300)], label=np.where(y, 'yes', 'no'), split=split))
     turned = table.assign(label=np.where((split == 'test') ^ y, 'yes', 'no'))
     a,b = boosted(x, table, 'yes'),boosted(x, turned, 'yes')
-    assert (a.p == b.p).all() and len(a) == 100 and roc_auc_score(y[200:], a.p) > .9
+    assert (a.p == b.p).all() and len(a) == 100 and roc_auc_score(y[200:], a.p) == 1 and ((a.p > .5) == y[200:]).all()
+
+
+# ---- a network whose weights nobody trained
+
+@pytest.fixture
+def by_brightness(monkeypatch):
+    "In place of a network: the share of a picture's light is its probability."
+    monkeypatch.setattr(study, 'probabilities', lambda learn, pictures, positive: np.array([x.mean()/255 for x in pictures]))
+
+
+def test_robustness_is_that_of_the_damaged_pictures(by_brightness, sample_root, cells):
+    "At the fixed threshold; the changes are to the first row, that of the untouched pictures."
+    table = robustness(None, sample_root, cells, 'Parasitized', threshold=.4, n=30, kinds=['stain_dark', 'background'])
+    assert list(zip(table.corruption, table.strength)) == [('none', 0), *((k, s) for k in ('stain_dark', 'background') for s in range(1, 6))]
+    some = sample_cells(cells, 30)
+    for row in table.iloc[[0, 3, 10]].itertuples():
+        damaged = [np.asarray(open_picture(sample_root/o)) for o in some.path]
+        if row.strength: damaged = [corrupt(x, row.corruption, row.strength, o) for x,o in zip(damaged, some.path)]
+        called = np.array([x.mean()/255 for x in damaged]) >= .4
+        assert row.sensitivity == called[some.label == 'Parasitized'].mean() and row.specificity == 1 - called[some.label == 'Uninfected'].mean()
+    for k in ('sensitivity', 'specificity'): np.testing.assert_allclose(table[f'{k}_change'], table[k] - table[k][0])
+
+
+def test_shortcuts_show_the_frame_and_the_outline_alone(by_brightness, sample_root, cells):
+    "Of a cell painted black this network sees nothing; of one in one colour, its share of the picture."
+    test,train = cells[::6].reset_index(drop=True),cells[1::6].reset_index(drop=True)
+    found = shortcut_check(None, sample_root, test, train, 'Parasitized', n=None, draws=20)
+    share = [outline_features(np.asarray(open_picture(sample_root/o)))[3] for o in test.path]
+    assert found['blanked']['auc'] == .5 and found['outline']['auc'] == pytest.approx(roc_auc_score(test.label == 'Parasitized', share))
+    assert {k: v['n'] for k,v in found.items()} == dict(blanked=120, outline=120, frame=120)
 
 
 # ---- folds
