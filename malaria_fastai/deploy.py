@@ -193,6 +193,7 @@ def _pieces(cells, rng, n, each=24):
 # %% ../nbs/api/11_deploy.ipynb #48957e02
 _LET_GO = .001 # Share of cells of patients left out that each of two questions may refuse
 _CLIP = 4 # Deviations: one wild number alone does not decide what is a piece of a smear
+_SAME = 1e-6 # Values as near as this may change places on another processor: no limit lies between them
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,20 @@ def _left_out(cells, pieces, patients, folds=4):
     return found
 
 
+def _gaps(falling):
+    "Where values that fall leave a gap: how many lie above each, and its middle."
+    above = 1+np.flatnonzero(falling[:-1]-falling[1:] > _SAME)
+    return above,(falling[above-1]+falling[above])/2
+
+
+def _limit(scores):
+    "In the middle of a gap, with `_LET_GO` of the scores above it or fewer; of few scores, the largest alone."
+    falling = np.sort(scores)[::-1]
+    above,middle = _gaps(falling)
+    if not len(above): return float(falling[0]) # all the same
+    return float(middle[max(0, (above <= max(1, _LET_GO*len(falling))).sum()-1)])
+
+
 def fit_content(
     cells:pd.DataFrame,        # Numbers of cells of the training and validation parts, one row a cell
     pieces:pd.DataFrame|None=None, # Numbers of pieces of smears; None leaves the third question out
@@ -271,11 +286,11 @@ def fit_content(
     "Learn what cells look like, and set the limits by cells of patients left out."
     names,patients = [k for k in cells if k not in _FRAME],np.arange(len(cells)) if patients is None else patients
     some = None if pieces is None else pieces[names]
-    far,piece = np.quantile(_left_out(cells[names], some, patients), 1-_LET_GO, axis=0)
+    far,piece = map(_limit, _left_out(cells[names], some, patients).T)
     mean,sd,precision,weights = _clouds(cells[names], some)
     frame = {k: [round(float(cells[k].min()) - .1, 3), round(float(cells[k].max()) + .1, 3)] for k in _FRAME}
-    return ContentCheck(names, mean.round(6).tolist(), sd.round(6).tolist(), precision.round(6).tolist(), float(far), [round(float(o), 6) for o in weights],
-                        float(piece), frame, dict(cells=len(cells), pieces=0 if pieces is None else len(pieces), **(about or {})))
+    return ContentCheck(names, mean.round(6).tolist(), sd.round(6).tolist(), precision.round(6).tolist(), far, [round(float(o), 6) for o in weights],
+                        piece, frame, dict(cells=len(cells), pieces=0 if pieces is None else len(pieces), **(about or {})))
 
 
 def numbers_of(
@@ -301,10 +316,12 @@ def choose_band(
     p = valid.p.to_numpy(float)
     sure,wrong = np.maximum(p, 1-p),(p >= .5) != (valid.label == positive).to_numpy()
     order = np.argsort(-sure, kind='stable')
-    fine = np.flatnonzero(wrong[order].cumsum()/np.arange(1, len(p)+1) <= risk)
-    n = max(fine[-1]+1 if len(fine) else 0, -(-len(p)//2))
-    high = float(sure[order][n-1]) if n < len(p) else .5
-    return 1-high,high
+    decided,high = _gaps(sure[order])
+    decided,high = np.append(decided, len(p)),np.append(high, .5) # or all of them are decided
+    fine = wrong[order].cumsum()[decided-1] <= risk*decided
+    enough = decided*2 >= len(p)
+    best = np.flatnonzero(fine & enough)[-1] if (fine & enough).any() else np.flatnonzero(enough)[0]
+    return float(1-high[best]),float(high[best])
 
 
 def _decided(preds, positive, low, high):
