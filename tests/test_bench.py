@@ -9,6 +9,7 @@ from bench import main
 BENCH = Path(__file__).resolve().parent.parent/'bench'/'bench.py'
 ROWS = 'delivery', 'memory', 'ready', 'first_epoch', 'training', 'interpretation'
 
+@pytest.mark.slow
 def test_bench_on_a_few_cells(tmp_path, sample_root):
     how = '--source', sample_root, '--size', '32', '--small', '32', '--limit', '72', '--repeats', '1', '--rows', ','.join(ROWS), '--out', tmp_path
     env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore'}
@@ -44,6 +45,7 @@ def test_every_row_has_its_line():
         assert f"| {r['row']} | 1.0 | 2.0 | {r['unit']} | {'≤ '*(k == 'wall')}0.5 | {'≥' if more else '≤'} {r['bar']} | yes |" in page
     assert 'imports: 2026-01-02, commit abc, load 0.5 to 0.5; wall: 2026-01-03, commit def, load 0.7 to 0.7.' in page
 
+@pytest.mark.slow
 @pytest.mark.parametrize('target,minutes,met', [(.3, .5, True), (1.01, .05, False)])
 def test_the_long_row(target, minutes, met, tmp_path, sample_root):
     "Who never gets there has not met the bar; and rows measured earlier keep what is known of them."
@@ -56,6 +58,7 @@ def test_the_long_row(target, minutes, met, tmp_path, sample_root):
     assert about['rows']['wall'].get('bound') == (None if 'stock reached it' in row['row'] else '≤ ')
     if not met: assert not row['met']
 
+@pytest.mark.slow
 def test_imports_have_a_profile_of_their_own():
     from bench import profile
     assert 'ms' in profile(None, 'imports', 3).splitlines()[-1]

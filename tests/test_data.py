@@ -565,6 +565,7 @@ def building(root, folder, n, limit=0):
     (folder/'go').touch()
     return [o.communicate(timeout=300)[0] for o in runs]
 
+@pytest.mark.slow
 def test_two_processes_make_one_good_file(root, tmp_path):
     assert building(root, tmp_path/'c', 2) == ['kept 2\n']*2
     file, = (o for o in (tmp_path/'c').iterdir() if o.name != 'go')
@@ -948,6 +949,7 @@ anonymous = sum(int(v) for v in re.findall(r'^Anonymous: +(\\d+) kB', rollup, re
 print(json.dumps(dict(cells=len(data.cells), batches=stop.seen, opened=seconds, anonymous=anonymous)))
 """
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='reads the memory of a process as Linux reports it')
 def test_memory_does_not_grow_with_the_set(tmp_path, record_property):
     """A million cells are to open in 5 s; a slow, busy machine gets three times that. Left out: the million calls of `os.stat` that make

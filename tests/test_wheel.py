@@ -82,6 +82,7 @@ def test_wheel_without_its_facts_says_so(installed, tmp_path):
     finally: shutil.move(aside, facts)
     assert said.returncode and 'manifest.csv.gz' in said.stderr
 
+@pytest.mark.slow
 def test_wheel_trains(installed, tmp_path):
     "A very short demo, in a folder with nothing in it: drawn cells, a network, a report, a model that answers."
     words = 'train sample --arch resnet18 --size 32 --bs 16 --epochs 1 --finetune-epochs 0 --limit 120 --split patient --pretrained no --out run'
