@@ -225,7 +225,7 @@ def confusion(
     "Count cells by truth and decision."
     check_predictions(preds, positive)
     names = [negative_of(preds, positive), positive]
-    y,said = (preds['label']==positive).astype(int), (preds['p']>=threshold).astype(int)
+    y,said = (preds['label']==positive).astype(int), (preds['p'].astype(float)>=threshold).astype(int)
     counts = np.bincount(2*y+said, minlength=4).reshape(2, 2)
     return pd.DataFrame(counts, pd.Index(names, name='truth'), pd.Index(names, name='decision'))
 
@@ -394,7 +394,7 @@ def per_patient(
     "Count hits and false alarms of each patient."
     check_predictions(preds, positive)
     _groups(preds, 'patient')
-    y,said = preds['label']==positive, preds['p']>=threshold
+    y,said = preds['label']==positive, preds['p'].astype(float)>=threshold
     cells = pd.DataFrame(dict(patient=preds['patient'].astype(str), positives=y, called=said, found=y&said))
     t = cells.groupby('patient')[['positives','called','found']].sum().astype(int)
     t.insert(0, 'cells', cells.groupby('patient').size())
@@ -466,18 +466,22 @@ def _fitted(kind, value, preds, positive, **about):
     return Fitted(kind, float(value), positive, negative_of(preds, positive), about, *who)
 
 # %% ../nbs/api/07_evaluate.ipynb #113d916e
-def _cut(p, k):
-    "A threshold that calls the first `k` of the falling, distinct `p` positive."
-    above,below = (p[k-1] if k else np.nextafter(1., 2.)), (p[k] if k<len(p) else 0.)
-    middle = (above+below)/2
-    return middle if middle>below else above
+_NEAR = 1e-6 # A `p` as near as this to 0 or 1 leaves no room for a threshold between
 
-def _wanted(s, sensitivity, specificity):
-    "How many steps down the curve reach the wanted rate."
+def _cuts(p):
+    """Thresholds that call the first 0, 1, ... of the falling, distinct `p` positive: each midway between two
+    neighbours, NaN where no number lies between them."""
+    top,bottom = (2. if p[0]>1-_NEAR else 1.), (-1. if p[-1]<_NEAR else 0.)
+    above,below = np.append(top, p), np.append(p, bottom)
+    middle = (above+below)/2
+    return np.where((below<middle) & (middle<above), middle, np.nan)
+
+def _wanted(s, possible, sensitivity, specificity):
+    "How many steps down the curve reach the wanted rate, of those that are `possible` (k+1)."
     tp,fp = (c[0] for c in _curve(np.ones((1,len(s.y))), s))
     if not tp[-1]*fp[-1]: raise OneClass("a threshold can only be chosen where there are cells of both classes")
-    if sensitivity is not None: return int(np.argmax(tp>=sensitivity*tp[-1]-1e-9))
-    return int(np.flatnonzero(fp<=(1-specificity)*fp[-1]+1e-9)[-1])
+    if sensitivity is not None: return int(np.argmax(possible & (tp>=sensitivity*tp[-1]-1e-9)))
+    return int(np.flatnonzero(possible & (fp<=(1-specificity)*fp[-1]+1e-9))[-1])
 
 def choose_threshold(
     valid:pd.DataFrame, # Predictions of validation patients; needs columns `label` and `p`
@@ -490,7 +494,8 @@ def choose_threshold(
     aim,wanted = ('sensitivity',sensitivity) if specificity is None else ('specificity',specificity)
     if not 0<=wanted<=1: raise ValueError(f"{aim} must be in [0, 1], got {wanted}")
     s = _scores(valid, positive)
-    value = _cut(s.p[s.ends], _wanted(s, sensitivity, specificity))
+    cuts = _cuts(s.p[s.ends])
+    value = cuts[_wanted(s, ~np.isnan(cuts), sensitivity, specificity)]
     reached = metrics(valid, positive, value)
     return _fitted('threshold', value, valid, positive, aim=aim, wanted=float(wanted),
                    sensitivity=reached['sensitivity'], specificity=reached['specificity'])
@@ -503,7 +508,7 @@ def apply_threshold(
     "Decide by a threshold that was chosen on other patients."
     if fitted.kind!='threshold': raise ValueError(f"a threshold is needed, got a {fitted.kind}")
     check_predictions(fitted.check(preds), fitted.positive)
-    return preds.assign(pred=np.where(preds['p']>=fitted.value, fitted.positive, fitted.negative))
+    return preds.assign(pred=np.where(preds['p'].astype(float)>=fitted.value, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/07_evaluate.ipynb #92f6d9e3
 AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95), ('specificity',.98), ('specificity',.99))
@@ -629,7 +634,7 @@ def coverage_risk(
 )->pd.DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     check_predictions(preds, positive)
-    wrong = ((preds['p']>=threshold)!=(preds['label']==positive)).to_numpy(bool)
+    wrong = ((preds['p'].astype(float)>=threshold)!=(preds['label']==positive)).to_numpy(bool)
     sure,group = np.abs(_logit(preds['p'])-_logit(threshold)), _groups(preds, _by(preds))
     order = np.argsort(-sure, kind='stable')
     sure = sure[order]

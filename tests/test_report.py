@@ -99,7 +99,8 @@ def test_numbers_and_intervals_are_those_of_the_file(run):
             assert f'{found[part][m]:.3f}' in text and rp._range(found[part][f'{m}_ci']) in text
     assert f"{found['test']['patients']} patients" in text
 
-def test_examine_run_adds_the_closer_look_and_keeps_the_rest(run):
+def test_examine_run_adds_the_closer_look_and_keeps_the_rest(tmp_path):
+    run = make_run(tmp_path/'run')
     before = json.loads(read(run/'metrics.json'))
     page = assert_asks_for_nothing(read(examine_run(run, draws=50)))
     after = json.loads(read(run/'metrics.json'))

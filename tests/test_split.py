@@ -63,7 +63,7 @@ def test_random_on_too_few_cells():
 
 # --- by patient -----------------------------------------------------------------------------------------------------------------
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(who=people(), share=shares, seed=seeds)
 def test_patient_split_is_right_or_refused(who, share, seed):
     assume(who)
@@ -77,7 +77,7 @@ def test_patient_split_is_right_or_refused(who, share, seed):
     assert set(got.label[got.split=='train']) == set(cells.label)
     assert got.drop(columns='split').equals(cells)
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pos=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=3, max_size=12),
        neg=st.lists(st.integers(1, 40), min_size=3, max_size=8), share=shares, seed=seeds)
 def test_enough_patients_are_never_refused_and_every_part_has_controls(pos, neg, share, seed):
@@ -88,7 +88,7 @@ def test_enough_patients_are_never_refused_and_every_part_has_controls(pos, neg,
         assert set(df.label) == set(cells.label), part
         assert df.patient.str.startswith('C').any(), part
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(who=people((4,12), (3,8)), seed=seeds, order=seeds)
 def test_the_order_of_rows_and_the_index_do_not_matter(who, seed, order):
     cells = table(who)
@@ -146,7 +146,7 @@ def test_shares_are_honoured_on_the_nih_patients(ninety):
     cells = all_cells()
     if ninety: cells = cells[cells.patient.isin(sorted(cells.patient.unique())[::2])]
     base,big = (cells.label=='Parasitized').mean(),set()
-    for seed in range(15):
+    for seed in range(8):
         got = split_patient(cells, seed=seed)
         no_one_on_two_sides(got)
         by = split_summary(got)
