@@ -5,12 +5,12 @@
     python tools/run_tests.py all     # both: `make test-all`
 
 OMP_NUM_THREADS=2 lets every process use two threads; ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA imitate an older processor."""
-import json,os,subprocess,sys,time
+import json,os,shutil,subprocess,sys,time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, '-m', 'pytest']
-NBDEV_TEST = [sys.executable, '-c', 'from nbdev.test import nbdev_test; nbdev_test()']
+NBDEV_TEST = [shutil.which('nbdev-test', path=str(Path(sys.executable).parent)) or 'nbdev-test']
 PARALLEL = ['--ignore=tests/test_repo.py', '--numprocesses=2', '--dist=loadfile']
 LEFT_OUT = 'slow or real or browser'
 
