@@ -1,7 +1,6 @@
 """Training that survives anything: kills from outside, damaged files, disks that are full, read-only or gone, and what stock fastai does.
 
-The kills are those of `kill_resume.py`; they run in the background while the tests here look at single faults. What each fault led to is
-compared with `results/resume_faults.csv`, the table in the documentation. That table, and the one of the costs, are written anew by
+The kills are those of `kill_resume.py`, in the slow tests. What each fault led to is compared with `results/resume_faults.csv`, the table in the documentation. That table, and the one of the costs, are written anew by
 
     UPDATE_RESULTS=1 python -m pytest tests/test_resume.py -k "fault or costs"
 """
@@ -17,33 +16,24 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler,SchedCos
 from fastai.callback.tracker import EarlyStoppingCallback,ReduceLROnPlateau
 from fastai.callback.training import GradientAccumulation
+from fastai.learner import Metric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy,error_rate
 from fastai.optimizer import Adam
+from torch import nn
 from malaria_fastai.data import ImageDataBunch,ResizeMethod,get_transforms
-from malaria_fastai.learner import cnn_learner,weights_hash
+from malaria_fastai.learner import CNNLearner,cnn_learner,split_params,weights_hash
 from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,read_state,save_atomically
 
 HERE = Path(__file__).resolve().parent
 FAULTS,COST,STOCK = (HERE.parent/'results'/f'resume_{o}.csv' for o in ('faults', 'cost', 'stock'))
-ARCH,EPOCHS,BATCHES = 'shufflenet_v2_x0_5',3,3 # a small network: the faults are in the files, not in the layers
+ARCH,EPOCHS,BATCHES = 'shufflenet_v2_x0_5',3,3 # a network by name, where the name matters
 
-# ---- a run of three epochs of three batches, which takes a second or two
-
-@pytest.fixture(scope='module', autouse=True)
-def kills(request, sample_root, tmp_path_factory):
-    "The kills of `kill_resume.py`, in a process of their own, beside the other tests."
-    if not any(o.name=='test_kills_from_outside' for o in request.session.items): yield; return
-    out = tmp_path_factory.mktemp('kills')/'kills.csv'
-    p = subprocess.Popen([sys.executable, HERE/'kill_resume.py', '--kills', '8', '--sample', sample_root, '--out', out],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ, PYTHONPATH=str(HERE.parent)),
-                         start_new_session=True)
-    yield p,out
-    if p.poll() is None: os.killpg(p.pid, 9)
+# ---- a run of three epochs of three batches, which takes a fraction of a second
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
-    "The last bits depend on the number of threads; and beside the kills, two would only wait for each other."
+    "The last bits depend on the number of threads."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,15 +50,36 @@ class Watch(Callback):
 
 def stop(): raise KeyboardInterrupt
 
+class Planted(Metric):
+    "A metric that says, epoch after epoch, what was planted, whatever was learned."
+    def __init__(self, *values, name='planted'): self.values,self.called = values,name
+    def reset(self): pass
+    def accumulate(self, learn): self.epoch = learn.epoch
+    @property
+    def value(self): return self.values[self.epoch]
+    @property
+    def name(self): return self.called
+
+def small_net():
+    "Some thousand weights, batch norm and dropout: the faults are in the files, not in the layers."
+    torch.manual_seed(7)
+    first = [nn.Conv2d(3, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    body = nn.Sequential(*first, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+    head = nn.Sequential(nn.Flatten(), nn.Dropout(.25), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2))
+    return nn.Sequential(body, head)
+
 @pytest.fixture(scope='module')
 def new(sample_root):
     "Make a learner for a folder, as a new process would."
-    files = sorted(o.relative_to(sample_root).as_posix() for o in sample_root.glob('*/*.png'))[::8]
-    def make(folder, arch=ARCH, metrics=accuracy, lin_ftrs=(32,), opt_func=Adam, loss_func=None, **kwargs):
+    files = sorted(o.relative_to(sample_root).as_posix() for o in sample_root.glob('*/*.png'))[::12]
+    usual = dict(ds_tfms=get_transforms(max_warp=None), size=32, resize_method=ResizeMethod.SQUISH, bs=16, cache=False, num_workers=0)
+    def make(folder, arch=None, metrics=accuracy, lin_ftrs=(32,), opt_func=Adam, loss_func=None, **kwargs):
+        data = ImageDataBunch.from_name_func(sample_root, files, lambda o: o.parent.name, **{**usual, **kwargs})
+        how = dict(metrics=metrics, path=folder, opt_func=opt_func, loss_func=loss_func)
+        if arch is None: learn = CNNLearner(data, small_net(), splitter=split_params, wd=1e-2, **how)
+        else: learn = cnn_learner(data, arch, pretrained=False, lin_ftrs=lin_ftrs, **how)
         random.seed(), np.random.seed(), torch.seed()
-        data = ImageDataBunch.from_name_func(sample_root, files, lambda o: o.parent.name, **{**dict(
-            ds_tfms=get_transforms(max_warp=None), size=32, resize_method=ResizeMethod.SQUISH, bs=24, cache=False, num_workers=0), **kwargs})
-        return cnn_learner(data, arch, pretrained=False, lin_ftrs=lin_ftrs, metrics=metrics, path=folder, opt_func=opt_func, loss_func=loss_func)
+        return learn
     return make
 
 def fit(learn, start=0, *cbs, every='epoch', n=EPOCHS, lr=3e-3, keep=None, **kwargs):
@@ -187,11 +198,11 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path):
-    "A disk of 100 MB in the run's folder."
+    "A disk of 4 MB in the run's folder."
     run = tmp_path/'run'
     run.mkdir()
     d = Disk(run)
-    d.mount('-t', 'tmpfs', '-o', 'size=100m', 'tmpfs')
+    d.mount('-t', 'tmpfs', '-o', 'size=4m', 'tmpfs')
     yield d
     d.unmount()
 
@@ -202,7 +213,7 @@ def fails(new, folder, breaks, capsys):
 
 def fill(folder):
     free = os.statvfs(folder).f_bavail*os.statvfs(folder).f_frsize
-    (folder/'other').write_bytes(bytes(free-1_000_000))
+    (folder/'other').write_bytes(bytes(free-20_000))
 
 def test_fault_disk_full(disk, whole, new, capsys):
     said = fails(new, disk.folder, partial(fill, disk.folder), capsys)
@@ -213,7 +224,7 @@ def test_fault_disk_full(disk, whole, new, capsys):
 def test_fault_file_too_large(tmp_path, whole, new, capsys):
     resource = pytest.importorskip('resource', reason='this system has no limits of this kind')
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try: said = fails(new, tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, old[1])), capsys)
+    try: said = fails(new, tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1])), capsys)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
     check_row('quota reached (a limit of file size)', said, again(new, tmp_path, whole, capsys)[1])
 
@@ -254,6 +265,42 @@ def test_what_a_killed_write_leaves_is_cleared_away(done, new, whole):
     (done/'models'/'.y_2.state.123.tmp').write_bytes(b'of another run')
     assert fit(new(done), 'last')==whole[1]
     assert [o for o in files(done) if o.endswith('.tmp')]==['.y_2.state.123.tmp']
+
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    "Written and flushed, then synced, then named, and then the name is synced; what is synced is all of it."
+    file,events = tmp_path/'x.state',[]
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode): events.append('folder')
+        else: events.append([path.read_bytes() for path in tmp_path.iterdir()])
+    replace = os.replace
+    def named(old, new):
+        events.append('name')
+        replace(old, new)
+    monkeypatch.setattr(os, 'fsync', fsync)
+    monkeypatch.setattr(os, 'replace', named)
+    save_atomically(dict(weights=torch.arange(5000)), file)
+    assert events==[[file.read_bytes()], 'name', *['folder']*(os.name!='nt')]
+    assert read_state(file)['weights'].tolist()==[*range(5000)]
+
+def test_a_kill_between_two_files_costs_no_bit(tmp_path, new, whole, monkeypatch):
+    "A copy of the folder, taken before any file gets its name or goes, is what a kill at this moment leaves. Each copy goes on."
+    run,copies = tmp_path/'run',[]
+    def watched(act):
+        def first_copied(path, *args, **kwargs):
+            if os.path.exists(path): copies.append(shutil.copytree(run, tmp_path/f'copy{len(copies)}'))
+            return act(path, *args, **kwargs)
+        return first_copied
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', watched(os.replace))
+        patch.setattr(Path, 'unlink', watched(Path.unlink))
+        assert fit(new(run))==whole[1]
+    assert len(copies)>=2*(1+EPOCHS) # weights and state, at the start and after every epoch; and what was cleared away
+    done = []
+    for folder in copies:
+        count = Watch()
+        assert fit(new(folder), 'last', count)==whole[1]
+        done.append(count.n//BATCHES)
+    assert done==sorted(done, reverse=True) and {*done}=={*range(EPOCHS+1)} # what is on the disk is not trained again
 
 # ---- going on
 
@@ -306,13 +353,20 @@ def test_missing_states_are_errors(done, tmp_path_factory, new):
 
 OTHER = {'split': dict(seed=1), 'classes': dict(classes=['Uninfected', 'Parasitized']), 'bs': dict(bs=12), 'size': dict(size=48),
          'tfms.max_lighting': dict(ds_tfms=get_transforms(max_warp=None, max_lighting=.1)), 'tfms': dict(ds_tfms=None),
-         'arch.arch': dict(arch='shufflenet_v2_x1_0'), 'arch.lin_ftrs': dict(lin_ftrs=(16,)), 'val_bs': dict(val_bs=7), 'resize_method': dict(resize_method=ResizeMethod.CROP), 'stats': dict(normalize=False),
+         'val_bs': dict(val_bs=7), 'resize_method': dict(resize_method=ResizeMethod.CROP), 'stats': dict(normalize=False),
          'optimizer': dict(opt_func=partial(Adam, eps=1e-8)), 'loss.label_smoothing': dict(loss_func=CrossEntropyLossFlat(label_smoothing=.1)),
          'loss.weight': dict(loss_func=CrossEntropyLossFlat(weight=torch.tensor([1., 2.])))}
 
 @pytest.mark.parametrize('what', OTHER)
 def test_another_run_is_refused(what, done, new):
     with pytest.raises(AnotherRun, match=rf'x_2 belongs to another run:(.|\n)*  {what}.*: .* then, .* now'): fit(new(done, **OTHER[what]), 'last')
+
+def test_another_network_is_refused(tmp_path, new):
+    fit(new(tmp_path, arch=ARCH), n=1)
+    others = {'arch.arch': dict(arch='shufflenet_v2_x1_0'), 'arch.lin_ftrs': dict(arch=ARCH, lin_ftrs=(16,)), 'arch': {}}
+    for what,kwargs in others.items():
+        with pytest.raises(AnotherRun, match=rf'x_0 belongs to another run:(.|\n)*  {what}: .* then, .* now'):
+            fit(new(tmp_path, **kwargs), 'last', n=1)
 
 @pytest.mark.parametrize('kwargs', [dict(lr=1e-3), dict(n=4), dict(pct_start=.5), dict(moms=(.9, .8)), dict(wd=.1), dict(div_factor=10)])
 def test_another_cycle_is_refused(kwargs, done, new):
@@ -433,30 +487,36 @@ def test_a_cycle_in_three_pieces(tmp_path, new, whole):
 
 # ---- other callbacks
 
-def tracked(learn, start, *cbs, n=6):
-    "Everything that remembers something between batches or epochs, at a rate that a plateau lowers."
-    best = SaveModelCallback(learn, every='improvement', monitor='accuracy', name='best')
+def tracked(new, folder, start, *cbs, n=7):
+    "Everything that remembers something between batches or epochs: the second epoch is planted as the best, so the fifth is the last."
+    learn = new(folder, metrics=Planted(.5, .7, .6, .72, .6, .9, .9))
+    best = SaveModelCallback(learn, every='improvement', monitor='planted', name='best')
     state = SaveModelCallback(learn, every=2, name='x')
-    early = EarlyStoppingCallback(monitor='valid_loss', patience=3, min_delta=.05)
-    plateau = ReduceLROnPlateau(monitor='valid_loss', patience=1, min_delta=.05)
+    early = EarlyStoppingCallback(monitor='planted', patience=3, min_delta=.05)
+    plateau = ReduceLROnPlateau(monitor='planted', patience=1, min_delta=.05)
     with learn.no_bar(), learn.no_logging():
         learn.fit(n, 1e-2, start_epoch=start, callbacks=[best, state, early, plateau, GradientAccumulation(n_acc=40), *cbs])
     return weights_hash(learn.model),curves(learn),best.best,early.wait,plateau.wait,learn.opt.hypers[-1]['lr']
 
 def test_patience_plateau_best_and_accumulation(tmp_path, new):
-    end = tracked(new(tmp_path/'a'), 0)
-    assert 2<len(end[1][3])<6 and end[-1]<1e-2 # it stopped early, and lowered the rate
-    epochs = len(end[1][3])
-    for k,at in enumerate([(0, 1), (epochs-2, 2), (epochs-1, 2)]):
-        with pytest.raises(KeyboardInterrupt): tracked(new(tmp_path/f'{k}'), 0, Watch(at, stop))
-        assert tracked(new(tmp_path/f'{k}'), 'last')==end
+    end = tracked(new, tmp_path/'a', 0)
+    epochs,rate = len(end[1][3]),end[-1]
+    assert epochs==5 and end[2:4]==(.72, 3) and rate<1e-2 # it stopped early, and lowered the rate
+    assert same_weights(tmp_path/'a'/'models', 'best', 'x_3')
+    for k,at in enumerate([(0, 1), (3, 2), (4, 2)]):
+        with pytest.raises(KeyboardInterrupt): tracked(new, tmp_path/f'{k}', 0, Watch(at, stop))
+        assert tracked(new, tmp_path/f'{k}', 'last')==end
         assert (tmp_path/f'{k}'/'models'/'best.pth').read_bytes()==(tmp_path/'a'/'models'/'best.pth').read_bytes()
 
+def same_weights(folder, *names):
+    one,two = (torch.load(folder/f'{name}.pth', weights_only=True) for name in names)
+    return one.keys()==two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
 def test_a_run_that_stopped_early_stays_stopped(tmp_path, new, capsys):
-    end,count = tracked(new(tmp_path), 0),Watch()
-    assert tracked(new(tmp_path), 'last', count)==end and count.n==0
+    end,count = tracked(new, tmp_path, 0),Watch()
+    assert tracked(new, tmp_path, 'last', count)==end and count.n==0
     assert 'It stopped early after epoch' in capsys.readouterr().out
-    tracked(new(tmp_path), len(end[1][3]), count)
+    tracked(new, tmp_path, len(end[1][3]), count)
     assert count.n>0 # whoever names the epoch goes on
 
 def test_a_schedule_of_fastai(tmp_path, new):
@@ -501,11 +561,12 @@ def test_streams_and_the_gradient_scale_go_on(tmp_path, new):
 
 def test_two_callbacks_of_one_kind_keep_their_own_counters(tmp_path, new):
     def run(start, *cbs):
-        learn,(one,two) = new(tmp_path),(EarlyStoppingCallback(patience=9, min_delta=o) for o in (0, -9))
+        learn = new(tmp_path, metrics=Planted(.5, .4, .3)) # worse each time; the second callback calls that better
+        one,two = (EarlyStoppingCallback(monitor='planted', patience=9, min_delta=o) for o in (0, -9))
         fit(learn, start, one, two, *cbs)
         return one.wait,two.wait
     end = run(0)
-    assert end[0]!=end[1]
+    assert end==(2, 0)
     assert run(2)==end
 
 def test_a_shorter_training_tells_which_weights_stay(done, new, capsys):
@@ -535,14 +596,20 @@ def test_a_disk_that_cannot_sync_folders(tmp_path, new, whole, monkeypatch):
 def test_what_a_saver_does_not_understand(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))): SaveModelCallback(**kwargs)
 
-@pytest.mark.parametrize('kwargs,sign', [(dict(monitor='val_loss'), -1), (dict(monitor='error_rate'), -1), (dict(monitor='accuracy'), 1),
-                                         (dict(monitor='accuracy', mode='min'), -1), (dict(mode='max'), 1)])
-def test_what_is_better(kwargs, sign, tmp_path, new):
-    learn = new(tmp_path, metrics=[accuracy, error_rate])
-    best = SaveModelCallback(learn, name='best', **kwargs)
-    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, callbacks=[best])
-    name = 'valid_loss' if kwargs.get('monitor', 'val_loss')=='val_loss' else kwargs['monitor']
-    assert best.best==max(sign*h[name] for h in learn.recorder.history)
+@pytest.mark.parametrize('name,mode,best', [('error_rate', 'auto', 2), ('kappa', 'auto', 1), ('kappa', 'min', 2), ('error_rate', 'max', 1)])
+def test_what_is_better(name, mode, best, tmp_path, new):
+    "The best epoch is planted: its weights are in the file, and in the learner when the training ends."
+    learn = new(tmp_path, metrics=Planted(.5, .8, .2, .6, .8, .2, name=name))
+    saver = SaveModelCallback(learn, name='best', monitor=name, mode=mode)
+    with learn.no_bar(), learn.no_logging(): learn.fit(6, 1e-3, callbacks=[saver, SaveModelCallback(learn, every='epoch', name='x')])
+    assert same_weights(tmp_path/'models', 'best', f'x_{best}') # of equal ones, the first
+    end = weights_hash(learn.model)
+    assert weights_hash(learn.load('best').model)==end
+
+def test_a_loss_is_better_when_it_is_lower():
+    for name in ('valid_loss', 'val_loss'): # v1's name, too
+        saver = SaveModelCallback(monitor=name)
+        assert (saver.monitor, saver.sign)==('valid_loss', -1)
 
 def test_a_monitor_that_is_not_measured_is_a_warning(tmp_path, new):
     learn = new(tmp_path)
@@ -564,6 +631,7 @@ def stock(sample_root, path, start=0, seed=1, cbs=()):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 3e-3, start_epoch=start, cbs=[o() for o in cbs])
     return learn
 
+@pytest.mark.slow
 def test_stock_fastai_is_neither_exact_nor_whole(sample_root, tmp_path):
     from fastai.callback.tracker import SaveModelCallback as Stock
     every = partial(Stock, every_epoch=True, with_opt=True)
@@ -571,9 +639,9 @@ def test_stock_fastai_is_neither_exact_nor_whole(sample_root, tmp_path):
     kept = {i: torch.load(tmp_path/'models'/f'model_{i}.pth', weights_only=False)['model'] for i in (0, 1)}
     go_on = stock(sample_root, tmp_path, start=2, seed=2, cbs=[every])
     apart = max((a-b).abs().max().item() for a,b in zip(end.model.state_dict().values(), go_on.model.state_dict().values()) if a.is_floating_point())
-    assert apart>.01
+    assert apart>0
     if os.environ.get('UPDATE_RESULTS'): write_row(STOCK, 'run', dict(run='resnet18, 32 pixels, 4 epochs, continued after 2', weights_apart=round(apart, 3), torch=torch.__version__))
-    assert pd.read_csv(STOCK).weights_apart.iloc[0]>.01
+    assert pd.read_csv(STOCK).weights_apart.iloc[0]>0
     now = torch.load(tmp_path/'models'/'model_0.pth', weights_only=False)['model'] # the weights of epoch 0 are lost: those of epoch 1 stand there
     assert all(torch.equal(now[k], kept[1][k]) for k in now) and not all(torch.equal(now[k], kept[0][k]) for k in now)
     for crash in (Stock, EarlyStoppingCallback):
@@ -606,24 +674,41 @@ def cost(learn, folder):
     return dict(weights_mb=round(mb['pth'], 1), state_mb=round(mb['state'], 1), save_and_hash_s=best[0,0], state_s=best[1,0],
                 clock_ratio=best[1,0]/best[0,0], cpu_ratio=best[1,1]/best[0,1])
 
+def nbytes(tensors): return sum(o.numel()*o.element_size() for o in tensors)
+
+def sizes(learn, folder, name):
+    "Of the weights' file and of the state: bytes on the disk, and bytes of the tensors that must be in it."
+    averages = [v for o in learn.opt.state.values() for v in o.values() if isinstance(v, torch.Tensor)]
+    yield (folder/'models'/f'{name}.pth').stat().st_size,nbytes(learn.model.state_dict().values())
+    yield (folder/'models'/f'{name}.state').stat().st_size,nbytes(averages)
+
+def test_every_number_is_stored_once(whole):
+    folder,_,learn = whole
+    for stored,needed in sizes(learn, folder, 'x_2'): assert needed<=stored<needed+40_000 # names, places, the streams of chance
+
+@pytest.mark.slow
 @pytest.mark.parametrize('arch', ['resnet18', 'resnet34'])
-def test_a_state_costs_little_more_than_saving_and_hashing(arch, tmp_path, new):
-    learn = new(tmp_path, arch=arch, lin_ftrs=None, bs=72)
+def test_costs_of_a_state(arch, tmp_path, new, record_property):
+    "Megabytes are checked; seconds hang on what else the machine does, and are shown."
+    learn = new(tmp_path, arch=arch, lin_ftrs=None, bs=48)
     fit(learn, n=1)
     row = cost(learn, tmp_path)
     if os.environ.get('UPDATE_RESULTS'): write_row(COST, 'arch', dict(arch=arch, **{k: round(v, 2) for k,v in row.items()}))
-    assert row['cpu_ratio']<=1.5, row # the clock also waits for the disk, and for whoever else computes here
+    record_property('shown', f'{arch}: writing a state takes {row["cpu_ratio"]:.2f} times the processor time of saving and hashing')
+    for stored,needed in sizes(learn, tmp_path, 'x_0'): assert needed<=stored<1.01*needed
 
 # ---- kills
 
-def test_kills_from_outside(kills):
-    p,out = kills
-    said,_ = p.communicate(timeout=500)
-    assert p.returncode==0, said
-    print(said)
+@pytest.mark.slow
+def test_kills_from_outside(sample_root, tmp_path):
+    "Where a kill lands is chance, and shown; that the run ends as if there had been none must hold for all of them."
+    out = tmp_path/'kills.csv'
+    words = [HERE/'kill_resume.py', '--kills', '8', '--arch', ARCH, '--sample', sample_root, '--out', out]
+    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(HERE.parent)))
+    print(run.stdout)
+    assert run.returncode==0, run.stdout+run.stderr
     df = pd.read_csv(out, comment='#')
     assert len(df)==8 and df.equal.all() and df.no_replay.all()
-    assert {'train', 'valid', 'write'} <= {*df.landed} and df.half_written.any()
     assert {*zip(df.workers, df.frozen)}=={(w, f) for w in (0, 2) for f in (True, False)}
     assert df.fresh.sum()>=2
     assert (df.lost<=df.every.map(lambda o: 6 if o=='epoch' else int(o))).all()
