@@ -6,12 +6,15 @@ os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
 import socket
 from pathlib import Path
 import pytest
+from filelock import FileLock # torch brings it
 
 def pytest_collection_modifyitems(items):
-    "What uses the real cells is marked `real`; what is marked `real` is skipped, with the reason, where there are none."
+    """What uses the real cells is marked `real`; what is marked `real` is skipped, with the reason, where there are none. What
+    looks at the built site is slow: the site takes minutes to build."""
     there = os.environ.get('MALARIA_NIH_ZIP')
     for o in items:
         if 'nih_root' in getattr(o, 'fixturenames', ()): o.add_marker('real')
+        if 'site' in getattr(o, 'fixturenames', ()): o.add_marker('slow')
         if o.get_closest_marker('real') and not there: o.add_marker(pytest.mark.skip(reason='MALARIA_NIH_ZIP names no archive'))
 
 def pytest_terminal_summary(terminalreporter):
@@ -35,9 +38,11 @@ def offline():
 
 @pytest.fixture(scope='session')
 def sample_root(tmp_path_factory):
-    "The folder of the drawn sample, drawn once. Do not write into it."
+    "The folder of the drawn sample, drawn once for all processes of a run. Do not write into it."
     from malaria_fastai.source import draw_sample
-    return draw_sample(tmp_path_factory.mktemp('sample'))
+    run = tmp_path_factory.getbasetemp()
+    if os.environ.get('PYTEST_XDIST_WORKER'): run = run.parent
+    with FileLock(run/'sample.lock'): return draw_sample(run/'sample')
 
 @pytest.fixture(scope='session')
 def nih_root(tmp_path_factory):

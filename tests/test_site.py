@@ -376,6 +376,7 @@ def test_the_sidebar_opens_on_a_phone_and_what_scrolls_is_reached_by_keyboard(si
 
 SMALLER = {"'my_cells.zip'": "'sample'", 'size=128, bs=64': 'size=32, bs=64', 'models.resnet34, metrics': 'models.squeezenet1_1, pretrained=False, metrics', 'fit_one_cycle(10,': 'fit_one_cycle(1,'}
 
+@pytest.mark.slow
 def test_the_script_of_the_page_runs_and_goes_on(tmp_path):
     cells = json.loads((ROOT/'nbs/script.ipynb').read_text(encoding='utf-8'))['cells']
     script = next(m for c in cells if c['cell_type']=='markdown' for m in re.findall(r'```python\n(.*?)```', ''.join(c['source']), re.S) if 'def main' in m)
