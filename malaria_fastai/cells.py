@@ -6,8 +6,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/cells.html.md"""
 
 # %% auto #0
 __all__ = ['PHOTO', 'FORMATS', 'MAX_PIXELS', 'MAX_SCANS', 'PART_FOLDERS', 'identity', 'BadPicture', 'open_picture', 'NoCells',
-           'manifest', 'BadPictures', 'read_cells', 'ChangedCells', 'Verified', 'verify', 'describe', 'plot_sizes',
-           'data_hash']
+           'NoPatients', 'manifest', 'BadPictures', 'read_cells', 'ChangedCells', 'Verified', 'verify', 'describe',
+           'plot_sizes', 'data_hash']
 
 # %% ../nbs/api/01_cells.ipynb #7920d5da
 import hashlib, io, os, re, struct, warnings, zlib
@@ -135,6 +135,9 @@ PART_FOLDERS = dict(train='train', training='train', valid='valid', val='valid',
 
 class NoCells(ValueError):
     "There is no data set of at least two classes in a folder."
+
+class NoPatients(ValueError):
+    "Patients were asked for where those of some cells are unknown."
 
 def _is_picture(name): return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
 

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 
+from .cells import NoPatients
+
 # %% auto #0
-__all__ = ['METRICS', 'AIMS', 'VERDICTS', 'simulate_predictions', 'EmptyPredictions', 'BadPredictions', 'NotBinary', 'NoPatients',
-           'OneClass', 'check_predictions', 'Scores', 'has_patients', 'metrics', 'confusion', 'negative_of',
-           'resamples', 'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference',
-           'per_patient', 'detection_limit', 'patient_scores', 'PatientOverlap', 'Fitted', 'choose_threshold',
-           'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature',
-           'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'InSample', 'review_list', 'flip_labels',
-           'review_agreement', 'BadVerdicts', 'read_verdicts', 'ask_verdicts', 'with_verdicts', 'patient_summary',
-           'wilson', 'patient_rule', 'calibration', 'examine']
+__all__ = ['METRICS', 'AIMS', 'VERDICTS', 'simulate_predictions', 'EmptyPredictions', 'BadPredictions', 'NotBinary', 'OneClass',
+           'check_predictions', 'Scores', 'has_patients', 'metrics', 'confusion', 'negative_of', 'resamples',
+           'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference', 'per_patient',
+           'detection_limit', 'patient_scores', 'PatientOverlap', 'Fitted', 'choose_threshold', 'apply_threshold',
+           'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature', 'apply_temperature',
+           'coverage_risk', 'with_and_without_disputed', 'InSample', 'review_list', 'flip_labels', 'review_agreement',
+           'BadVerdicts', 'read_verdicts', 'ask_verdicts', 'with_verdicts', 'patient_summary', 'wilson', 'patient_rule',
+           'calibration', 'examine']
 
 # %% ../nbs/api/07_evaluate.ipynb #8d39512f
 def simulate_predictions(
@@ -56,9 +58,6 @@ class BadPredictions(ValueError):
 
 class NotBinary(ValueError):
     "The numbers here need exactly two classes, one of them positive."
-
-class NoPatients(ValueError):
-    "Some cells have no patient, so patients cannot be drawn."
 
 class OneClass(ValueError):
     "A choice needs cells of both classes."
@@ -677,7 +676,7 @@ def _check_out_of_fold(preds):
 def _cleanlab():
     try: from cleanlab import filter as found, rank
     except ImportError as e:
-        from malaria_fastai.source import install_command # here, since nothing else of this page needs another module
+        from malaria_fastai.source import install_command
         raise ImportError(f"the label audit needs cleanlab, which is not installed: {install_command('audit')}") from e
     return found.find_label_issues, rank.get_label_quality_scores
 

@@ -4,7 +4,7 @@ import json, warnings
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from sklearn import metrics as sk
-from malaria_fastai import evaluate as ev
+from malaria_fastai import cells,evaluate as ev,split
 from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples, simulate_predictions
 
 POS = 'Parasitized'
@@ -107,6 +107,7 @@ def test_rounding_of_p_at_the_threshold_is_not_taken_for_the_wrong_class():
 @pytest.mark.parametrize('patient', [[None]*6, ['a','b',None,'a','b','c']])
 def test_unknown_patients_are_never_invented(patient):
     t = table([1,0]*3, [.9,.1,.8,.2,.3,.6]).assign(patient=pd.array(patient, 'string'))
+    assert ev.NoPatients is split.NoPatients is cells.NoPatients # who catches one catches all
     with pytest.raises(ev.NoPatients): bootstrap(t, POS, 5)
     with pytest.raises(ev.NoPatients): ev.per_patient(t, POS)
     assert evaluate(t, POS, draws=5)['ci_by']=='cell'
