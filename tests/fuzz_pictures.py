@@ -93,12 +93,12 @@ def case(i, sources, seed):
     return form,kind,at,kind(sources[form], at, np.random.default_rng([seed, i]))
 
 def child(seconds, seed, plant, where, skip):
-    "Try case after case; the number of the next one is always in the file."
+    "Try case after case, at least one of each kind; the number of the next one is always in the file."
     read,sources = reader(plant),pictures()
     want = {k: np.asarray(reader()(v)) for k,v in sources.items()}
     end,counts,struck,i = time.time()+seconds,{},{},0
     with open(where, 'r+b', buffering=0) as f:
-        while time.time() < end:
+        while time.time() < end or i < len(KINDS):
             f.seek(0); f.write(b'%12d' % i)
             if i not in skip:
                 form,kind,at,data = case(i, sources, seed)
