@@ -4,15 +4,16 @@ Six good cells lie beside each fault. They must get the very answers that they g
 must stay as it was. What came of each is compared with `results/predict_faults.csv`, the table in the documentation, written anew by
 
     UPDATE_RESULTS=1 python -m pytest tests/test_predict_faults.py"""
-import csv,errno,os,re,shutil,struct,subprocess,sys,time,zipfile,zlib
+import csv,errno,os,re,shutil,struct,subprocess,sys,zipfile,zlib
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import pytest
 from malaria_fastai import deploy
 from malaria_fastai.cli import main
-from malaria_fastai.deploy import Found,pack
-from malaria_fastai.study import train
+from malaria_fastai.deploy import Found,Predictor,pack
 from test_cells import chained_tiff,scans_jpeg
+from test_deploy import rewritten,small_run
 
 TABLE = Path(__file__).parent.parent/'results'/'predict_faults.csv'
 
@@ -21,8 +22,13 @@ def cells(sample_root): return [o.read_bytes() for o in sorted(sample_root.rglob
 
 @pytest.fixture(scope='module')
 def run(sample_root, tmp_path_factory):
-    out = train(sample_root, tmp_path_factory.mktemp('faults')/'run', arch='shufflenet_v2_x0_5', size=32, bs=24, epochs=1, finetune_epochs=0, pretrained='no', cache=False, draws=20)
-    pack(out, sample_root)
+    "A small run. What tells the classes apart lies in the widest gap between the six cells, and none is unsure: rounding decides nothing."
+    out = small_run(sample_root, tmp_path_factory.mktemp('faults')/'run')
+    folder = rewritten(pack(out), temperature=1, threshold=.5, unsure=dict(low=.5, high=.5))
+    p = np.sort([0, *Predictor(folder, 'torch')(sorted(sample_root.rglob('*.png'))[::120]).p, 1])
+    at = np.diff(p).argmax()
+    middle = float(p[at]+p[at+1])/2
+    rewritten(folder, threshold=middle, unsure=dict(low=middle, high=middle))
     return out
 
 class Desk:
@@ -69,7 +75,12 @@ def check_row(fault, said, lost):
     df = pd.read_csv(TABLE, dtype=str)
     assert df[df.fault==fault].values.tolist()==[[fault, said, lost]], 'UPDATE_RESULTS=1 writes the table anew'
 
-def same(rows, usual): return sum(rows.get(k, {}) | dict(path='')==v | dict(path='') for k,v in usual.items())
+def same(rows, usual): return sum(k in rows and is_same(rows[k], o) for k,o in usual.items())
+
+def is_same(one, two):
+    "The same answer; p may be rounded otherwise in a batch of another size."
+    rest = [k for k in two if k not in ('path','p')]
+    return [one[k] for k in rest]==[two[k] for k in rest] and bool(one['p']) and abs(float(one['p'])-float(two['p'])) <= 1e-4
 
 # ---- faults among the pictures
 
@@ -120,14 +131,13 @@ def answers(rows, usual):
 
 def told(rows, usual, desk):
     said,lost = answers(rows, usual)
-    return re.sub(r'unsure|p is between [\d.]+ and [\d.]+', 'answered', desk.short(said)),lost
+    return desk.short(said),lost
 
 @pytest.mark.parametrize('fault', PICTURES)
 def test_fault_among_the_pictures(fault, desk, usual):
     PICTURES[fault](desk)
-    start = time.perf_counter()
     status,rows,_ = desk.predict()
-    assert status==0 and same(rows, usual)==6 and time.perf_counter()-start < 20
+    assert status==0 and same(rows, usual)==6
     check_row(fault, *told(rows, usual, desk))
 
 @pytest.mark.parametrize('fault', NAMES)
@@ -141,9 +151,9 @@ def test_fault_in_a_name(fault, desk, usual, monkeypatch):
 @pytest.mark.parametrize('fault', ZIPS)
 def test_fault_in_a_zip(fault, desk, usual):
     ZIPS[fault](desk)
-    before,start = sorted(desk.top.rglob('*')),time.perf_counter()
+    before = sorted(desk.top.rglob('*'))
     status,rows,_ = desk.predict(desk.cells, desk.top/'more.zip')
-    assert status==0 and same(rows, usual)==6 and time.perf_counter()-start < 20
+    assert status==0 and same(rows, usual)==6
     assert sorted(desk.top.rglob('*'))==sorted([*before, desk.out]) and not list(desk.top.parent.rglob('evil.png'))
     check_row(fault, *told(rows, usual, desk))
 
@@ -257,6 +267,7 @@ from malaria_fastai.cli import main
 main(sys.argv[1:])
 """
 
+@pytest.mark.slow
 def test_fault_killed(desk, usual):
     desk.out.write_text('the old table')
     words = ['predict', str(desk.run), '--engine', 'torch', '--bs', '1', '-o', str(desk.out), str(desk.cells)]
