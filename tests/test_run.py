@@ -1,4 +1,4 @@
-"""What a lesson cell of 10_study and 12_cli cannot say: every file of a run folder against the others, interruptions, inputs that are wrong.
+"""What a lesson cell of 10_study and 12_cli cannot say: each file of a run folder against the others, interruptions, wrong inputs.
 
 One small run of the command, in this process, is read by many tests; processes of their own are for what needs one."""
 import json
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -45,12 +44,19 @@ def command(*words, cwd=None):
     return subprocess.run([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=ENV, capture_output=True, text=True, timeout=550)
 
 
-def killed(*words, cwd, sign):
-    "Run malaria-fastai in a process of its own, and kill it from outside as soon as a file like `sign` is there; returns its exit status."
-    p = subprocess.Popen([sys.executable, '-c', MAIN, *map(str, words)], cwd=cwd, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while p.poll() is None and not any(Path(cwd).glob(sign)): time.sleep(.001)
-    if p.poll() is None: p.send_signal(signal.SIGKILL)
-    return p.wait(60)
+DOOMED = '''import os, signal, sys
+from malaria_fastai.cli import main
+replace,last = os.replace,sys.argv.pop(1)
+def replace_and_die(part, file):
+    replace(part, file)
+    if os.path.basename(file) == last: os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace_and_die
+sys.exit(main())'''
+
+
+def killed(*words, cwd, last):
+    "Run malaria-fastai in a process of its own, which SIGKILL ends as soon as the file `last` is there; returns its exit status."
+    return subprocess.run([sys.executable, '-c', DOOMED, last, *map(str, words)], cwd=cwd, env=ENV, capture_output=True, timeout=550).returncode
 
 
 @pytest.fixture(scope='module')
@@ -197,17 +203,16 @@ def test_interrupted_twice_and_resumed_it_is_the_same_run(run, place, monkeypatc
     check_same_run(place/'runs'/'again', run)
 
 
-KILLS = ('stage1_1b2.state', 'stage2_start.state', 'predictions.csv') # in the middle of an epoch, between the stages, during the last writing
+# In the middle of an epoch, between the stages, during the last writing
+KILLS = ('stage1_1b2.state', 'stage2_start.state', 'predictions.csv')
 
 
 @pytest.mark.slow
 def test_killed_three_times_and_resumed_it_is_the_same_run(run, place):
-    "From outside, with SIGKILL; each part is another process."
+    "With SIGKILL, which nothing can catch; each part is another process."
     words = *TWO_STAGES, '--out', 'runs/killed', '--every', 2
     resumed = place/'runs'/'killed'
-    for sign in KILLS:
-        where = resumed/'states' if sign.endswith('state') else resumed
-        assert killed(*words, *['--resume']*resumed.exists(), cwd=place, sign=(where/sign).relative_to(place).as_posix()) == -signal.SIGKILL
+    for last in KILLS: assert killed(*words, *['--resume']*resumed.exists(), cwd=place, last=last) == -signal.SIGKILL
     said = command(*words, '--resume', cwd=place)
     assert said.returncode == 0 and 'Loaded stage1_1' in said.stdout and 'Loaded stage2' in said.stdout, said.stderr
     assert said.stderr == '' and (resumed/'model'/'model.json').exists()
@@ -271,25 +276,28 @@ def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
 
 
 def test_the_mean_of_eight_views_is_that(run, place, monkeypatch):
-    "Against the same network asked eight times by hand. One view more or less changes a hundred times as much as rounding does."
+    "Against the same network asked eight times by hand."
     from malaria_fastai.all import load_learner
     from malaria_fastai.study import eight_views, probabilities
     from PIL import Image
     monkeypatch.chdir(place)
     learn,preds = load_learner(run/'model'),pd.read_csv(run/'predictions.csv')
     test = preds[preds.split == 'test'][:12].reset_index(drop=True)
-    pictures = [np.asarray(Image.open(place/'data'/'drawn-sample'/o).convert('RGB').resize((32, 32), Image.Resampling.BILINEAR)) for o in test.path]
+    root,small = place/'data'/'drawn-sample',dict(size=(32, 32), resample=Image.Resampling.BILINEAR)
+    pictures = [np.asarray(Image.open(root/o).convert('RGB').resize(**small)) for o in test.path]
     views = [[np.rot90(x[:, ::flip], k) for x in pictures] for k in range(4) for flip in (1, -1)]
     p = np.mean([probabilities(learn, o, 'Parasitized') for o in views], 0)
-    found = eight_views(learn, place/'data'/'drawn-sample', test, 'Parasitized', draws=20)
+    found = eight_views(learn, root, test, 'Parasitized', draws=20)
     assert abs(found['averaged']['brier'] - np.mean((p - (test.label == 'Parasitized'))**2)) < 1e-5
     assert abs(found['plain']['brier'] - np.mean((test.p - (test.label == 'Parasitized'))**2)) < 1e-5
 
 
 def test_another_set_has_a_block_of_its_own_without_known_patients(run, place, capsys, monkeypatch):
-    "The drawn sample whole: the run saw 120 of its 720 cells."
+    "The drawn sample whole: the run saw 120 of its 720 cells. The closer look that follows has a test of its own."
     from malaria_fastai.cells import read_cells
     monkeypatch.chdir(place)
+    examined = []
+    monkeypatch.setattr(study, 'examine_run', lambda folder, draws: examined.append(folder))
     then = json.loads((run/'metrics.json').read_text('utf-8'))
     split = pd.read_csv(run/'split.csv')
     known,cells = set(split.patient[split.split != 'test']),read_cells(place/'data'/'drawn-sample', progress=False)
@@ -298,6 +306,7 @@ def test_another_set_has_a_block_of_its_own_without_known_patients(run, place, c
     assert f'{left_out} of 720 cells are left out' in said
     own,now = (json.loads((o/'metrics.json').read_text('utf-8')) for o in (run/'on_sample', run))
     assert own['test']['n'] == 720 - left_out == now['test on sample']['n'] and own['valid'] == then['valid']
+    assert examined == [Path('runs/a/on_sample')]
     assert {k: now[k] for k in then} == then
 
 
@@ -430,14 +439,15 @@ def few_real(nih_root, tmp_path_factory):
 
 
 @pytest.mark.real
-def test_real_cells_in_one_command(few_real, place):
-    """A short training from random weights on a tenth of the cells tells patients it never saw apart far better than chance.
+def test_real_cells_in_one_command(few_real, place, record_property):
+    """A short training from random weights on a tenth of the cells, judged on patients it never saw. How well it ends is shown.
 
     Measured once, on one thread: AUC .843 (.740 to .927), accuracy .798. Colour alone has .940 here: six short epochs do not beat it."""
-    said = command('train', few_real, '--size', 32, '--bs', 16, '--epochs', 6, '--finetune-epochs', 0, '--pretrained', 'no', '--out', 'runs/real', cwd=place)
+    words = '--size 32 --bs 16 --epochs 6 --finetune-epochs 0 --pretrained no --out runs/real'.split()
+    said = command('train', few_real, *words, cwd=place)
     assert said.returncode == 0, said.stderr
     found = json.loads((place/'runs'/'real'/'metrics.json').read_text('utf-8'))
-    test = found['test']
+    test,preds = found['test'],pd.read_csv(place/'runs'/'real'/'predictions.csv').query('split == "test"')
     assert found['leakage']['test']['patient'] == 0 and not found['data']['drawn']
-    assert test['auc'] > .75 and test['auc_ci'][0] > .6
-    assert test['accuracy'] > max(test['n_positive'], test['n_negative'])/test['n'] + .1
+    assert test['n'] == len(preds) and test['auc'] == pytest.approx(roc_auc_score(preds.label == 'Parasitized', preds.p))
+    record_property('shown', f"six short epochs on real cells: AUC {test['auc']:.3f}, accuracy {test['accuracy']:.3f} (nothing is asserted)")
