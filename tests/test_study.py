@@ -147,7 +147,8 @@ def test_robustness_is_that_of_the_damaged_pictures(by_brightness, sample_root, 
         damaged = [np.asarray(open_picture(sample_root/o)) for o in some.path]
         if row.strength: damaged = [corrupt(x, row.corruption, row.strength, o) for x,o in zip(damaged, some.path)]
         called = np.array([x.mean()/255 for x in damaged]) >= .4
-        assert row.sensitivity == called[some.label == 'Parasitized'].mean() and row.specificity == 1 - called[some.label == 'Uninfected'].mean()
+        sick = (some.label == 'Parasitized').to_numpy()
+        assert (row.sensitivity, row.specificity) == pytest.approx((called[sick].mean(), 1 - called[~sick].mean()))
     for k in ('sensitivity', 'specificity'): np.testing.assert_allclose(table[f'{k}_change'], table[k] - table[k][0])
 
 
@@ -162,7 +163,7 @@ def test_shortcuts_show_the_frame_and_the_outline_alone(by_brightness, sample_ro
 
 # ---- folds
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(by=st.sampled_from(['patient', 'random']), folds=st.integers(2, 6), seed=st.integers(0, 9))
 def test_each_cell_is_tested_once(cells, by, folds, seed):
     parts = [split_kfold(cells.sample(frac=1, random_state=seed), by, k, folds, .1, seed).sort_index() for k in range(folds)]
