@@ -281,3 +281,8 @@ def test_report_imports_no_torch():
     import subprocess, sys
     code = "import sys, malaria_fastai.report; print([m for m in ('torch','fastai','sklearn') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
+
+@pytest.mark.parametrize('lo,hi,said', [(.01, .03, 'more than chance'), (-.03, -.01, 'more than chance'), (-.01, .03, 'may be chance'), (None, None, '')])
+def test_a_difference_is_chance_where_its_interval_holds_zero(lo, hi, said):
+    line = rp._gain_line('accuracy', .02 if hi is None else (lo+hi)/2, lo, hi)
+    assert said in line and ('chance' in line)==bool(said)
