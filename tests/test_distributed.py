@@ -250,10 +250,13 @@ def test_shares_of_any_batch(root, n):
 
 # Each worker loads this when it starts: it writes down which files the process opens, moves or removes, and which cells it loads.
 WATCH = """
-import atexit, importlib.util, json, os, sys
+import atexit, importlib.util, json, os, sys, threading
 if 'RANK' in os.environ:
     files,cells = set(),[]
+    hold,held = os.environ.get('HOLD'),[]
     def heard(event, args):
+        if held: threading.Event().wait() # until somebody kills this process
+        if event == 'os.rename' and hold and str(args[1]).endswith(hold): held.append(hold)
         if event == 'open' and isinstance(args[0], str) and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR): files.add(os.path.abspath(args[0]))
         elif event == 'os.remove' and args[1] != -1: pass # a name within a folder that shutil.rmtree removes
         elif event in ('os.rename', 'os.remove', 'os.mkdir', 'shutil.rmtree') and isinstance(args[0], (str, os.PathLike)): files.add(os.path.abspath(os.fspath(args[0])))
@@ -288,12 +291,14 @@ def line_of_the_page():
     line, = re.findall(r'^accelerate launch .* malaria-fastai train sample .*', text, re.M)
     return shlex.split(line)
 
-def started(words, place, watch):
-    "Start the line of the page in a folder, with some words exchanged or added, and a port that is free."
+def started(words, place, watch, hold=''):
+    """Start the line of the page in a folder, with some words exchanged or added, and a port that is free. When the file
+    `hold` has its name, its writer does nothing more, and so the others wait."""
     watch.mkdir()
     (watch/'sitecustomize.py').write_text(WATCH)
     own = str(Path(sys.executable).parent)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'WATCH': str(watch), 'CUDA_VISIBLE_DEVICES': '',
+    quiet = dict(OMP_NUM_THREADS='1', TQDM_DISABLE='1', PYTHONWARNINGS='ignore', CUDA_VISIBLE_DEVICES='')
+    env = {**os.environ, **quiet, 'WATCH': str(watch), 'HOLD': hold,
            'PYTHONPATH': os.pathsep.join([str(watch), *sys.path]), 'PATH': os.pathsep.join([own, os.environ['PATH']])}
     words = [*words[:2], '--main_process_port', str(free_port()), *words[2:]]
     return subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -325,8 +330,9 @@ def command(place):
 def resumed(command, place):
     "The same line in another folder, killed when the state of its first epoch is there, and again with --resume."
     words = [o.replace('runs/two', 'runs/again') for o in line_of_the_page()]
-    p,state = started(words, place, place/'watch_killed'),place/'runs'/'again'/'states'/'stage1_0.state'
-    while p.poll() is None and not state.exists(): time.sleep(.002)
+    state = place/'runs'/'again'/'states'/'stage1_0.state'
+    p = started(words, place, place/'watch_killed', hold=state.name)
+    while p.poll() is None and not state.exists(): time.sleep(.1)
     assert p.poll() is None, p.stderr.read()[-3000:]
     kill_all(p)
     assert state.exists() and not (place/'runs'/'again'/'metrics.json').exists()
