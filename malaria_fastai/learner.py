@@ -1,4 +1,4 @@
-"""`cnn_learner` for any backbone, v1's one cycle, freezing, the rate finder, curves, and a model file that can be trusted.
+"""`cnn_learner` for any backbone, v1's one cycle, freezing, the learning rate finder, curves, and a model file that can be trusted.
 
 Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 
