@@ -65,7 +65,7 @@ FAULTS = [
     Fault('deploy', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', DEPLOY),
     Fault('deploy', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', DEPLOY),
     Fault('cli', 'an error exits with 1', '        return 2\n', '        return 1\n', CLI),
-    Fault('all', 'a module is not in the star import', 'from .split import *\n', '', ('nbs/api/13_all.ipynb', *SPLIT)),
+    Fault('all', 'a module is not in the star import', 'from .split import *\n', '', ('nbs/api/13_all.ipynb', 'tests/test_all.py')),
 ]
 
 def copy(to):
