@@ -46,7 +46,7 @@ def test_every_row_has_its_line():
     assert 'imports: 2026-01-02, commit abc, load 0.5 to 0.5; wall: 2026-01-03, commit def, load 0.7 to 0.7.' in page
 
 @pytest.mark.slow
-@pytest.mark.parametrize('target,minutes,met', [(.3, .5, True), (1.01, .05, False)])
+@pytest.mark.parametrize('target,minutes,met', [(.01, 20., True), (1.01, .05, False)]) # any network reaches the first, none the second
 def test_the_long_row(target, minutes, met, tmp_path, sample_root):
     "Who never gets there has not met the bar; and rows measured earlier keep what is known of them."
     (tmp_path/'results.json').write_text('[{"row": "x", "ours": 1, "stock": 1, "unit": "s", "ratio": 1, "bar": 1.1, "met": true, "command": "python bench/bench.py --rows imports"}]')
