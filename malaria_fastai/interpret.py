@@ -185,7 +185,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     if plot_txt:
         for i,j in np.ndindex(cm.shape):
             text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{cm[i, j]:,}'
-            ax.text(j, i, text, ha='center', va='center', color='white' if shares[i, j] > .5 else 'black')
+            ax.text(j, i, text, ha='center', va='center', color='white' if shares[i, j] > .6 else 'black')
     plt.close(fig)
     return fig
 
