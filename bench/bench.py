@@ -38,7 +38,7 @@ from malaria_fastai.learner import cnn_learner
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
-from malaria_fastai.study import environment, fit_recipe, recipe_data, recipe_learner
+from malaria_fastai.run import environment, fit_recipe, recipe_data, recipe_learner
 
 # ---- stock fastai 2: its tutorial code, with the transforms of the malaria tutorial (flips and light)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from malaria_fastai.data import replacing
+from malaria_fastai.files import replacing
 from malaria_fastai.evaluate import metrics, paired_difference
 from malaria_fastai.recipes import RECIPES, Recipe
-from malaria_fastai.study import environment, fit_recipe, positive_class, prepare, recipe_data, recipe_learner
+from malaria_fastai.run import environment, fit_recipe, positive_class, prepare, recipe_data, recipe_learner
 
 LITE = RECIPES['efficientnet_lite0'].but(bs=64, epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3))
 SCRATCH = RECIPES['fastai_resnet18_scratch'].but(size=64, bs=64, tfms=LITE.tfms, lin_ftrs=(512,), opt='adam', epochs=10)

@@ -13,7 +13,7 @@ from fastai.optimizer import Adam
 
 from malaria_fastai.all import (FASTAI_V1, ImageDataBunch, ResizeMethod, accuracy, cnn_learner, get_transforms, positive_class, prepare)
 from malaria_fastai.evaluate import metrics
-from malaria_fastai.study import environment
+from malaria_fastai.run import environment
 
 VARIANTS = { # name -> what differs from cnn_learner's defaults
     'ours': {},

@@ -14,13 +14,13 @@ from PIL import Image,ImageFilter
 
 from malaria_fastai.cells import open_picture,read_cells
 from malaria_fastai.data import Resizing,ResizeMethod
-from malaria_fastai.deploy import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
+from malaria_fastai.export import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
 from malaria_fastai.evaluate import read_predictions
 from malaria_fastai.learner import ModelSpec
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
-from malaria_fastai.study import environment
+from malaria_fastai.run import environment
 
 MORE = 'resnet50','vgg16_bn','mobilenet_v2' # beside the networks of the recipes, with fastai's head
 
@@ -45,7 +45,7 @@ def real(a, folder):
 def parity(a, folder):
     "From file to probability on 200 real cells of the test part, torch beside ONNX; random weights, batch norm run on cells, logits scaled so that probabilities spread."
     import torch
-    from malaria_fastai.deploy import _session,_softmax
+    from malaria_fastai.export import _session,_softmax
     root,cells = real(a, folder)
     files,rows = [root/o for o in cells.path[cells.split=='test'].iloc[::12][:200]],[]
     for name,spec in networks().items():

@@ -21,9 +21,9 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Adam
 
 from malaria_fastai.all import ImageDataBunch, ResizeMethod, accuracy, cnn_learner, get_transforms, prepare
-from malaria_fastai.data import replacing
+from malaria_fastai.files import replacing
 from malaria_fastai.learner import Bfloat16
-from malaria_fastai.study import environment
+from malaria_fastai.run import environment
 
 
 class Waits(Callback):

@@ -18,12 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from malaria_fastai.all import ImageDataBunch, ResizeMethod, data_hash, is_drawn, locate, positive_class, read_cells
-from malaria_fastai.data import replacing
+from malaria_fastai.files import replacing
 from malaria_fastai.evaluate import flip_labels, read_predictions, review_agreement, review_list
 from malaria_fastai.report import write_review
 from malaria_fastai.source import DRAWN_NOTE
 from malaria_fastai.split import fold_rules, split_by
-from malaria_fastai.study import augmentation, boosted, colour_features, environment, make_learner
+from malaria_fastai.run import augmentation, boosted, colour_features, environment, make_learner
 
 
 def left_out(cells, folds, predict):

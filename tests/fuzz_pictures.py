@@ -18,7 +18,7 @@ PLANTS = 'raise','abort','hang','label','hang at the first','hang at the start'
 def pictures():
     "One picture, drawn by formula, in four formats."
     from PIL import Image
-    from malaria_fastai.deploy import _test_picture
+    from malaria_fastai.export import _test_picture
     im = Image.open(io.BytesIO(_test_picture(80, 72)))
     def saved(kind):
         f = io.BytesIO()
@@ -61,7 +61,7 @@ ANYWHERE = {many_bytes, honest_checksum} # these choose their places themselves
 def reader(plant=''):
     "What is tried: (bytes, number of the case) -> pixels, the way a prediction takes. A plant breaks it for some of the cases."
     if plant=='hang at the start': time.sleep(1e6)
-    from malaria_fastai.deploy import Found, appearance
+    from malaria_fastai.export import Found, appearance
     def read(data, i=0):
         if plant: spoil(plant, i)
         if plant=='label' and planted(i): return np.zeros((72, 80, 3), np.uint8)
@@ -162,7 +162,7 @@ def shown(counts, struck):
 
 def written(out, counts, struck):
     "The table, each row with command and commit; bytes are empty for what chooses its places itself."
-    from malaria_fastai.study import environment
+    from malaria_fastai.run import environment
     what = ' '.join(['python','tests/fuzz_pictures.py',*sys.argv[1:]]),environment('')['commit']
     rows = [(*k.split(' | '), v, *struck.get(k.split(' | ')[0], ['','']), *what) for k,v in sorted(counts.items())]
     with open(out, 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows([('kind','outcome','cases','bytes_struck','bytes','command','commit'), *rows])

@@ -27,19 +27,19 @@ class Fault:
 
 def asks(notebook, tests): return f'nbs/api/{notebook}.ipynb',tests
 
-SOURCE   = asks('00_source', 'tests/test_source.py')
-CELLS    = asks('01_cells', 'tests/test_cells.py')
-SPLIT    = asks('02_split', 'tests/test_split.py')
-DATA     = asks('03_data', 'tests/test_data.py')
-LEARNER  = asks('04_learner', 'tests/test_learner.py')
-RESUME   = asks('05_resume', 'tests/test_resume.py')
-INTERPRET = asks('06_interpret', 'tests/test_interpret.py')
-EVALUATE = asks('07_evaluate', 'tests/test_evaluate.py')
-REPORT   = asks('08_report', 'tests/test_report.py')
-RECIPES  = asks('09_recipes', 'tests/test_recipes.py')
-STUDY    = asks('10_study', 'tests/test_run.py tests/test_study.py')
-DEPLOY   = asks('11_deploy', 'tests/test_deploy.py')
-CLI      = asks('12_cli', 'tests/test_run.py')
+SOURCE   = asks('01_source', 'tests/test_source.py')
+CELLS    = asks('03_cells', 'tests/test_cells.py')
+SPLIT    = asks('04_split', 'tests/test_split.py')
+DATA     = asks('06_data', 'tests/test_data.py')
+LEARNER  = asks('09_learner', 'tests/test_learner.py')
+RESUME   = asks('10_resume', 'tests/test_resume.py')
+INTERPRET = asks('11_interpret', 'tests/test_interpret.py')
+EVALUATE = asks('12_evaluate', 'tests/test_evaluate.py')
+REPORT   = asks('13_report', 'tests/test_report.py')
+RECIPES  = asks('14_recipes', 'tests/test_recipes.py')
+STUDY    = asks('15_run', 'tests/test_run.py tests/test_study.py')
+DEPLOY   = asks('16_export', 'tests/test_deploy.py')
+CLI      = asks('18_cli', 'tests/test_run.py')
 
 FAULTS = [
     Fault('source', 'a name that leaves the folder is let in', "if '..' in name.split('/')", "if '...' in name.split('/')", SOURCE),
@@ -61,11 +61,11 @@ FAULTS = [
     Fault('evaluate', 'a wrong sign in MCC', 'a*(n-b)-b*(p-a)', 'a*(n-b)+b*(p-a)', EVALUATE),
     Fault('report', 'a loss beyond chance is called chance', 'if lo<=0<=hi else', 'if lo<=0 else', REPORT),
     Fault('recipes', 'cells that were left out are not told', 'n_cells < all_cells', 'n_cells > all_cells', RECIPES),
-    Fault('study', 'one cell more than the limit', 'permutation(len(cells))[:n]', 'permutation(len(cells))[:n+1]', STUDY),
-    Fault('deploy', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', DEPLOY),
-    Fault('deploy', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', DEPLOY),
+    Fault('run', 'one cell more than the limit', 'permutation(len(cells))[:n]', 'permutation(len(cells))[:n+1]', STUDY),
+    Fault('export', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', DEPLOY),
+    Fault('export', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', DEPLOY),
     Fault('cli', 'an error exits with 1', '        return 2\n', '        return 1\n', CLI),
-    Fault('all', 'a module is not in the star import', 'from .split import *\n', '', ('nbs/api/13_all.ipynb', 'tests/test_all.py')),
+    Fault('all', 'a module is not in the star import', 'from .split import *\n', '', ('nbs/api/19_all.ipynb', 'tests/test_all.py')),
 ]
 
 def copy(to):

@@ -292,7 +292,7 @@ def place(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('colab,gpu,said,source,full', CHOICES)
 def test_settings_follow_from_one_variable_and_the_accelerator(place, capsys, colab, gpu, said, source, full):
-    from malaria_fastai.study import start_notebook
+    from malaria_fastai.run import start_notebook
     place(colab, gpu, said)
     assert start_notebook()==(source, full, None)
     printed = capsys.readouterr().out
@@ -300,7 +300,7 @@ def test_settings_follow_from_one_variable_and_the_accelerator(place, capsys, co
     assert ('drawn by code' in printed)==(source=='sample') and ('For a T4: Runtime' in printed)==(colab and not gpu)
 
 def test_colab_is_told_how_to_keep_runs(place, capsys, monkeypatch, tmp_path):
-    from malaria_fastai import study
+    from malaria_fastai import run as study
     place(True, True)
     folder = study.start_notebook('02_x')[2]
     said = capsys.readouterr().out
@@ -313,7 +313,7 @@ def test_colab_is_told_how_to_keep_runs(place, capsys, monkeypatch, tmp_path):
     assert kept==tmp_path/'drive/MyDrive/runs/02_x' and kept.is_dir() and 'lost' not in capsys.readouterr().out
 
 def test_a_fresh_folder_never_deletes(place, capsys):
-    from malaria_fastai.study import start_notebook
+    from malaria_fastai.run import start_notebook
     place(False, False)
     names = []
     for _ in range(3):

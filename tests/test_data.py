@@ -9,8 +9,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from malaria_fastai.cells import BadPicture, read_cells
 from malaria_fastai import data as D
+from malaria_fastai.files import replacing
 from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod, Stain,
-    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, replacing, seed_torch, seeded, transformed, view)
+    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, seed_torch, seeded, transformed, view)
 from malaria_fastai.source import extract
 
 CLASSES = 'bad', 'good', 'ugly'

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from malaria_fastai import deploy
+from malaria_fastai import export as deploy
 from malaria_fastai.cells import open_picture
 from malaria_fastai.cli import main
 from malaria_fastai.data import Resizing,ResizeMethod
-from malaria_fastai.deploy import (COLUMNS,ExportFailed,Found,MAX_BYTES,PictureNet,Predictor,appearance,cut_piece,export_onnx,find_pictures,model_card,pack,predict_files,
+from malaria_fastai.export import (COLUMNS,ExportFailed,Found,MAX_BYTES,PictureNet,Predictor,appearance,cut_piece,export_onnx,find_pictures,model_card,pack,predict_files,
                                    read_folder,write_onnx)
 from malaria_fastai.evaluate import read_predictions
 from malaria_fastai.learner import ModelRefused,ModelSpec,load_learner
 from malaria_fastai.source import draw_sample
-from malaria_fastai.study import train
+from malaria_fastai.run import train
 
 needs_onnx = pytest.mark.skipif(not all(map(find_spec, ('onnx','onnxscript','onnxruntime'))), reason="the extra [onnx] is not installed")
 STATS = ([.5,.4,.4],[.3,.25,.25])
@@ -853,7 +853,7 @@ MEMORY = """
 import os,sys,zipfile
 from pathlib import Path
 import numpy as np
-from malaria_fastai.deploy import Found,Predictor,predict_files
+from malaria_fastai.export import Found,Predictor,predict_files
 folder,top = sys.argv[1:]
 predict,N = Predictor(folder, 'torch', threads=2),240
 predict.content = None # else noise would not reach the network

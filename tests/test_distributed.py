@@ -419,7 +419,7 @@ def test_commands_for_one_process(words, monkeypatch, capsys, tmp_path):
 
 def test_functions_for_one_process(monkeypatch, tmp_path):
     from malaria_fastai.learner import SeveralProcesses
-    from malaria_fastai.study import compare, cross_validate, evaluate_run
+    from malaria_fastai.run import compare, cross_validate, evaluate_run
     monkeypatch.setenv('WORLD_SIZE', '2')
     for f in (lambda: cross_validate('sample', tmp_path/'x'), lambda: compare('sample', tmp_path/'x', ['best']), lambda: evaluate_run(tmp_path)):
         with pytest.raises(SeveralProcesses, match='one process, and 2 were launched'): f()
@@ -429,7 +429,7 @@ def test_functions_for_one_process(monkeypatch, tmp_path):
 def test_colours_are_judged_by_the_first_process(rank, monkeypatch, tmp_path, sample_root):
     "No network, so nothing to share: here two processes one after the other, without a launcher."
     from contextlib import nullcontext
-    from malaria_fastai import study
+    from malaria_fastai import run as study
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('RANK', str(rank))
     monkeypatch.setattr(study, 'writer_first', nullcontext)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from malaria_fastai import deploy
+from malaria_fastai import export as deploy
 from malaria_fastai.cli import main
-from malaria_fastai.deploy import Found,Predictor,pack
+from malaria_fastai.export import Found,Predictor,pack
 from test_cells import chained_tiff,scans_jpeg
 from test_deploy import rewritten,small_run
 
@@ -255,7 +255,7 @@ def test_fault_stopped(desk, monkeypatch):
 
 SLOW = """
 import sys,time
-from malaria_fastai.deploy import Found
+from malaria_fastai.export import Found
 was = Found.open
 def slow(self):
     if self.name.endswith('c3.png'):

@@ -25,7 +25,7 @@ from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, f
 from malaria_fastai.resume import AnotherRun
 from malaria_fastai.source import install_command
 from malaria_fastai.split import split_by
-from malaria_fastai.study import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner, train
+from malaria_fastai.run import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner, train
 
 REPO = Path(__file__).resolve().parents[1]
 NETWORKS = [k for k,o in RECIPES.items() if o.network]
@@ -339,7 +339,7 @@ def test_the_fold_is_exact():
 
 @pytest.mark.parametrize('precision', ['single', 'half'])
 def test_half_precision_is_for_training(precision, sample, cells, tmp_path, monkeypatch):
-    from malaria_fastai import study
+    from malaria_fastai import run as study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
     recipe = small(RECIPES['best_resnet18']).but(arch='squeezenet1_1')
     learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
@@ -356,7 +356,7 @@ def test_half_precision_is_for_training(precision, sample, cells, tmp_path, monk
 
 
 def test_half_precision_goes_on_exactly(sample, cells, tmp_path, monkeypatch):
-    from malaria_fastai import study
+    from malaria_fastai import run as study
     monkeypatch.setattr(study, 'half_precision', lambda: [Bfloat16()])
     def trained(folder, epochs, stop=None, resume=False):
         recipe = small(RECIPES['best_resnet18']).but(arch='squeezenet1_1', precision='half', epochs=epochs, finetune_epochs=0)
@@ -487,7 +487,7 @@ def test_a_comparison_judges_the_test_cells(whole):
 
 def test_a_budget_stops_and_the_same_command_goes_on_exactly(whole, few, tmp_path, monkeypatch):
     "Before the first run, then between two epochs; the end is that of the comparison that nobody interrupted."
-    from malaria_fastai import study
+    from malaria_fastai import run as study
     rows,words = ROWS[:2],dict(splits=('patient',), **TINY)
     none = compare(few, tmp_path, rows, budget=1e-9, **words)
     assert none.state.str.contains('budget').all() and 'accuracy' not in none

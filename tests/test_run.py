@@ -1,4 +1,4 @@
-"""What a lesson cell of 10_study and 12_cli cannot say: each file of a run folder against the others, interruptions, wrong inputs.
+"""What a lesson cell of 15_run and 18_cli cannot say: each file of a run folder against the others, interruptions, wrong inputs.
 
 One small run of the command, in this process, is read by many tests; processes of their own are for what needs one."""
 import json
@@ -19,7 +19,7 @@ import pytest
 from fastai.callback.core import Callback
 from sklearn.metrics import accuracy_score, matthews_corrcoef, roc_auc_score
 
-from malaria_fastai import deploy, study
+from malaria_fastai import export as deploy, run as study
 from malaria_fastai.cli import main
 from malaria_fastai.recipes import RECIPES, from_scratch
 
@@ -260,7 +260,7 @@ def told(capsys, *words):
 
 
 def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
-    from malaria_fastai.study import evaluate_run, runs_table
+    from malaria_fastai.run import evaluate_run, runs_table
     monkeypatch.chdir(place)
     before = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     evaluate_run('runs/a', out='runs/closer', n=20, kinds=['jpeg', 'scale'], draws=100)
@@ -278,7 +278,7 @@ def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
 def test_the_mean_of_eight_views_is_that(run, place, monkeypatch):
     "Against the same network asked eight times by hand."
     from malaria_fastai.all import load_learner
-    from malaria_fastai.study import eight_views, probabilities
+    from malaria_fastai.run import eight_views, probabilities
     from PIL import Image
     monkeypatch.chdir(place)
     learn,preds = load_learner(run/'model'),pd.read_csv(run/'predictions.csv')

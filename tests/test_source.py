@@ -1,4 +1,4 @@
-"""What a lesson cell of 00_source cannot say: downloads over a real socket that break in every way, hostile archives, all
+"""What a lesson cell of 01_source cannot say: downloads over a real socket that break in every way, hostile archives, all
 layouts of the same data, extractions that are killed, and what the drawn sample promises."""
 import csv, hashlib, io, os, re, shutil, signal, stat, subprocess, sys, threading, time, unicodedata, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,4 @@
-"""What the lesson cells of 10_study cannot say: every corruption on many pictures, folds and overlaps that are wrong."""
+"""What the lesson cells of 15_run cannot say: every corruption on many pictures, folds and overlaps that are wrong."""
 import json
 
 import numpy as np
@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
 from malaria_fastai.cells import open_picture, read_cells
-from malaria_fastai import study
+from malaria_fastai import run as study
 from malaria_fastai.split import SplitError, fold_rules, split_by, split_kfold
-from malaria_fastai.study import CORRUPTIONS, boosted, colour_features, corrupt, outline_features, robustness, sample_cells, shortcut_check
+from malaria_fastai.run import CORRUPTIONS, boosted, colour_features, corrupt, outline_features, robustness, sample_cells, shortcut_check
 
 OF_FRAME = {'background', 'neighbour', 'scale'}
 

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 import try_page
 from malaria_fastai.cells import open_picture,read_cells
-from malaria_fastai.deploy import Predictor,_pieces,_prepared,_rule,appearance,cut_piece,model_card,read_folder
+from malaria_fastai.export import Predictor,_pieces,_prepared,_rule,appearance,cut_piece,model_card,read_folder
 from malaria_fastai.split import split_by
 from test_site import browser,overflow,reader,serve,unreadable # fixtures and checks
 

@@ -9,12 +9,12 @@ import argparse,json,os,shutil,sys
 from pathlib import Path
 import pandas as pd
 
-from malaria_fastai.deploy import Predictor,_calibration,_write_json,export_onnx,model_card,pack,read_folder
-from malaria_fastai.data import write_atomically
+from malaria_fastai.export import Predictor,_calibration,_write_json,export_onnx,model_card,pack,read_folder
+from malaria_fastai.files import write_atomically
 from malaria_fastai.evaluate import evaluate,read_predictions
 from malaria_fastai.recipes import Recipe
 from malaria_fastai.source import locate
-from malaria_fastai.study import _with_intervals,train
+from malaria_fastai.run import _with_intervals,train
 
 ROOT = Path(__file__).resolve().parent.parent
 # A ResNet18 up to its second stage: 0.7 million weights, and a map of 8 by 8 places, whose average goes through one linear layer.

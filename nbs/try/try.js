@@ -1,5 +1,5 @@
-// From the bytes of a picture to an answer, as `malaria_fastai.deploy.Predictor` gives it, and the page around it. Nothing leaves the page.
-// All limits, thresholds and parameters come from model/model.json. What is computed follows deploy.py, name by name.
+// From the bytes of a picture to an answer, as `malaria_fastai.export.Predictor` gives it, and the page around it. Nothing leaves the page.
+// All limits, thresholds and parameters come from model/model.json. What is computed follows export.py, name by name.
 
 // ---- pictures: bytes → {w, h, rgb}, as `open_picture` reads them
 
