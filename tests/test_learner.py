@@ -13,17 +13,18 @@ from malaria_fastai.learner import (FASTAI_V1, OPTIMIZERS, CNNLearner, ModelRefu
 
 CLASSES = 'Blue', 'Green', 'Red'
 
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
+def three_colours(root, seed=0):
     "Sixty pictures of three colours."
-    root = tmp_path_factory.mktemp('colours')
     for i in range(60):
-        rng,k = np.random.RandomState(i),i % 3
+        rng,k = np.random.RandomState(1000*seed + i),i % 3
         x = rng.randint(0, 120, (24, 24, 3)).astype(np.uint8)
         x[..., 2-k] += np.uint8(rng.randint(20, 110))
         (root/CLASSES[k]).mkdir(exist_ok=True)
         Image.fromarray(x).save(root/CLASSES[k]/f'{i:02d}.png')
     return root
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory): return three_colours(tmp_path_factory.mktemp('colours'))
 
 def bunch(root, **kw): return ImageDataBunch.from_folder(root, **{**dict(size=32, resize_method=ResizeMethod.SQUISH, bs=16, cache=False), **kw})
 def quiet(learn):
@@ -595,12 +596,11 @@ def test_half_precision_with_cuda(data, monkeypatch):
     l.cycle = None
     assert 'FP16' in run_config(l)['precision'] and not any(o.name == 'mixed_precision' for o in l.to_fp32().cbs)
 
-@pytest.mark.parametrize('overflow', [False, True])
-def test_half_precision_trains(data, monkeypatch, overflow):
+def half_against_single(data, patch, overflow=False):
     "The same callback on a made layer, its two CUDA kernels exchanged for the CPU's: half products, a scaled loss, our fused Adam."
     fp16,seen = fastai.callback.fp16,[]
-    monkeypatch.setattr(fp16, 'autocast', lambda device, dtype: torch.autocast('cpu', dtype=dtype))
-    monkeypatch.setattr(fp16, 'GradScaler', lambda device, **kw: torch.amp.GradScaler('cpu', **kw))
+    patch.setattr(fp16, 'autocast', lambda device, dtype: torch.autocast('cpu', dtype=dtype))
+    patch.setattr(fp16, 'GradScaler', lambda device, **kw: torch.amp.GradScaler('cpu', **kw))
     def trained(half):
         l = linear(data)
         l.model[0][1].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
@@ -612,8 +612,14 @@ def test_half_precision_trains(data, monkeypatch, overflow):
     seen.clear()
     half,half_loss = trained(True)
     assert {*seen} == {torch.float16} and half.dtype == torch.float32      # the weights stay in single precision
-    if overflow: assert not half.any()                                     # every step overflowed, and was left out
-    else: assert torch.cosine_similarity(single, half, dim=0) > .9 and np.isclose(loss, half_loss, rtol=.02)
+    return float(torch.cosine_similarity(single, half, dim=0)),loss,half_loss,half
+
+def test_half_precision_trains(data, monkeypatch):
+    alike,loss,half_loss,_ = half_against_single(data, monkeypatch)
+    assert alike > .9 and abs(half_loss/loss - 1) < .02                    # tests/margins.py: how far from failing
+
+def test_steps_that_overflow_are_left_out(data, monkeypatch):
+    assert not half_against_single(data, monkeypatch, overflow=True)[-1].any()
 
 def test_summary_of_the_network(learn): assert 'Total params' in str(learn.summary())
 

@@ -469,8 +469,8 @@ def test_truth_is_where_the_purple_is(sample_root):
         darker.append(np.percentile(a[near & cell, 1], 10) < np.percentile(a[cell & ~near, 1], 10))
     assert np.mean(darker) > .9
 
-def test_colour_alone_stays_under_nine_tenths(sample_root):
-    "The floor of dataset.md: gradient boosting on 30 numbers of colour per cell, patients kept apart."
+def accuracy_of_colour(sample_root):
+    "Of gradient boosting on 30 numbers of colour per cell, patients kept apart."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
@@ -481,7 +481,11 @@ def test_colour_alone_stays_under_nine_tenths(sample_root):
     floor = HistGradientBoostingClassifier(random_state=0)
     with threadpool_limits(1): # threads cost more than they give on so little
         pred = cross_val_predict(floor, x, y, groups=patients, cv=StratifiedGroupKFold(5))
-    assert .65 < (pred == y).mean() < .9
+    return (pred == y).mean()
+
+def test_colour_alone_stays_under_nine_tenths(sample_root):
+    "tests/margins.py: how far from failing."
+    assert .65 < accuracy_of_colour(sample_root) < .9
 
 @pytest.mark.real
 def test_real_archive(nih_root, tmp_path):
