@@ -172,7 +172,7 @@ def test_a_button_that_opens_nothing_is_found(fault, copy, plant):
 
 def test_every_module_has_a_page_and_every_function_a_link(site):
     text = (site/'reference.html').read_text(encoding='utf-8').split('<main')[1]
-    for o in (ROOT/'nbs/api').glob('*.ipynb'): assert f'href="api/{o.stem[3:]}.html"' in text
+    for o in (ROOT/'nbs').glob('[ae][px]*/[0-9]*.ipynb'): assert f'href="{o.parent.name}/{o.stem[3:]}.html"' in text
     names = [o for p in re.findall(r'<p>([^\n]*? · [^\n]*?)</p>', text) for o in p.split(' · ')]
     assert len(names)>150 and not [o for o in names if not o.startswith('<a href="api/')]
 
