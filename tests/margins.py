@@ -29,8 +29,8 @@ def planted_flips(seed, folder):
     yield 'found in sample','<',.2,recall['inside']
 
 def colour_alone(seed, folder):
-    "tests/test_source.py::test_colour_alone_stays_under_nine_tenths: boosted trees on colours of a newly drawn sample."
-    accuracy = test_source.accuracy_of_colour(draw_sample(folder/'sample', seed))
+    "tests/test_source.py::test_colour_alone_stays_under_nine_tenths: boosted trees on the colours of the sample, other folds."
+    accuracy = test_source.accuracy_of_colour(draw_sample(folder/'sample'), seed)
     yield 'accuracy','>',.65,accuracy
     yield 'accuracy','<',.9,accuracy
 
