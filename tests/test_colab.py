@@ -209,7 +209,7 @@ def test_colab_satisfies_the_requirements():
 # ---- the head and the tail of each tutorial
 
 def first_cell(url): return re.compile(r'try:(?: from malaria_fastai\.all import \*|\n    from malaria_fastai\.all import \*\n    import \w+)\nexcept ModuleNotFoundError:\n'
-    rf'    %pip install -q "malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\(.*\)))?')
+    rf'    %pip install -q (?:\\\n {{8}})?"malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\([^)]*\)))?')
 
 OWN_WORDS = {'09_train_on_several_gpus': 'torch.cuda.get_device_name'} # it chooses nothing by its accelerator, so its second cell says which there is
 
