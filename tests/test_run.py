@@ -424,7 +424,7 @@ def test_the_words_of_the_command_reach_the_function(case, tmp_path, monkeypatch
 
 
 def test_help_is_quick_and_needs_no_torch():
-    code = "import sys; from malaria_fastai.cli import parser; parser().format_help(); print('torch' in sys.modules)"
+    code = "import sys; from malaria_fastai.cli import parser; parser().format_help(), parser('train').format_help(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
 
 
