@@ -8,8 +8,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 __all__ = ['PACKAGED', 'LOSSES', 'OPTIMIZERS', 'FASTAI_V1', 'UnknownArchitecture', 'WeightsUnavailable', 'arch_name', 'TimmBody',
            'create_body', 'n_features', 'Packaged', 'packaged_weights', 'layer_blocks', 'layer_groups', 'split_params',
            'OwnHead', 'ModelSpec', 'OneCycle', 'SmoothLoss', 'Recorder', 'Progress', 'Draws', 'CNNLearner', 'FusedAdam',
-           'adam', 'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'half_precision', 'is_writer',
-           'SeveralProcesses', 'alone', 'writer_first', 'Processes', 'ModelRefused', 'read_model', 'load_learner']
+           'NLLLossFlat', 'StepDecay', 'cnn_learner', 'weights_hash', 'Bfloat16', 'half_precision', 'is_writer',
+           'SeveralProcesses', 'alone', 'writer_first', 'Processes', 'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import difflib
@@ -20,7 +20,6 @@ import pickle
 import sys
 import time
 import warnings
-from collections import defaultdict
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from fastai.data.transforms import Category
 from fastai.learner import AvgSmoothLoss, CastToTensor, Learner, load_learner as _load_pickle, save_model
 from fastai.learner import Recorder as _Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
-from fastai.optimizer import SGD, Optimizer
+from fastai.optimizer import SGD, OptimWrapper
 from fastai.torch_core import TensorImage, apply_init, maybe_gather, num_distrib, params, rank_distrib, to_float
 from fastai.vision.core import imagenet_stats
 from fastai.vision.learner import create_head
@@ -54,11 +53,10 @@ from fasttransform import Transform
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.optim.adamw import adamw
 from tqdm.auto import tqdm
 
 from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, seed_torch, seeded, show_grid, view
-from .files import replacing
+from .files import ModelRefused, replacing
 from .source import install_command
 
 # %% ../nbs/api/09_learner.ipynb #10ede0b7
@@ -579,36 +577,23 @@ class CNNLearner(Learner):
         return bool(done) and (done[-1]['stage'], done[-1]['epoch'] + 1) == (self.stage, epoch) and len(self.recorder.losses) == self.recorder.iters[-1]
 
 # %% ../nbs/api/09_learner.ipynb #70102f14
-class FusedAdam(Optimizer):
-    "fastai's Adam with decoupled weight decay, in one call of torch's fused kernel for all parameters that share their rates."
+class FusedAdam(OptimWrapper):
+    "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
+    def __init__(self, params, lr, mom=.9, sqr_mom=.99, eps=1e-5, wd=.01):
+        super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
+
     def step(self, closure=None):
-        if closure is not None: raise NotImplementedError("fastai's optimizers take no closure")
-        alike = defaultdict(list)
-        for i,ps in enumerate(self.param_lists):
-            for p in ps:
-                if p.grad is not None: alike[i, self.state[p].get('do_wd', True), p.device, p.dtype].append(p)
-        for (i,do_wd,*_),ps in alike.items(): self._fused(ps, self.hypers[i], do_wd)
+        "One step of all groups."
+        whole = self.opt.param_groups
+        self.opt.param_groups = [part for group in whole for part in self._by_decay(group)]
+        try: self.opt.step()
+        finally: self.opt.param_groups = whole
 
-    def _fused(self, ps, h, do_wd):
-        for p in ps:
-            if 'step' in self.state[p]: continue
-            self.state[p].update(grad_avg=torch.zeros_like(p.data), sqr_avg=torch.zeros_like(p.data), step=torch.zeros((), device=p.device))
-        grad_avgs,sqr_avgs,steps = ([self.state[p][k] for p in ps] for k in ('grad_avg', 'sqr_avg', 'step'))
-        with torch.no_grad():
-            adamw(ps, [p.grad for p in ps], grad_avgs, sqr_avgs, [], steps, fused=True, amsgrad=False, beta1=h['mom'], beta2=h['sqr_mom'],
-                  lr=float(h['lr']), weight_decay=h['wd'] if do_wd else 0., eps=h['eps'], maximize=False)
-
-
-def adam(
-    params,           # Parameters, or a list of lists of them
-    lr:float|slice,   # Rate
-    mom:float=.9,     # Share of the old mean of the gradients, in [0, 1)
-    sqr_mom:float=.99,# Share of the old mean of their squares, in [0, 1)
-    eps:float=1e-5,   # Added to the root of that mean
-    wd:float=.01      # Decoupled weight decay
-)->FusedAdam:
-    "What `fastai.optimizer.Adam` is, fused."
-    return FusedAdam(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    def _by_decay(self, group):
+        "A group of parameters in two: those that decay, and the others."
+        decayed,kept = [],[]
+        for p in group['params']: (decayed if self.state[p].get('do_wd', True) else kept).append(p)
+        return dict(group, params=decayed),dict(group, params=kept, weight_decay=0.)
 
 # %% ../nbs/api/09_learner.ipynb #7019715b
 class NLLLossFlat(BaseLoss):
@@ -620,7 +605,7 @@ class NLLLossFlat(BaseLoss):
 
 
 LOSSES = dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)
-OPTIMIZERS = dict(adam=partial(adam, eps=1e-5), adam_v1=partial(adam, eps=1e-8), sgd=partial(SGD, mom=.9))
+OPTIMIZERS = dict(adam=partial(FusedAdam, eps=1e-5), adam_v1=partial(FusedAdam, eps=1e-8), sgd=partial(SGD, mom=.9))
 
 
 def _named(what, table, word):
@@ -1108,10 +1093,6 @@ def distributed(self:CNNLearner):
 
 # %% ../nbs/api/09_learner.ipynb #13971807
 _FORMAT = 'malaria_fastai model 1'
-
-
-class ModelRefused(ValueError):
-    "A model file that is damaged, of another kind, or a pickle that nobody vouched for."
 
 
 @patch

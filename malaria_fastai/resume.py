@@ -29,7 +29,7 @@ import timm
 import torch
 import torchvision
 from fastai.callback.core import Callback
-from fastai.torch_core import num_distrib
+from fastai.torch_core import num_distrib, to_device
 from fastcore.basics import patch
 from fastcore.foundation import L
 
@@ -170,15 +170,13 @@ def _set_counters(cbs, s):
         for k,v in s.get(name, {}).items(): setattr(cb, k, v)
 
 
-def _optimizer(opt):
-    return dict(state=plain([dict(opt.state[p]) for p,*_ in opt.all_params()]), hypers=plain(opt.hypers), frozen_idx=opt.frozen_idx)
+def _optimizer(opt): return dict(plain(opt.state_dict()), frozen_idx=opt.frozen_idx)
 
 
-def _set_optimizer(opt, s):
+def _set_optimizer(opt, s, device):
+    "Give back what `_optimizer` took."
+    opt.load_state_dict(to_device({k: v for k,v in s.items() if k != 'frozen_idx'}, device))
     opt.frozen_idx = s['frozen_idx']
-    for h,kept in zip(opt.hypers, s['hypers']): h.update(kept)
-    for (p,*_),kept in zip(opt.all_params(), s['state']):
-        opt.state[p] = {k: v.to(p.device) if isinstance(v, torch.Tensor) else v for k,v in kept.items()}
 
 
 def _gradients(model):
@@ -514,7 +512,7 @@ def _restore(self:SaveModelCallback, place, state):
     learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
     _set_frozen(learn.model, state['requires_grad'])
     _set_gradients(learn.model, state['gradients'])
-    _set_optimizer(learn.opt, state['optimizer'])
+    _set_optimizer(learn.opt, state['optimizer'], learn.dls.device)
     _set_recorder(learn.recorder, state['recorder'])
     _set_counters(learn.cbs, state['callbacks'])
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])

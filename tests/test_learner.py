@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 from malaria_fastai.data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms
-from malaria_fastai.learner import (FASTAI_V1, OPTIMIZERS, CNNLearner, ModelRefused, ModelSpec, OneCycle, UnknownArchitecture, WeightsUnavailable, arch_name, cnn_learner,
+from malaria_fastai.files import ModelRefused
+from malaria_fastai.learner import (FASTAI_V1, OPTIMIZERS, CNNLearner, ModelSpec, OneCycle, UnknownArchitecture, WeightsUnavailable, arch_name, cnn_learner,
     create_body, layer_groups, load_learner, n_features, read_model, split_params, weights_hash)
 
 CLASSES = 'Blue', 'Green', 'Red'
@@ -308,6 +309,32 @@ def test_fastai_2s_names(data):
     c = watched(data, 2, moms=(.9, .8, .7))
     assert c[2][0] == .9 and c[2].min() < .72
 
+def test_steps_are_torchs_to_the_last_bit():
+    "Groups, rates, momentum and decay through fastai's words; and two groups of torch's own, made by hand."
+    def layers():
+        torch.manual_seed(3)
+        return [nn.Parameter(torch.randn(5, 4)) for _ in range(4)]
+    ours,theirs = layers(),layers()
+    opt = OPTIMIZERS['adam']([ours[:2], ours[2:]], lr=1e-3)
+    for p in ours[1::2]: opt.state[p]['do_wd'] = False
+    hand = torch.optim.AdamW([dict(params=[p]) for p in theirs], eps=1e-5, fused=True)
+    for i in range(6):
+        opt.set_hypers(lr=slice(1e-4, 1e-2*(i + 1)), mom=.95 - .02*i, wd=.1*i)
+        for p,q in zip(ours, theirs): p.grad = q.grad = None if i < 2 and p is ours[0] else torch.sin(p.detach() + i)
+        for n,group in enumerate(hand.param_groups):
+            group.update(lr=(1e-4, 1e-2*(i + 1))[n//2], betas=(.95 - .02*i, .99), weight_decay=.1*i if n % 2 == 0 else 0.)
+        opt.step()
+        hand.step()
+        for p,q in zip(ours, theirs): assert torch.equal(p, q)
+
+def test_a_body_that_is_frozen_after_training_stays_as_it_is(data):
+    l = new(data, train_bn=False)
+    l.fit(1, 1e-3)
+    l.freeze()
+    was = weights_hash(l.model[0])
+    l.fit(1, 1e-3)
+    assert weights_hash(l.model[0]) == was
+
 def without_gradient(data, **kw):
     "What is left of each weight after a step at the rate .1 whose gradient is nothing: decay alone."
     l = new(data, 'resnet18', **kw)
@@ -459,10 +486,10 @@ def test_an_interrupted_rate_finder_leaves_the_weights(root, tmp_path):
             if getattr(self, 'go', False) and self.iter == 1: raise KeyboardInterrupt
     l = new(bunch(root), path=tmp_path, callbacks=[stop := Stop()])
     l.fit_one_cycle(1, 1e-3)
-    was,opt,history = weights_hash(l.model),l.opt.state_dict()['state'][0]['grad_avg'].clone(),l.recorder.to_frame()
+    was,opt,history = weights_hash(l.model),l.opt.state_dict()['state'][0]['exp_avg'].clone(),l.recorder.to_frame()
     stop.go = True
     with pytest.raises(KeyboardInterrupt): l.lr_find(start_lr=1e-2)
-    assert weights_hash(l.model) == was and torch.equal(l.opt.state_dict()['state'][0]['grad_avg'], opt) and history.equals(l.recorder.to_frame())
+    assert weights_hash(l.model) == was and torch.equal(l.opt.state_dict()['state'][0]['exp_avg'], opt) and history.equals(l.recorder.to_frame())
 
 def test_rate_finder_stops_when_the_loss_explodes(root, tmp_path):
     "The losses are made: 1 in eight batches, then a million."
