@@ -10,8 +10,8 @@ from PIL import Image
 from malaria_fastai.cells import BadPicture, read_cells
 from malaria_fastai import data as D
 from malaria_fastai.files import replacing
-from malaria_fastai.data import (CacheDamaged, DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, PictureFile, Pictures, ResizeMethod, Stain,
-    Resizing, TooFewCells, cache_name, derive_seed, get_transforms, load_data, n_views, seed_torch, seeded, transformed, view)
+from malaria_fastai.data import (DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, Pictures, ResizeMethod, Stain,
+    Resizing, TooFewCells, derive_seed, get_transforms, load_data, n_views, seed_torch, seeded, transformed, view)
 from malaria_fastai.source import extract
 
 CLASSES = 'bad', 'good', 'ugly'
@@ -459,8 +459,8 @@ def test_many_pictures_take_several_threads_and_show_a_bar(tmp_path, monkeypatch
 
 def test_cache_name_follows_the_rule(tmp_path):
     rules = [Resizing.of(16), Resizing.of(17), Resizing.of((16, 16)), Resizing.of(16, ResizeMethod.PAD), Resizing.of(16, ResizeMethod.PAD, 'border'), Resizing.of(None)]
-    assert len({cache_name(o, tmp_path/'a', tmp_path) for o in rules} | {cache_name(rules[0], tmp_path/'b', tmp_path)}) == 7
-    own = [cache_name(rules[0], o, o/'.cache') for o in (tmp_path/'a', tmp_path/'b')]
+    assert len({D._cache_name(o, tmp_path/'a', tmp_path) for o in rules} | {D._cache_name(rules[0], tmp_path/'b', tmp_path)}) == 7
+    own = [D._cache_name(rules[0], o, o/'.cache') for o in (tmp_path/'a', tmp_path/'b')]
     assert own[0] == own[1] # a data set moves together with its cache
 
 @settings(max_examples=30, deadline=None)
@@ -468,23 +468,35 @@ def test_cache_name_follows_the_rule(tmp_path):
 def test_picture_file_round_trip(tmp_path_factory, sizes, seed):
     rng = np.random.RandomState(seed)
     xs = [rng.randint(0, 256, (*s, 3)).astype(np.uint8) for s in sizes]
-    keys = np.arange(len(xs), dtype=np.uint64)*7
-    stored = PictureFile(PictureFile.write(tmp_path_factory.mktemp('store')/'a.pictures', ((bytes([i]*16), x) for i,x in enumerate(xs)), keys))
-    assert len(stored) == len(xs) and all((stored[i] == x).all() and stored.intact(i) for i,x in enumerate(xs))
-    assert stored.find(keys[::-1]).tolist() == list(range(len(xs)))[::-1] and stored.find(np.array([5, 7], np.uint64)).tolist() == [-1, 1 if len(xs) > 1 else -1]
-    assert stored.entries['source'][-1].tobytes() == bytes([len(xs)-1]*16)
+    file = tmp_path_factory.mktemp('store')/'a.pictures'
+    D._PictureFile.write(file, np.arange(len(xs))*7, xs)
+    stored,rows = D._opened_store(file, np.array([7*len(xs) - 7, 5], np.uint64))
+    assert len(stored.table) == len(xs) and all((stored[i] == x).all() for i,x in enumerate(xs)) and rows.tolist() == [len(xs)-1, -1]
 
 def cached(root, folder, **kw): return bunch(root, cache=folder, **kw).train_ds.pictures
 
 def test_damaged_cache_is_made_again(root, tmp_path, capsys):
     file = cached(root, tmp_path).store.file
     whole = file.read_bytes()
-    head = whole.index(b'\n', 30)
-    for bad in (whole[:-1], whole[:9], b'', whole + b'x', b'another\n' + whole, whole[:30] + b'x' + whole[31:], whole[:head+30] + b'\xff' + whole[head+31:]):
+    height = 128 + D._TABLE_ROW.fields['height'][1]
+    for bad in (whole[:-1], whole[:200], whole[:9], b'', whole + b'x', b'another\n' + whole, whole[:30] + b'x' + whole[31:], whole[:height+1] + b'\xff' + whole[height+2:],
+                b'PK\x03\x04' + whole):
         file.write_bytes(bad)
-        with pytest.raises(CacheDamaged): PictureFile(file)
         cached(root, tmp_path)
         assert file.read_bytes() == whole and 'made again' in capsys.readouterr().out
+    file.write_bytes(whole[:128] + b'\xff' + whole[129:]) # a wrong key: a picture that is not found
+    cached(root, tmp_path)
+    assert file.read_bytes() == whole
+
+def test_a_file_that_another_process_made_of_other_pictures_is_not_taken(root, tmp_path, monkeypatch, capsys):
+    made = Pictures._make
+    def overtaken(self, file, keys, store, rows):
+        made(self, file, keys, store, rows)
+        D._PictureFile.write(file, keys[:-1], [np.zeros((16, 16, 3), np.uint8)]*(len(keys) - 1))
+    monkeypatch.setattr(Pictures, '_make', overtaken)
+    pics = cached(root, tmp_path)
+    assert pics.store is None and 'No picture cache: another process' in capsys.readouterr().out
+    assert (pics.batch([0, 5]) == cached(root, False).batch([0, 5])).all()
 
 @pytest.mark.parametrize('how', ['a bit of the file', 'a source of the same size and time'])
 def test_verify_finds_what_keys_cannot(tmp_path, how, capsys):
@@ -571,7 +583,7 @@ def test_two_processes_make_one_good_file(root, tmp_path):
     assert building(root, tmp_path/'c', 2) == ['kept 2\n']*2
     file, = (o for o in (tmp_path/'c').iterdir() if o.name != 'go')
     alone = Pictures(sorted(p.relative_to(root).as_posix() for p in root.rglob('*.png')), Resizing.of(64, ResizeMethod.SQUISH), tmp_path, root=root)
-    assert PictureFile(file).data.equal(alone.store.data)
+    assert file.read_bytes() == alone.store.file.read_bytes()
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='limits the size of files as Linux does')
 def test_a_disk_that_fills_up(root, tmp_path):
@@ -591,7 +603,7 @@ def test_room_is_asked_for_what_is_written(tmp_path, method, capsys, monkeypatch
     for i in range(30): draw(tmp_path/'pics'/f'{i}.png', i)
     for i in range(30, 60): Image.new('RGB', (160, 16), (9, i, 9)).save(tmp_path/'pics'/f'{i}.png')
     rule,files = Resizing.of(None if method == ResizeMethod.NO else 64, method),[f'{i}.png' for i in range(60)]
-    nbytes = len(Pictures(files, rule, tmp_path/'c', root=tmp_path/'pics').store.data)
+    nbytes = len(Pictures(files, rule, tmp_path/'c', root=tmp_path/'pics').store.pixels)
     for share,n in ((.99, 0), (1.01, 1)):
         monkeypatch.setattr('shutil.disk_usage', lambda folder: type('usage', (), dict(free=share*nbytes)))
         Pictures(files, rule, tmp_path/f'{share}', root=tmp_path/'pics')
@@ -602,7 +614,7 @@ def test_room_is_asked_for_what_is_written(tmp_path, method, capsys, monkeypatch
 def test_a_picture_file_that_cannot_be_opened_is_told_and_left_alone(root, tmp_path, why, verify, capsys, monkeypatch):
     def denied(self, file): raise PermissionError(13, 'Permission denied', str(file))
     name = cached(root, tmp_path).store.file.name
-    if why == 'Permission denied': monkeypatch.setattr(PictureFile, '__init__', denied) # root may read anything
+    if why == 'Permission denied': monkeypatch.setattr(D._PictureFile, '__init__', denied) # root may read anything
     else:
         (tmp_path/name).unlink()
         (tmp_path/name/'mine').mkdir(parents=True)
@@ -657,8 +669,8 @@ def test_nothing_half_written_is_left(tmp_path):
 def test_decoding_ahead_keeps_order_and_raises(root):
     files = sorted(root.rglob('*.png'))
     pics = Pictures(files, Resizing.of(16, ResizeMethod.SQUISH), num_workers=3)
-    assert all((a == pics.decode(i)).all() for i,a in enumerate(pics.decode_many(range(60))))
-    with pytest.raises(Exception, match='gone'): list(Pictures([*files, root/'gone.png'], Resizing.of(16)).decode_many(range(61)))
+    assert all((a == pics.decode(i)).all() for i,a in enumerate(D._map_ahead(pics.decode, range(60), 3)))
+    with pytest.raises(Exception, match='gone'): list(D._map_ahead(Pictures([*files, root/'gone.png'], Resizing.of(16)).decode, range(61), 2))
 
 # --- transforms -----------------------------------------------------------------------------------------------------------------
 
@@ -916,16 +928,16 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
-from malaria_fastai.data import ENTRY, ImageDataBunch, PictureFile, Pictures, ResizeMethod, Resizing, cache_name, get_transforms
+from malaria_fastai.data import ImageDataBunch, Pictures, ResizeMethod, Resizing, _TABLE_ROW, _cache_name, get_transforms
 from malaria_fastai.learner import CNNLearner
 
 torch.set_num_threads(1)
 root,n = Path(sys.argv[1]),int(sys.argv[2])
-rule,entries = Resizing.of(32, ResizeMethod.SQUISH),np.zeros(n, ENTRY)
+rule,entries = Resizing.of(32, ResizeMethod.SQUISH),np.zeros(n, _TABLE_ROW)
 entries['key'],entries['height'],entries['width'] = np.arange(n),32,32
-file = root/cache_name(rule, root, root)
+file = root/_cache_name(rule, root, root)
 with open(file, 'wb') as f:
-    f.write(PictureFile.head(entries))
+    np.save(f, entries)
     f.truncate(f.tell() + n*32*32*3) # a sparse file: no block of it is on the disk
 del entries
 Pictures.keys = lambda self: np.arange(len(self.files), dtype=np.uint64) # there are no a million files to ask for their sizes
