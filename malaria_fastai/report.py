@@ -6,52 +6,63 @@ Docs: https://OWNER.github.io/malaria_fastai/api/report.html.md"""
 
 # %% ../nbs/api/13_report.ipynb #9d33b597
 from __future__ import annotations
-import base64, io, json, os, re, shlex
+import base64, io, json, re, shlex
 from html import escape
 from pathlib import Path
-from string import Template
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
+from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from .cells import open_picture
-from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
-                                     curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, ask_verdicts,
-                                     read_predictions, read_verdicts, reliability, review_agreement, review_list)
+from .evaluate import (METRICS, NotBinary, apply_temperature, ask_verdicts, check_predictions, confusion, coverage_risk,
+    curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, read_predictions, read_verdicts,
+    reliability, review_agreement, review_list)
+from .files import write_atomically
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'NOTICE', 'name_of', 'plot_confusion', 'plot_roc', 'plot_pr',
-           'plot_losses', 'plot_metrics', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
-           'plot_coverage', 'plot_folds', 'plot_robustness', 'plot_review', 'write_review', 'Markup', 'tag', 'joined',
-           'svg_figure', 'NotARun', 'read_run', 'warnings_of', 'blocks_of', 'metrics_table', 'facts_table',
-           'write_report', 'examine_run', 'review_run']
+__all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
+           'plot_coverage', 'plot_folds', 'plot_robustness', 'plot_review', 'write_review', 'NotARun', 'read_run',
+           'warnings_of', 'write_report', 'examine_run', 'review_run']
 
 # %% ../nbs/api/13_report.ipynb #ec1f4081
-BLUE,ORANGE,GREEN,RED,GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
+_BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
+_PALETTE = (_BLUE, _ORANGE, _GREEN, _RED, '#CC79A7', '#56B4E9')
 
+# %% ../nbs/api/13_report.ipynb #461d592b
 def _axes(ax, figsize=(4.2,3.2)):
-    ax = plt.subplots(figsize=figsize, layout='constrained')[1] if ax is None else ax
+    "These axes, or those of a new figure, without the frame on top and at the right."
+    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     ax.spines[['top','right']].set_visible(False)
     return ax
 
-def _words(text):
+def _share_axes(ax, x, y):
+    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
+
+# %% ../nbs/api/13_report.ipynb #b743fb63
+def _legend_above(ax):
+    "Put the legend above the axes, where it hides nothing."
+    ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.02,1), ncol=2,
+              fontsize=9, borderaxespad=.2, columnspacing=1.2)
+    return ax
+
+# %% ../nbs/api/13_report.ipynb #c93bfa80
+def _figure_text(text):
     "Text for a figure, not too long, with no `$` taken for a formula."
     text = str(text)
-    return (text if len(text)<=28 else text[:27]+'…').replace('$', r'\$')
+    if len(text)>28: text = text[:27]+'…'
+    return text.replace('$', r'\$')
 
 def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
 
-_NAMES = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
-
-def name_of(
-    metric:str, # Its key in metrics.json
-)->str: # Its name for a reader
-    "Name a metric."
-    return _NAMES.get(metric, metric.replace('_', ' '))
-
-def _share_axes(ax, x, y):
-    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
-    return ax
+# %% ../nbs/api/13_report.ipynb #c552c963
+def _metric_name(metric):
+    "The name of a metric for a reader."
+    known = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
+    return known.get(metric, metric.replace('_', ' '))
 
 # %% ../nbs/api/13_report.ipynb #f8995208
+_SHARES = mpl.colors.LinearSegmentedColormap.from_list( # see-through: readable on white and on black
+    'shares', [(0,(_BLUE,.04)), (1,(_BLUE,.55))])
+
 def plot_confusion(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
@@ -59,51 +70,51 @@ def plot_confusion(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the four counts, each with its share of the true class."
-    table,ax = confusion(preds, positive, threshold), _axes(ax, (3.8,3.2))
+    ax,table = _axes(ax, (3.8,3.2)),confusion(preds, positive, threshold)
     counts = table.to_numpy()
-    rows = np.maximum(counts.sum(1, keepdims=True), 1)
-    ax.imshow(counts/rows, cmap=_see_through(), vmin=0, vmax=1, aspect='auto')
-    for (i,j),n in np.ndenumerate(counts): ax.text(j, i, f'{n:,}\n{_percent(n/rows[i,0])}', ha='center', va='center', fontsize=12)
-    names = [_words(c) for c in table.columns]
-    ax.set(xticks=[0,1], yticks=[0,1], xlabel=f'decision of the model (p from {threshold:.3g} is positive)', ylabel='true class')
-    ax.set_xticklabels(names)
-    ax.set_yticklabels([f'{c}\n(n = {n:,})' for c,n in zip(names, counts.sum(1))])
+    of_class = counts.sum(1)
+    shares = counts/np.maximum(of_class, 1)[:,None]
+    ax.imshow(shares, cmap=_SHARES, vmin=0, vmax=1, aspect='auto')
+    for (i,j),n in np.ndenumerate(counts):
+        ax.text(j, i, f'{n:,}\n{_percent(shares[i,j])}', ha='center', va='center', fontsize=12)
+    names = [_figure_text(name) for name in table]
+    ax.set_xticks([0,1], names)
+    ax.set_yticks([0,1], [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)])
+    ax.set(xlabel=f'decision of the model (p from {threshold:.3g} is positive)', ylabel='true class')
     ax.spines[:].set_visible(False)
     return ax
 
-def _see_through():
-    "From nothing to half-transparent blue: readable on white and on black."
-    r,g,b = mpl.colors.to_rgb(BLUE)
-    return mpl.colors.LinearSegmentedColormap.from_list('see_through', [(r,g,b,.04), (r,g,b,.55)])
-
 # %% ../nbs/api/13_report.ipynb #e26e03f6
-def _plot_band(preds, positive, kind, draws, seed, ax, name):
-    band = curve_band(preds, positive, kind, draws, seed)
+def _plot_band(ax, band, preds, name):
+    "A line with its band; the label says what was drawn for it."
     who = 'patients' if has_patients(preds) else 'cells, patients unknown'
-    near = band[band.x<=.21] if kind=='roc' else band[band.x>=.79]
-    for a,b in ((ax, band), (_zoom(ax, kind), near)):
-        a.fill_between(b.x, b.lo, b.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
-        a.plot(b.x, b.y, color=BLUE, lw=1.8, label=name)
+    ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
+    ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
 
-def _zoom(ax, kind):
-    "A window on the corner that matters."
-    a = ax.inset_axes([.57,.1,.4,.36] if kind=='roc' else [.1,.6,.44,.28])
-    a.set(xlim=(0,.2) if kind=='roc' else (.8,1), ylim=(.8,1.005))
-    a.tick_params(labelsize=7, length=2)
-    ax.indicate_inset_zoom(a, edgecolor=GREY)
-    return a
+# %% ../nbs/api/13_report.ipynb #5dfd97c9
+def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric, window, corner):
+    "Draw a curve, and again in a window on the corner that matters; give back the metrics and the number of positive rows."
+    found = metrics(preds, positive, .5 if threshold is None else threshold)
+    band = curve_band(preds, positive, kind, draws, seed)
+    value = found[metric]
+    name += ' undefined' if value is None else f' {value:.3f}'
+    inset = ax.inset_axes(window)
+    inset.set(xlim=(corner,corner+.2), ylim=(.8,1.005))
+    inset.tick_params(labelsize=7, length=2)
+    ax.indicate_inset_zoom(inset, edgecolor=_GREY)
+    _plot_band(ax, band, preds, name)
+    near = band.x.between(corner-.011, corner+.211)
+    _plot_band(inset, band[near], preds, name)
+    return found, int((preds['label']==positive).sum())
 
-def _named(value, name): return f'{name} undefined' if value is None else f'{name} {value:.3f}'
-
-def _sizes(preds, positive):
-    y = int((preds['label']==positive).sum())
-    return y, len(preds)-y
-
+# %% ../nbs/api/13_report.ipynb #f12e5551
 def _mark(ax, x, y, threshold):
     "Mark the operating point, in the window too."
-    if threshold is None or x is None or y is None: return
-    for a in (ax, *ax.child_axes): a.plot(x, y, 'o', color=RED, ms=5, label=f'threshold {threshold:.3g}')
+    if None in (x, y, threshold): return
+    for each in (ax, *ax.child_axes):
+        each.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {threshold:.3g}')
 
+# %% ../nbs/api/13_report.ipynb #0b7a4440
 def plot_roc(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
@@ -114,103 +125,102 @@ def plot_roc(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax,found = _axes(ax, (4.2,3.6)), metrics(preds, positive, .5 if threshold is None else threshold)
-    _plot_band(preds, positive, 'roc', draws, seed, ax, _named(found['auc'], 'AUC'))
-    fpr = None if found['specificity'] is None else 1-found['specificity']
-    _mark(ax, fpr, found['sensitivity'], threshold)
-    ax.plot([0,1], [0,1], color=GREY, lw=1, ls=':', label='a coin')
-    y,n = _sizes(preds, positive)
-    _share_axes(ax, f'false positive rate (of {n:,} negative {unit})', f'sensitivity (of {y:,} positive {unit})')
+    ax = _axes(ax, (4.2,3.6))
+    found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, seed,
+                          'AUC', 'auc', [.57,.1,.4,.36], 0)
+    if found['specificity'] is not None:
+        _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
+    ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':', label='a coin')
+    _share_axes(ax, f'false positive rate (of {len(preds)-n:,} negative {unit})',
+                f'sensitivity (of {n:,} positive {unit})')
     return _legend_above(ax)
-
-def _legend_above(ax):
-    ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.02,1), ncol=2, fontsize=9, borderaxespad=.2, columnspacing=1.2)
-    return ax
 
 # %% ../nbs/api/13_report.ipynb #433c6fc8
 def plot_pr(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float|None=.5, # Operating point to mark; None marks none
+    threshold:float=.5, # Operating point to mark
     draws:int=2000, # Bootstrap draws of the band
     seed:int=42, # Same seed, same band
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
-    ax,found = _axes(ax, (4.2,3.6)), metrics(preds, positive, .5 if threshold is None else threshold)
-    _plot_band(preds, positive, 'pr', draws, seed, ax, _named(found['average_precision'], 'mean precision'))
+    ax = _axes(ax, (4.2,3.6))
+    found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
+                          'mean precision', 'average_precision', [.1,.6,.44,.28], .8)
     _mark(ax, found['sensitivity'], found['precision'], threshold)
-    y,n = _sizes(preds, positive)
-    ax.axhline(y/(y+n), color=GREY, lw=1, ls=':', label=f'base rate {y/(y+n):.3f}')
-    _share_axes(ax, f'sensitivity, or recall (of {y:,} positive cells)', 'precision (of the cells called positive)')
+    base = n/len(preds)
+    ax.axhline(base, color=_GREY, lw=1, ls=':', label=f'base rate {base:.3f}')
+    _share_axes(ax, f'sensitivity, or recall (of {n:,} positive cells)',
+                'precision (of the cells called positive)')
     return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #bc9c13c6
-def _numbers(history):
+def _metric_columns(history):
     "The columns that can be drawn as metrics."
-    known = ('epoch','stage','train_loss','valid_loss','time','seconds','lr')
-    return [c for c in history.select_dtypes('number') if c not in known and history[c].notna().any()]
+    numbers = history.select_dtypes('number').dropna(axis=1, how='all')
+    return [c for c in numbers if c not in ('epoch','stage','train_loss','valid_loss','time','seconds','lr')]
 
-def _stages(history):
-    "Places (n,) before which a new stage begins, and their names."
-    if 'stage' not in history: return []
-    stage = history['stage'].astype(str)
-    return [(i+.5, stage.iloc[i]) for i in range(1, len(stage)) if stage.iloc[i]!=stage.iloc[i-1]]
+# %% ../nbs/api/13_report.ipynb #6ce3e922
+def _mark_stages(history, ax):
+    "Draw a line where a new stage begins, with its name."
+    if 'stage' not in history: return
+    stage = history['stage'].astype(str).to_numpy()
+    for i in np.flatnonzero(stage[1:]!=stage[:-1]):
+        ax.axvline(i+1.5, color=_GREY, ls='--', lw=1)
+        ax.annotate(_figure_text(stage[i+1]), (i+1.5,1), xycoords=('data','axes fraction'), xytext=(3,-3),
+                    textcoords='offset points', va='top', fontsize=8, color=_GREY)
 
-def _plot_lines(history, columns, ax):
-    x = np.arange(1, len(history)+1)
-    for c,color,mark in zip(columns, mpl.rcParams['axes.prop_cycle'].by_key()['color']*3, 'os^Dv<>ph'*3):
-        ax.plot(x, history[c], color=color, marker=mark, ms=4, lw=1.5, label=_words(c))
-    for at,name in _stages(history):
-        ax.axvline(at, color=GREY, ls='--', lw=1)
-        ax.annotate(_words(name), (at, 1), xycoords=('data','axes fraction'), xytext=(3,-3), textcoords='offset points', va='top',
-                    fontsize=8, color=GREY)
-    ax.set(xlabel='epoch', xlim=(.8, max(len(history),2)+.2))
+# %% ../nbs/api/13_report.ipynb #e6bf7009
+def _plot_epochs(history, columns, ylabel, ax):
+    "Draw columns of a history by epoch."
+    _axes(ax)
+    epochs = np.arange(1, len(history)+1)
+    for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
+        ax.plot(epochs, history[column], color=color, marker=marker, ms=4, lw=1.5, label=_figure_text(column))
+    _mark_stages(history, ax)
+    ax.set(xlabel='epoch', ylabel=ylabel, xlim=(.8, max(len(history), 2)+.2))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
-    if len(columns): ax.legend(frameon=False, fontsize=9)
+    if columns: ax.legend(frameon=False, fontsize=9)
 
 # %% ../nbs/api/13_report.ipynb #ae43eb62
-def plot_losses(
-    history:pd.DataFrame, # One row per epoch, in order: train_loss, valid_loss, maybe stage
-    ax=None, # matplotlib axes; None makes a figure
-): # The axes
+def _plot_losses(history, ax):
     "Draw training and validation loss by epoch."
-    ax = _axes(ax)
-    with mpl.rc_context({'axes.prop_cycle': mpl.cycler(color=[BLUE,ORANGE])}):
-        _plot_lines(history, [c for c in ('train_loss','valid_loss') if c in history], ax)
-    ax.set(ylabel='loss', ylim=(0,None))
-    return ax
+    losses = [column for column in ('train_loss','valid_loss') if column in history]
+    _plot_epochs(history, losses, 'loss', ax)
+    ax.set(ylim=(0,None))
 
-def plot_metrics(
-    history:pd.DataFrame, # One row per epoch, in order; every other number column is taken for a metric
-    ax=None, # matplotlib axes; None makes a figure
-): # The axes
-    "Draw the metrics on the validation cells by epoch."
-    ax = _axes(ax)
-    with mpl.rc_context({'axes.prop_cycle': mpl.cycler(color=[BLUE,ORANGE,GREEN,RED,'#CC79A7','#56B4E9'])}):
-        _plot_lines(history, _numbers(history), ax)
-    ax.set(ylabel='on validation cells')
-    return ax
+def _plot_metrics(history, ax): _plot_epochs(history, _metric_columns(history), 'on validation cells', ax)
 
+# %% ../nbs/api/13_report.ipynb #04945172
 def plot_history(
     history:pd.DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
 ): # Array of one or two axes
     "Draw the learning curves: losses on the left, metrics on the right if there are any."
-    axs = plt.subplots(1, 2 if _numbers(history) else 1, figsize=(8.4,3.2), layout='constrained', squeeze=False)[1][0]
-    plot_losses(history, axs[0])
-    if len(axs)>1: plot_metrics(history, _axes(axs[1]))
-    return axs
+    plots = [_plot_losses, _plot_metrics] if _metric_columns(history) else [_plot_losses]
+    axes = plt.subplots(1, len(plots), figsize=(8.4,3.2), layout='constrained', squeeze=False)[1][0]
+    for plot,ax in zip(plots, axes): plot(history, ax)
+    return axes
 
 # %% ../nbs/api/13_report.ipynb #fbe3fede
-def _strips(t):
-    "Label, colour, error rates and the cells behind them, for each row of the strip."
-    sick,well = t[t.infected], t[~t.infected]
-    yield 'missed: positive cells of infected patients', BLUE, 1-sick.sensitivity, sick.positives
-    yield 'false alarms: negative cells of infected patients', ORANGE, sick.fpr, sick.cells-sick.positives
-    yield 'false alarms: cells of healthy controls', GREEN, well.fpr, well.cells
+def _error_strips(table):
+    "Label, colour, error rates and the cells behind them, for each row of the figure."
+    sick,well = table[table.infected],table[~table.infected]
+    yield 'missed: positive cells of infected patients', _BLUE, 1-sick.sensitivity, sick.positives
+    yield 'false alarms: negative cells of infected patients', _ORANGE, sick.fpr, sick.cells-sick.positives
+    yield 'false alarms: cells of healthy controls', _GREEN, well.fpr, well.cells
 
 def _jitter(n): return (np.arange(n)*.618034%1-.5)*.5
 
+# %% ../nbs/api/13_report.ipynb #6af5ca02
+def _row_axes(ax, ylim, xlabel):
+    "Axes of rows, the first one on top, that are read from left to right."
+    ax.set(yticks=[], ylim=ylim, xlabel=xlabel)
+    ax.spines['left'].set_visible(False)
+    ax.grid(axis='x', alpha=.3)
+    return ax
+
+# %% ../nbs/api/13_report.ipynb #f0528a54
 def plot_patients(
     preds:pd.DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
@@ -219,15 +229,12 @@ def plot_patients(
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
     ax = _axes(ax, (4.2,3.8))
-    for i,(name,color,x,n) in enumerate(_strips(per_patient(preds, positive, threshold))):
-        x,n = x[n>0], n[n>0]
-        ax.scatter(100*x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
-        if len(x): ax.plot([100*x.median()]*2, [i-.3,i+.3], color=RED, lw=2)
+    for i,(name,color,rate,n) in enumerate(_error_strips(per_patient(preds, positive, threshold))):
+        x,n = 100*rate[n>0],n[n>0]
+        ax.scatter(x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
+        if len(x): ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
-    ax.set(yticks=[], ylim=(2.45,-.62), xlabel="cells called wrongly, % of the patient's cells of that kind")
-    ax.spines['left'].set_visible(False)
-    ax.grid(axis='x', alpha=.3)
-    return ax
+    return _row_axes(ax, (2.45,-.62), "cells called wrongly, % of the patient's cells of that kind")
 
 # %% ../nbs/api/13_report.ipynb #27ecbe92
 def plot_shares(
@@ -237,24 +244,23 @@ def plot_shares(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw, for each patient, the share of cells called positive against the true share."
-    ax,t = _axes(ax, (3.8,3.6)), per_patient(preds, positive, threshold)
-    ax.plot([0,100], [0,100], color=GREY, lw=1, ls=':')
-    for name,color,mark,part in (('infected',BLUE,'o',t[t.infected]), ('healthy',GREEN,'^',t[~t.infected])):
-        ax.scatter(100*part.share_true, 100*part.share_called, s=22, color=color, marker=mark, alpha=.65, lw=0,
-                   label=f'{name} (n = {len(part)})')
+    ax,table = _axes(ax, (3.8,3.6)),per_patient(preds, positive, threshold)
+    ax.plot([0,100], [0,100], color=_GREY, lw=1, ls=':')
+    for name,color,marker,group in (('infected',_BLUE,'o',table[table.infected]), ('healthy',_GREEN,'^',table[~table.infected])):
+        ax.scatter(100*group.share_true, 100*group.share_called, s=22, color=color, marker=marker, alpha=.65, lw=0,
+                   label=f'{name} (n = {len(group)})')
     ax.set(xlabel="truly positive, % of the patient's cells\n(balanced by hand: no parasitaemia)",
            ylabel="called positive, % of the patient's cells")
     return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #ab7f7a74
-def _plot_reliability(ax, preds, positive, color, mark, name, draws, seed):
-    r = reliability(preds, positive, draws=draws, seed=seed)
-    r = r[r.n>0]
-    known = r[r.lo.notna()]
+def _plot_bins(ax, bins, color, marker, name):
+    "Draw the share of positive cells in each bin with its interval."
+    known = bins[bins.lo.notna()]
     ax.vlines(known.p_mean, known.lo, known.hi, color=color, alpha=.5, lw=2)
-    ax.plot(r.p_mean, r.share, color=color, marker=mark, lw=1.2, ms=5, label=name)
-    return r
+    ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5, label=name)
 
+# %% ../nbs/api/13_report.ipynb #2f5e6f4a
 def plot_reliability(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
@@ -265,12 +271,16 @@ def plot_reliability(
 ): # The axes
     "Draw the share of positive cells against `p`, bin by bin, with 95 % intervals."
     ax = _axes(ax, (4.2,3.6))
-    r = _plot_reliability(ax, preds, positive, BLUE, 'o', 'as trained', draws, seed)
-    if after is not None: _plot_reliability(ax, after, positive, ORANGE, 's', 'after temperature', draws, seed)
-    ax.bar(r.low, .18*r.n/r.n.max(), width=r.high-r.low, align='edge', color=GREY, alpha=.35, lw=0,
-           label=f'cells (most in a bin: {r.n.max():,})')
-    ax.plot([0,1], [0,1], color=GREY, lw=1, ls=':')
-    _share_axes(ax, f'p of {_words(positive)}, mean in the bin', f'truly {_words(positive)}, share of the bin')
+    bins = reliability(preds, positive, draws=draws, seed=seed).query('n>0')
+    _plot_bins(ax, bins, _BLUE, 'o', 'as trained')
+    if after is not None:
+        _plot_bins(ax, reliability(after, positive, draws=draws, seed=seed).query('n>0'), _ORANGE, 's', 'after temperature')
+    most = bins.n.max()
+    ax.bar(bins.low, .18*bins.n/most, width=bins.high-bins.low, align='edge', color=_GREY, alpha=.35, lw=0,
+           label=f'cells (most in a bin: {most:,})')
+    ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':')
+    name = _figure_text(positive)
+    _share_axes(ax, f'p of {name}, mean in the bin', f'truly {name}, share of the bin')
     return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #baee3378
@@ -283,71 +293,75 @@ def plot_coverage(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
-    ax,r = _axes(ax, (4.2,3.2)), 100*coverage_risk(preds, positive, threshold, draws, seed, points=51)
-    who = 'patients' if has_patients(preds) else 'cells, patients unknown'
-    ax.fill_between(r.x, r.lo, r.hi, color=BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
-    ax.plot(r.x, r.y, color=BLUE, lw=1.8, label='errors')
+    ax = _axes(ax, (4.2,3.2))
+    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, seed, points=51), preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None), xlabel=f'coverage: surest cells kept, % of {len(preds):,}',
            ylabel='risk: errors, % of the cells kept')
     ax.legend(frameon=False, loc='upper left', fontsize=9)
     return ax
 
 # %% ../nbs/api/13_report.ipynb #439120a4
+def _plot_fold_row(ax, i, name, block, folds, metric, color):
+    "One cross-validation: its folds as small dots, all cells as a large one with the interval."
+    values = np.array([fold[metric] for fold in folds], float)
+    value,ci,patients = block[metric],block[f'{metric}_ci'],block['patients']
+    ax.scatter(values, i+_jitter(len(values))*.5, s=16, color=color, alpha=.5, lw=0)
+    text = 'undefined' if value is None else f'{value:.3f}'
+    if ci:
+        ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
+        text += f' ({_range(ci)})'
+    if value is not None: ax.plot(value, i, 'D', color=color, ms=6, mec='white')
+    who = f'{patients} patients' if patients else 'patients unknown'
+    ax.text(0, i-.24, f"{name}: {text}, {block['n']:,} cells, {who}",
+            fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
+
+def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
+
+# %% ../nbs/api/13_report.ipynb #cfa2229c
 def plot_folds(
-    found:dict, # Name to show -> what metrics.json of a cross-validation holds: blocks `test` and maybe `colour_floor`, list `by_fold`
+    found:dict, # Name to show -> what metrics.json of a cross-validation holds: blocks `test`, maybe `colour_floor`, list `by_fold`
     metric:str='accuracy', # Which metric
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw cross-validations beside each other: each fold, all cells with the 95 % interval, and the floor that colours give."
-    rows = [(name, f['test'], f.get('by_fold') or [], BLUE) for name,f in found.items()]
-    rows += [(f'{name}, colours alone', f['colour_floor'], [], GREY) for name,f in found.items() if f.get('colour_floor')]
-    ax = _axes(ax, (5,.9+.55*len(rows)))
-    for i,(name,block,folds,color) in enumerate(rows): _plot_fold_row(ax, i, name, block, [f[metric] for f in folds], metric, color)
-    ax.set(yticks=[], ylim=(len(rows)-.45,-.65), xlabel=f"{name_of(metric)} (small dots: folds; bars: 95 % intervals)")
-    ax.spines['left'].set_visible(False)
-    ax.grid(axis='x', alpha=.3)
-    return ax
-
-def _plot_fold_row(ax, i, name, block, folds, metric, color):
-    ci,x = block.get(f'{metric}_ci'), block.get(metric)
-    ax.scatter([f for f in folds if f is not None], i+_jitter(len(folds))[:sum(f is not None for f in folds)]*.5, s=16, color=color, alpha=.5, lw=0)
-    if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
-    if x is not None: ax.plot(x, i, 'D', color=color, ms=6, mec='white')
-    who = f"{block['patients']} patients" if block.get('patients') else 'patients unknown'
-    said = 'undefined' if x is None else f'{x:.3f}' + (f' ({ci[0]:.3f} to {ci[1]:.3f})' if ci else '')
-    ax.text(0, i-.24, f"{name}: {said}, {block['n']:,} cells, {who}", fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
+    rows = [(name, each['test'], each['by_fold'], metric, _BLUE) for name,each in found.items()]
+    for name,each in found.items():
+        if floor := each.get('colour_floor'): rows.append((f'{name}, colours alone', floor, [], metric, _GREY))
+    ax = _axes(ax, (5, .9+.55*len(rows)))
+    for i,row in enumerate(rows): _plot_fold_row(ax, i, *row)
+    return _row_axes(ax, (len(rows)-.45,-.65), f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
 # %% ../nbs/api/13_report.ipynb #948968a7
-def _see_change():
-    "Orange for a loss, nothing at 0, blue for a gain; readable on white and on black."
-    (a,b,c),(d,e,f) = mpl.colors.to_rgb(RED), mpl.colors.to_rgb(BLUE)
-    return mpl.colors.LinearSegmentedColormap.from_list('see_change', [(0,(a,b,c,.75)), (.5,(a,b,c,0)), (.5,(d,e,f,0)), (1,(d,e,f,.75))])
+_CHANGES = mpl.colors.LinearSegmentedColormap.from_list( # orange for a loss, nothing at 0, blue for a gain
+    'changes', [(0,(_RED,.75)), (.5,(_RED,0)), (.5,(_BLUE,0)), (1,(_BLUE,.75))])
 
+def _signed(x, digits=0): return f'{x:+.{digits}f}'.replace('-', '−')
+
+# %% ../nbs/api/13_report.ipynb #aa97aa3a
 def plot_robustness(
-    table:pd.DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, threshold, sensitivity_change, specificity_change, as fractions
+    table:pd.DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, and `<rate>_change` as fractions
     rates:tuple=('sensitivity','specificity'), # Which rates, side by side
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw by how many points each corruption moves the rates at the fixed threshold."
-    t = table[table.strength>0]
-    names,strengths = list(dict.fromkeys(t.corruption)), sorted(t.strength.unique())
-    change = [t.pivot(index='corruption', columns='strength', values=f'{r}_change').loc[names, strengths].to_numpy(float)*100 for r in rates]
-    ax = _axes(ax, (1.6+1.9*len(rates),.9+.27*len(names)))
-    gap = np.full((len(names),1), np.nan)
-    _write_changes(ax, np.hstack([o for c in change for o in (gap, c)][1:]))
-    places = [i*(len(strengths)+1)+j for i in range(len(rates)) for j in range(len(strengths))]
-    ax.set(yticks=range(len(names)), xticks=places, xlabel=f"strength ({int(t.n.iloc[0]):,} cells each)")
-    ax.set_yticklabels([_words(n.replace('_', ' ')) for n in names])
-    ax.set_xticklabels(list(map(str, strengths))*len(rates))
-    for i,r in enumerate(rates): ax.text(i*(len(strengths)+1)+(len(strengths)-1)/2, -.6, f'{r}, points', ha='center', va='bottom', fontsize=9)
-    return ax
-
-def _write_changes(ax, c):
-    ax.imshow(c, cmap=_see_change(), vmin=-40, vmax=40, aspect='auto')
-    for (i,j),x in np.ndenumerate(c):
-        if np.isfinite(x): ax.text(j, i, f'{round(x):+d}'.replace('-', '−') if round(x) else '0', ha='center', va='center', fontsize=8)
+    damaged = table[table.strength>0]
+    kinds,strengths = damaged.corruption.unique(),sorted(damaged.strength.unique())
+    width = len(strengths)
+    ax = _axes(ax, (1.6+1.9*len(rates), .9+.27*len(kinds)))
+    changes = damaged.pivot(index='corruption', columns='strength', values=[f'{rate}_change' for rate in rates])
+    points = 100*changes.loc[kinds].to_numpy(float)
+    points = np.insert(points, range(width, points.shape[1], width), np.nan, axis=1) # a gap between the rates
+    ax.imshow(points, cmap=_CHANGES, vmin=-40, vmax=40, aspect='auto')
+    for (i,j),x in np.ndenumerate(points):
+        if np.isfinite(x): ax.text(j, i, _signed(round(x)) if round(x) else '0', ha='center', va='center', fontsize=8)
+    for i,rate in enumerate(rates):
+        ax.text(i*(width+1)+(width-1)/2, -.6, f'{rate}, points', ha='center', va='bottom', fontsize=9)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} cells each)')
+    ax.set_xticks([i for i in range(points.shape[1]) if i%(width+1)<width], strengths*len(rates))
+    ax.set_yticks(range(len(kinds)), [_figure_text(kind.replace('_', ' ')) for kind in kinds])
+    return ax
 
 # %% ../nbs/api/13_report.ipynb #9320c337
 def plot_review(
@@ -362,7 +376,7 @@ def plot_review(
     for ax in axes.flat: ax.axis('off')
     for ax,r in zip(axes.flat, review.itertuples()):
         ax.imshow(open_picture(Path(root)/r.path))
-        ax.set_title(f'{r.rank}. {_words(r.label)}\np of the label {r.quality:.3f}', fontsize=7.5)
+        ax.set_title(f'{r.rank}. {_figure_text(r.label)}\np of the label {r.quality:.3f}', fontsize=7.5)
     told = 'above each: rank in the review list, the label, and how probable the model finds it'
     fig.supxlabel('\n'.join(o for o in (told, note) if o), fontsize=8, color='0.4')
     plt.close(fig)
@@ -381,62 +395,52 @@ def write_review(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known = read_verdicts(folder/'verdicts.csv', cells) if (folder/'verdicts.csv').is_file() else None
-    _write(folder/'review.csv', review.to_csv(index=False))
-    _write(folder/'verdicts.csv', ask_verdicts(review, cells, k, known).to_csv(index=False))
+    write_atomically(folder/'review.csv', review.to_csv(index=False))
+    write_atomically(folder/'verdicts.csv', ask_verdicts(review, cells, k, known).to_csv(index=False))
     for i in range(0, min(k, len(review)), a_sheet):
         plot_review(root, review.iloc[i:min(i+a_sheet, k)], note=note).savefig(folder/f'sheet_{i//a_sheet+1:03}.png', dpi=110)
     return folder
 
-# %% ../nbs/api/13_report.ipynb #7d290dbb
-class Markup(str):
-    "Text that is HTML already."
-
-def tag(
-    name:str, # Name of the element
-    *inside, # What it holds: `Markup` is kept, anything else is escaped
-    **attrs, # Its attributes; a trailing `_` is dropped
-)->Markup: # The element
-    "Make one HTML element and escape what is not HTML already."
-    given = ''.join(f' {k.rstrip("_")}="{escape(str(v))}"' for k,v in attrs.items() if v is not None)
-    return Markup(f'<{name}{given}>{joined(*inside)}</{name}>')
-
-def joined(
-    *parts, # `Markup` is kept, anything else is escaped
-)->Markup: # All of it
-    "Put pieces of HTML one after the other."
-    return Markup(''.join(p if isinstance(p, Markup) else escape(str(p)) for p in parts))
-
 # %% ../nbs/api/13_report.ipynb #9493b9b9
 _INK = '#010203'
-_STYLE = {'font.size': 10, 'svg.fonttype': 'none'} | dict.fromkeys(
+_SVG_STYLE = {'font.size': 10, 'svg.fonttype': 'none'} | dict.fromkeys(
     ('text.color','axes.edgecolor','axes.labelcolor','xtick.color','ytick.color'), _INK)
 
-def svg_figure(
-    draw, # Function of one matplotlib axes that draws on it
-    about:str, # What a reader who cannot see it is told
-    size:tuple=(4.2,3.4), # Width and height, inches
-)->Markup: # An svg element with nothing to load
-    "Draw one figure as part of a page."
-    with mpl.rc_context({**_STYLE, 'svg.hashsalt': about}):
+# %% ../nbs/api/13_report.ipynb #2a80b94d
+def _inline_svg(svg, about):
+    "What a file of matplotlib holds, as a part of a page."
+    svg = svg[svg.index('<svg'):]
+    box = re.search(r'viewBox="[^"]*"', svg)[0]
+    svg = f'<svg {box} role="img" aria-label="{escape(about)}">'+svg[svg.index('>')+1:]
+    svg = re.sub(r'\n\s*', '\n', svg)
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
+    svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]), svg)
+    return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
+
+# %% ../nbs/api/13_report.ipynb #a7566a23
+def _figure(about, plot, *args, size=(4.2,3.4)):
+    "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and axes."
+    with mpl.rc_context({**_SVG_STYLE, 'svg.hashsalt': about}):
         fig = Figure(figsize=size, layout='constrained')
-        draw(_axes(fig.subplots()))
+        plot(*args, ax=_axes(fig.subplots()))
         out = io.StringIO()
-        fig.savefig(out, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-    return _inline(out.getvalue(), about)
-
-def _inline(svg, about):
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
-    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{_safe(about)}">', svg, count=1)
-    svg = re.sub(r'<g id="[^"]*"', '<g', re.sub(r'\n\s*', '\n', svg))
-    svg = re.sub(r'(?<= d=")[^"]*', lambda d: re.sub(r'(\.\d)\d+', r'\1', d[0]), svg)
-    return Markup(svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip())
-
-def _safe(text): return escape(str(text)).replace('\\', r'\\')
+        fig.savefig(out, format='svg', transparent=True, metadata=dict.fromkeys(('Date','Creator','Format','Type')))
+    return about, _inline_svg(out.getvalue(), about)
 
 # %% ../nbs/api/13_report.ipynb #210269c1
 class NotARun(ValueError):
     "The folder holds no run."
 
+# %% ../nbs/api/13_report.ipynb #6e607ad7
+def _read_object(file):
+    "The object that a JSON file holds; an empty one if there is no file."
+    if not file.is_file(): return {}
+    try: found = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise NotARun(f"{file} cannot be read as JSON ({e}). Was the run stopped while it wrote?") from e
+    if not isinstance(found, dict): raise NotARun(f"{file} must hold a JSON object, got {type(found).__name__}")
+    return found
+
+# %% ../nbs/api/13_report.ipynb #8e672ec4
 def read_run(
     folder:str|Path, # Folder of the run
 )->dict: # folder, metrics (dict), environment (dict); history, preds, robustness and review (tables or None)
@@ -444,504 +448,235 @@ def read_run(
     folder = Path(folder)
     if not (folder/'metrics.json').is_file():
         raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
-    return dict(folder=folder, metrics=_json(folder/'metrics.json'), environment=_json(folder/'environment.json'),
-                preds=_table(folder/'predictions.csv', read_predictions), history=_table(folder/'history.csv', pd.read_csv),
-                robustness=_table(folder/'robustness.csv', pd.read_csv), review=_table(folder/'review.csv', read_predictions))
-
-def _table(path, read): return read(path) if path.is_file() else None
-
-def _json(path):
-    if not path.is_file(): return {}
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise NotARun(f"{path} cannot be read as JSON ({e}). Was the run stopped while it wrote?") from e
-    if not isinstance(found, dict): raise NotARun(f"{path} must hold a JSON object, got {type(found).__name__}")
-    return found
+    def table(name, read=pd.read_csv): return read(folder/name) if (folder/name).is_file() else None
+    return dict(folder=folder, metrics=_read_object(folder/'metrics.json'),
+                environment=_read_object(folder/'environment.json'),
+                preds=table('predictions.csv', read_predictions), history=table('history.csv'),
+                robustness=table('robustness.csv'), review=table('review.csv', read_predictions))
 
 # %% ../nbs/api/13_report.ipynb #a0e1ab6a
-def _shares(leakage):
-    "Part, what is shared, and the share of the part's cells, wherever there is one."
-    for part,shares in leakage.items():
-        for what,x in (shares.items() if isinstance(shares, dict) else []):
-            if isinstance(x, (int,float)) and not isinstance(x, bool): yield part, what, x
+def _blocks(found):
+    "The parts that were evaluated, 'valid' and 'test' first: name -> metrics."
+    names = ['valid', 'test', *sorted(found.keys()-{'valid','test'})]
+    named = {name: found[name] for name in names if isinstance(found.get(name), dict)}
+    return {name: block for name,block in named.items() if 'accuracy' in block and not isinstance(block['accuracy'], list)}
 
-def _leak_lines(leakage):
-    met = [(part, f"{_percent(x, '.4g')} have their {what}") for part,what,x in _shares(leakage) if x>0]
-    for part in dict.fromkeys(p for p,_ in met):
-        said = ' and '.join(t for p,t in met if p==part)
-        yield f"Of the {part} cells, {said} in the training set: these numbers say little about new patients."
+# %% ../nbs/api/13_report.ipynb #66b3c89f
+def _leaks(found):
+    "Part, what it shares with train, and the share of the part's cells, wherever that is known."
+    for part,shares in (found.get('leakage') or {}).items():
+        if not isinstance(shares, dict): continue
+        for what,share in shares.items():
+            if share is not None: yield part, what, share
 
-def _block_lines(name, block):
+# %% ../nbs/api/13_report.ipynb #6511a953
+def _leak_warnings(found):
+    "A sentence for each part that shares something with train."
+    shared = {}
+    for part,what,share in _leaks(found):
+        if share>0: shared.setdefault(part, []).append(f"{_percent(share, '.4g')} have their {what}")
+    for part,lines in shared.items():
+        yield f"Of the {part} cells, {' and '.join(lines)} in the training set: these numbers say little about new patients."
+
+# %% ../nbs/api/13_report.ipynb #118ead07
+def _block_warnings(name, block):
+    "What to know of the numbers of one part."
+    patients = block.get('patients')
     if block.get('ci_by')=='cell':
         yield f"{name}: patients are unknown, so the intervals treat cells as independent. They are too narrow."
-    elif (block.get('patients') or 99)<30:
-        yield f"{name}: only {block['patients']} patients. Intervals from so few tend to be too narrow."
-    if met := [m for m in ('sensitivity','specificity','auc') if block.get(f'{m}_ci')==[1.,1.]]:
-        yield f"{name}: no error was seen in {' and '.join(met)}. An interval without width does not mean that none can occur."
+    elif patients and patients<30: yield f"{name}: only {patients} patients. Intervals from so few tend to be too narrow."
+    perfect = [metric for metric in ('sensitivity','specificity','auc') if block.get(f'{metric}_ci')==[1.,1.]]
+    if perfect:
+        yield f"{name}: no error was seen in {' and '.join(perfect)}. An interval without width does not mean that none can occur."
     for kind in ('positive','negative'):
         if block.get(f'n_{kind}')==0: yield f"{name}: there is no {kind} cell, so some metrics are not defined."
 
-def _setting_lines(found, data):
-    if data.get('drawn'): yield "The pictures are drawn by code. They show that the program works. No claim rests on them."
-    if str(found.get('split', '')).startswith('random'):
-        yield "The split is random: cells of one patient are on both sides. New patients would give lower numbers."
-    if 'test' not in blocks_of(found):
-        yield "There is no test part. Choices such as the best epoch were made on the very cells that are reported."
-
-def _left_out_lines(left_out):
-    counts = {k: v for k,v in (left_out or {}).items() if isinstance(v, int) and v}
-    if counts: yield f"Files of the source that were left out: {', '.join(f'{k} ({v})' for k,v in counts.items())}."
-
+# %% ../nbs/api/13_report.ipynb #401a8a48
 def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know."
-    data = found.get('data') or {}
-    about_blocks = [line for name,block in blocks_of(found).items() for line in _block_lines(name, block)]
-    leaks,left_out = _leak_lines(found.get('leakage') or {}), _left_out_lines(data.get('left_out'))
-    return [*_setting_lines(found, data), *leaks, *about_blocks, *left_out]
-
-def blocks_of(
-    found:dict, # What metrics.json holds
-)->dict: # Name of a part -> its metrics, 'valid' and 'test' first
-    "Find the parts that were evaluated."
-    names = [*('valid','test'), *sorted(k for k in found if k not in ('valid','test'))]
-    return {k: found[k] for k in names if isinstance(found.get(k), dict) and not isinstance(found[k].get('accuracy', []), list)}
+    data,blocks,lines = found.get('data') or {},_blocks(found),[]
+    if data.get('drawn'):
+        lines.append("The pictures are drawn by code. They show that the program works. No claim rests on them.")
+    if str(found.get('split')).startswith('random'):
+        lines.append("The split is random: cells of one patient are on both sides. New patients would give lower numbers.")
+    if 'test' not in blocks:
+        lines.append("There is no test part. Choices such as the best epoch were made on the very cells that are reported.")
+    lines += _leak_warnings(found)
+    for name,block in blocks.items(): lines += _block_warnings(name, block)
+    counts = [f'{name} ({n})' for name,n in (data.get('left_out') or {}).items() if n]
+    if counts: lines.append(f"Files of the source that were left out: {', '.join(counts)}.")
+    return lines
 
 # %% ../nbs/api/13_report.ipynb #554f1e27
-def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
-
-def _value(block, metric):
-    if block.get(metric) is None: return tag('td', '–', class_='n')
-    return tag('td', f'{block[metric]:.3f}', tag('small', _range(block.get(f'{metric}_ci'))), class_='n')
-
-def _heading(name, block):
-    n,patients = block.get('n'), block.get('patients')
-    who = f'{patients:,} patients' if patients else 'patients unknown'
-    return tag('th', name.replace('_', ' '), tag('small', f'{n:,} cells' if n else ''), tag('small', who), class_='n')
-
-def metrics_table(
-    blocks:dict, # Name of a part -> its metrics
-    say:bool=True, # Whether to say what each metric means
-)->Markup: # A table element
-    "Show every metric of every part with its interval and its meaning."
-    body = []
-    for m in (m for m in METRICS if any(m in b for b in blocks.values())):
-        rows = [tag('tr', tag('th', name_of(m)), *[_value(b, m) for b in blocks.values()])]
-        if say: rows.append(tag('tr', tag('td', METRICS[m], colspan=len(blocks)+1, class_='say')))
-        body.append(tag('tbody', *rows))
-    head = tag('tr', tag('th', 'metric'), *[_heading(k, b) for k,b in blocks.items()])
-    return tag('table', tag('thead', head), *body, class_='metrics')
-
-# %% ../nbs/api/13_report.ipynb #57d119e4
-def _shown(value):
-    if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, float): return f'{value:.4g}'
-    if isinstance(value, int): return f'{value:,}' if abs(value)>=10_000 else str(value)
-    if isinstance(value, dict): return ', '.join(f'{k}: {_shown(v)}' for k,v in value.items())
-    if isinstance(value, (list,tuple)): return ', '.join(map(_shown, value))
-    return str(value)
-
-def facts_table(
-    facts:dict, # Name -> value; None is left out
-    first:tuple=(), # Names that come first, in this order
-)->Markup: # A table element
-    "Show names and values."
-    names = [k for k in first if k in facts] + [k for k in facts if k not in first]
-    known = [k for k in names if facts[k] is not None and facts[k] not in ('', {}, [])]
-    return tag('table', *[tag('tr', tag('th', k.replace('_', ' ')), tag('td', _shown(facts[k]))) for k in known], class_='facts')
-
-# %% ../nbs/api/13_report.ipynb #1137b43d
-def _reported(run):
-    "Name and predictions of the part that the figures show: test if there is one."
-    preds,blocks = run['preds'], blocks_of(run['metrics'])
-    if preds is None: return None,None
-    if 'split' not in preds: return 'all',preds
-    name = next((s for s in ('test', *blocks, 'valid') if (preds['split']==s).any()), None)
-    return name, preds[preds['split']==name] if name else None
-
-def _positive(run):
-    data,blocks = run['metrics'].get('data') or {}, blocks_of(run['metrics'])
-    return data.get('positive') or next((b['positive'] for b in blocks.values() if b.get('positive')), None)
-
-def _threshold(run, part): return (blocks_of(run['metrics']).get(part) or {}).get('threshold', .5)
-
-def _decision_figures(run, draws, seed):
-    part,preds = _reported(run)
-    positive = _positive(run)
-    if preds is None or positive is None: return tag('p', 'There are no predictions to draw.', class_='quiet')
-    try: check_predictions(preds, positive)
-    except NotBinary as e: return tag('p', f'Not drawn: {e}.', class_='quiet')
-    t = _threshold(run, part)
-    return tag('div',
-        _figure(lambda ax: plot_confusion(preds, positive, t, ax), f'Confusion matrix, {part} cells', (4.2,3.6)),
-        _figure(lambda ax: plot_roc(preds, positive, t, draws, seed, ax=ax), f'ROC, {part} cells', (4.2,3.6)), class_='figures')
-
-def _figure(draw, about, size=(4.2,3.4)): return tag('figure', svg_figure(draw, about, size), tag('figcaption', about))
-
-# %% ../nbs/api/13_report.ipynb #ce512e50
-def _learning_figures(run):
-    history = run['history']
-    if history is None or not len(history): return tag('p', 'There is no history.csv.', class_='quiet')
-    shown = [_figure(lambda ax: plot_losses(history, ax), 'Loss by epoch')] if {'train_loss','valid_loss'} & set(history) else []
-    if _numbers(history): shown.append(_figure(lambda ax: plot_metrics(history, ax), 'Metrics on validation cells by epoch'))
-    return tag('div', *shown, class_='figures')
-
-def _picture(path, about):
-    "A PNG as part of the page."
-    data = path.read_bytes() if path.is_file() else b''
-    if not data.startswith(b'\x89PNG'): return tag('p', f'There is no {path.parent.name}/{path.name}.', class_='quiet')
-    return tag('figure', Markup(f'<img alt="{escape(about)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'),
-               tag('figcaption', about))
-
-# %% ../nbs/api/13_report.ipynb #9f629208
-def _is_plain(v): return not isinstance(v, dict) and not (isinstance(v, list) and any(isinstance(o, dict) for o in v))
-
-def _scalars(found, *without): return {k: v for k,v in found.items() if _is_plain(v) and k not in without}
-
-def _command(environment):
-    said = environment.get('command')
-    return shlex.join(map(str, said)) if isinstance(said, list) else str(said or 'unknown')
-
-def _leak_facts(leakage):
-    return {f'{part} cells whose {what} is in train': _percent(x, '.4g') for part,what,x in _shares(leakage)}
-
-def _data_facts(run):
-    found,data = run['metrics'], dict(run['metrics'].get('data') or {})
-    data.setdefault('hash', run['environment'].get('data_hash'))
-    return dict(source=found.get('source'), split=found.get('split')) | data | _leak_facts(found.get('leakage') or {})
-
-# %% ../nbs/api/13_report.ipynb #aa9756a2
-_DATA = ('name','title','source','n','patients','labels','positive','split','hash','drawn','left_out')
-_TRAINED = ('arch','size','epochs','finetune_epochs','bs','pretrained','seed','seconds')
-_LOSSES = 'The cells with the largest loss, with heat maps of what the model looked at'
-
-def _section(id, title, *inside): return tag('section', tag('h2', title), *inside, id=id)
-
-def _sections(run, draws, seed):
-    found,env = run['metrics'], run['environment']
-    warned = warnings_of(found)
-    yield _section('warnings', 'Read this first', tag('ul', *[tag('li', w) for w in warned])) if warned else Markup('')
-    yield _section('metrics', 'Metrics', tag('div', metrics_table(blocks_of(found)), class_='wide'),
-                   tag('p', _interval_note(blocks_of(found)), class_='quiet'))
-    yield _section('decisions', 'Decisions', _decision_figures(run, draws, seed))
-    yield from _closer(run, draws, seed)
-    yield from _trials(run, draws, seed)
-    yield _section('learning', 'Learning curves', _learning_figures(run))
-    yield _section('losses', 'Largest errors', _picture(run['folder']/'figures'/'top_losses.png', _LOSSES))
-    yield _section('data', 'The data', facts_table(_data_facts(run), _DATA))
-    yield _section('training', 'The training', facts_table(_scalars(found, 'source', 'split'), _TRAINED))
-    versions = dict(env.get('versions') or {}) | _scalars(env, 'command', 'data_hash')
-    yield _section('versions', 'Where it ran', facts_table(versions))
-    yield _section('command', 'The command', tag('pre', _command(env)))
-
-def _interval_note(blocks):
-    draws = next((b['draws'] for b in blocks.values() if b.get('draws')), None)
-    many = f'{draws:,} ' if draws else ''
-    return (f"Under each number its 95 % interval, from {many}bootstrap draws of whole patients, or of cells where patients are "
-            "unknown. A dash: not defined on these cells.")
-
-# %% ../nbs/api/13_report.ipynb #818f5d38
 def _rate(value, ci=None):
+    "A share for a sentence, with its interval if there is one."
     if value is None: return 'undefined'
     return _percent(value) + (f' ({_percent(ci[0])} to {_percent(ci[1])})' if ci else '')
 
-def _error_lines(found):
-    sens,fpr = found['sensitivity'], found['fpr_controls']
-    if sens: yield (f"Sensitivity of {found['infected']} infected patients: median {_rate(sens['0.5'])}, "
-                    f"one in twenty below {_rate(sens['0.05'])}, worst {_rate(sens['0'])}.")
-    if fpr: yield (f"False positives of {found['controls']} healthy controls: {found['false_positives_controls']:,} of "
-                   f"{found['cells_controls']:,} cells; median control {_rate(fpr['0.5'])}, worst {_rate(fpr['1'])}.")
-    else: yield "There is no healthy control, so nothing can be said about false alarms in healthy people."
-    yield (f"Share of positive cells, called against true: off by {_rate(found['share_error'])} in a mean patient. "
-           "The set is balanced by hand, so this share is no parasitaemia.")
+def _spans(ci, value): return ci[0]<=value<=ci[1]
 
-def _limit_lines(d):
-    if d['false_alarms'] is None: return
-    yield f"A healthy person with {d['cells']:,} red cells would show about {d['false_alarms']:,.0f} false alarms."
-    if d['limit_of_detection'] is not None: yield (
-        f"Limit of detection: {_rate(d['limit_of_detection'])} of the red cells infected. LoD = 2 · 1.645 · sd / (s − f), "
-        f"with f = {_rate(d['fpr'])} and sd = {_rate(d['fpr_sd'])}, mean and spread of the false positive rate over controls, "
-        f"and s = {_rate(d['sensitivity'])}, the mean sensitivity. The argument: Delahunt et al. 2024; the limits: "
-        "Armbruster & Pry 2008.")
+# %% ../nbs/api/13_report.ipynb #57d119e4
+def _shown(value):
+    "Any value of a JSON file for a reader."
+    if isinstance(value, bool): return 'yes' if value else 'no'
+    if isinstance(value, float): return f'{value:.4g}'
+    if isinstance(value, int): return f'{value:,}' if abs(value)>=10_000 else str(value)
+    if isinstance(value, dict): return ', '.join(f'{name}: {_shown(v)}' for name,v in value.items())
+    if isinstance(value, list): return ', '.join(map(_shown, value))
+    return str(value)
 
-def _rule_lines(rule):
-    if not rule: return
-    yield (f"Rule for patients: infected if at least {_rate(rule['share'])} of the cells are called positive, chosen on "
-           f"validation patients for a specificity of {_rate(rule['wanted'])}. On {rule['n_positive']} infected and "
-           f"{rule['n_negative']} healthy patients: sensitivity {_rate(rule['sensitivity'], rule['sensitivity_ci'])}, "
-           f"specificity {_rate(rule['specificity'], rule['specificity_ci'])}. Easier here than in a clinic, where few cells "
-           "are infected.")
+# %% ../nbs/api/13_report.ipynb #c7c618fc
+_PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_PAGES.globals['METRICS'] = METRICS
+_PAGES.tests['spanning'] = _spans
+_PAGES.filters |= dict(name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate,
+                       shown=_shown, signed=_signed)
+
+# %% ../nbs/api/13_report.ipynb #1137b43d
+def _reported(run):
+    "The part that the figures show, test if there is one: its name, predictions, positive class and threshold."
+    preds,positive = run['preds'],(run['metrics'].get('data') or {}).get('positive')
+    if preds is None: return None, None, positive, .5
+    part = 'test' if (preds['split']=='test').any() else 'valid'
+    threshold = _blocks(run['metrics']).get(part, {}).get('threshold', .5)
+    return part, preds[preds['split']==part], positive, threshold
+
+# %% ../nbs/api/13_report.ipynb #b0b0f1c8
+def _decision_figures(run, draws, seed):
+    "Confusion matrix and ROC curve, or a sentence that says why there are none."
+    part,preds,positive,threshold = _reported(run)
+    if preds is None or positive is None: return 'There are no predictions to draw.'
+    try: check_predictions(preds, positive)
+    except NotBinary as e: return f'Not drawn: {e}.'
+    return [_figure(f'Confusion matrix, {part} cells', plot_confusion, preds, positive, threshold, size=(4.2,3.6)),
+            _figure(f'ROC, {part} cells', plot_roc, preds, positive, threshold, draws, seed, size=(4.2,3.6))]
+
+# %% ../nbs/api/13_report.ipynb #ce512e50
+def _learning_figures(history):
+    "The learning curves of which there are columns."
+    if history is None or not len(history): return None
+    figures = []
+    if 'train_loss' in history or 'valid_loss' in history: figures.append(_figure('Loss by epoch', _plot_losses, history))
+    if _metric_columns(history): figures.append(_figure('Metrics on validation cells by epoch', _plot_metrics, history))
+    return figures
+
+# %% ../nbs/api/13_report.ipynb #9f629208
+def _plain_facts(found, *without):
+    "What can be shown in one line of a table."
+    def nested(value): return isinstance(value, dict) or isinstance(value, list) and any(isinstance(v, dict) for v in value)
+    return {name: value for name,value in found.items() if name not in without and not nested(value)}
+
+# %% ../nbs/api/13_report.ipynb #410b26d9
+def _in_order(facts, *first):
+    "What is known, some names first."
+    known = {name: value for name,value in facts.items() if value not in (None, '', {}, [])}
+    return {name: known.pop(name) for name in first if name in known} | known
+
+# %% ../nbs/api/13_report.ipynb #aa9756a2
+def _fact_tables(run):
+    "The tables of names and values: data, training, versions."
+    found,environment = run['metrics'],run['environment']
+    data = dict(source=found.get('source'), split=found.get('split'), hash=environment.get('data_hash')) | (found.get('data') or {})
+    for part,what,share in _leaks(found): data[f'{part} cells whose {what} is in train'] = _percent(share, '.4g')
+    versions = (environment.get('versions') or {}) | _plain_facts(environment, 'command', 'data_hash')
+    return dict(data=_in_order(data, 'name', 'title', 'source', 'n', 'patients', 'labels', 'positive', 'split', 'hash', 'drawn', 'left_out'),
+                training=_in_order(_plain_facts(found, 'source', 'split'), 'arch', 'size', 'epochs', 'finetune_epochs', 'bs',
+                                   'pretrained', 'seed', 'seconds'), versions=_in_order(versions))
+
+# %% ../nbs/api/13_report.ipynb #818f5d38
+def _patient_figures(examined, preds, positive, threshold, draws, seed):
+    "Figures of which each dot or each step is a patient."
+    figures = [_figure('Error rates of each patient; a bar marks the median', plot_patients, preds, positive, threshold, size=(4.2,4)),
+               _figure('Share of positive cells of each patient', plot_shares, preds, positive, threshold, size=(4.2,4))]
+    scores = patient_scores(preds, positive, threshold)
+    if scores.label.nunique()==2:
+        share = (examined['rule'] or {}).get('share')
+        figures.append(_figure('ROC of the rule for patients', plot_roc, scores, 'infected', share, draws, seed, 'patients', size=(4.2,4)))
+    return figures
 
 # %% ../nbs/api/13_report.ipynb #400116ff
-def _bullets(lines): return tag('ul', *[tag('li', l) for l in lines])
-
-def _patient_figures(found, preds, positive, t, draws, seed):
-    share,scores = (found.get('rule') or {}).get('share'), patient_scores(preds, positive, t)
-    yield 'Error rates of each patient; a bar marks the median', lambda ax: plot_patients(preds, positive, t, ax)
-    yield 'Share of positive cells of each patient', lambda ax: plot_shares(preds, positive, t, ax)
-    if scores.label.nunique()<2: return
-    yield 'ROC of the rule for patients', lambda ax: plot_roc(scores, 'infected', share, draws, seed, 'patients', ax)
-
-def _patient_section(found, preds, positive, t, draws, seed):
-    if not found.get('patients'): return tag('p', 'Patients are unknown in this set.', class_='quiet')
-    lines = [*_error_lines(found['patients']), *_limit_lines(found['patients']['detection']), *_rule_lines(found.get('rule'))]
-    shown = [_figure(draw, about, (4.2,4)) for about,draw in _patient_figures(found, preds, positive, t, draws, seed)]
-    return joined(_bullets(lines), tag('div', *shown, class_='figures'))
+def _calibration_figures(run, preds, positive, threshold, draws, seed):
+    "Reliability, before and after the temperature that the validation patients give, and abstention."
+    after = None
+    if run['metrics']['examined']['calibration']:
+        valid = run['preds'][run['preds']['split']=='valid']
+        after = apply_temperature(preds, fit_temperature(valid, positive))
+    return [_figure('Reliability: does p mean what it says?', plot_reliability, preds, positive, after, draws, seed),
+            _figure('Errors when the model may abstain', plot_coverage, preds, positive, threshold, draws, seed)]
 
 # %% ../nbs/api/13_report.ipynb #054311e7
-def _point_row(p):
-    cells = [tag('td', _rate(p[m]), tag('small', _rate(ci[0])+' to '+_rate(ci[1]) if ci else '')) for m,ci in
-             ((m, p[f'{m}_ci']) for m in ('sensitivity','specificity'))]
-    return tag('tr', tag('th', p['aim']+' '+_percent(p['wanted'], '.3g')), tag('td', f"{p['threshold']:.3g}"), *cells)
-
-def _points_table(points):
-    head = tag('tr', *[tag('th', h) for h in ('wanted','p from','sensitivity','specificity')])
-    return tag('div', tag('table', tag('thead', head), tag('tbody', *map(_point_row, points)), class_='points'), class_='wide')
-
-def _threshold_section(found):
-    why = found.get('refused') or 'there is nothing to choose on'
-    if not found.get('thresholds'): return tag('p', f"None was chosen: {why}.", class_='quiet')
-    return joined(tag('p', 'Wanted and chosen on validation patients; sensitivity and specificity measured on test patients.'),
-                  _points_table(found['thresholds']))
-
-# %% ../nbs/api/13_report.ipynb #54c2599b
-def _calibration_line(found):
-    if not found: return 'No temperature was fitted.'
-    mood = 'too sure' if found['temperature']>1 else 'too timid'
-    names = (('ece','expected calibration error'), ('log_loss','log loss'), ('brier','Brier score'))
-    changes = ', '.join(f'{name} {found[k][0]:.4f} → {found[k][1]:.4f}' for k,name in names)
-    return (f"Temperature {found['temperature']:.2f}, fitted on validation patients: the model was {mood}. "
-            f"On test cells: {changes}.")
-
-def _cooled(run, preds, positive):
-    "The predictions after the temperature that the validation patients give."
-    valid = run['preds'][run['preds']['split']=='valid']
-    return apply_temperature(preds, fit_temperature(valid, positive))
-
-def _calibration_section(run, found, preds, positive, t, draws, seed):
-    after = _cooled(run, preds, positive) if found.get('calibration') else None
-    return joined(tag('p', _calibration_line(found.get('calibration'))), tag('div',
-        _figure(lambda ax: plot_reliability(preds, positive, after, draws, seed, ax), 'Reliability: does p mean what it says?'),
-        _figure(lambda ax: plot_coverage(preds, positive, t, draws, seed, ax), 'Errors when the model may abstain'),
-        class_='figures'))
-
-# %% ../nbs/api/13_report.ipynb #111b0752
-def _disputed_section(found):
-    if not found: return tag('p', 'Nothing is known about disputed labels in this set.', class_='quiet')
-    blocks = {k: found[key] for k,key in (('all cells','all'), ('without disputed','undisputed')) if found.get(key)}
-    unknown = f" Of {found['unknown']:,} cells nothing is known; they are kept." if found.get('unknown') else ''
-    return joined(tag('p', f"{found['disputed']:,} labels are disputed.{unknown} Labels are never changed."),
-                  tag('div', metrics_table(blocks, say=False), class_='wide'))
-
-def _width_line(right, wrong):
-    "How much too sure a bootstrap over cells would be."
-    if not right or not wrong or wrong[1]<=wrong[0]: return 'No comparison of the two intervals is possible.'
-    wider = (right[1]-right[0])/(wrong[1]-wrong[0])
-    return (f"Accuracy, patients drawn: {_range(right)}. Had cells been drawn, as is common: {_range(wrong)}. "
-            f"The honest interval is {wider:.1f} times as wide, because cells of one patient are alike.")
+def _compared_widths(by_patient, by_cell):
+    "Both intervals of the accuracy, and how many times as wide the honest one is."
+    if not by_patient or not by_cell or by_cell[0]==by_cell[1]: return None
+    return dict(patient=by_patient, cell=by_cell, ratio=np.ptp(by_patient)/np.ptp(by_cell))
 
 # %% ../nbs/api/13_report.ipynb #d1414c2f
-def _closer(run, draws, seed):
-    "The sections that need `examined`."
-    found,(part,preds),positive = run['metrics'].get('examined'), _reported(run), _positive(run)
-    if not found or preds is None or positive is None: return
-    t,block,by_cell = _threshold(run, part), blocks_of(run['metrics']).get(part) or {}, found.get('by_cell') or {}
-    pr = _figure(lambda ax: plot_pr(preds, positive, t, draws, seed, ax), f'Precision and recall, {part} cells', (4.2,3.8))
-    yield _section('patients', f'Patient by patient, {part}', _patient_section(found, preds, positive, t, draws, seed))
-    yield _section('thresholds', 'Thresholds', _threshold_section(found), tag('div', pr, class_='figures'))
-    yield _section('calibration', 'Calibration and abstention', _calibration_section(run, found, preds, positive, t, draws, seed))
-    yield _section('disputed', 'Disputed labels', _disputed_section(found.get('disputed')))
-    yield _section('cells', 'Why patients are drawn', tag('p', _width_line(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))))
-
-# %% ../nbs/api/13_report.ipynb #156f9ec4
-_SHORT = ('accuracy','auc','sensitivity','specificity')
-
-def _short_table(blocks):
-    "Four metrics of some blocks, one row a block."
-    head = tag('tr', *[tag('th', h) for h in ('', 'cells', *map(name_of, _SHORT))])
-    def row(name, b): return tag('tr', tag('th', name), tag('td', f"{b['n']:,}"), *[tag('td', *_value_and_range(b, m)) for m in _SHORT])
-    return tag('div', tag('table', tag('thead', head), tag('tbody', *[row(*o) for o in blocks.items()]), class_='points'), class_='wide')
-
-def _value_and_range(block, metric):
-    if block.get(metric) is None: return ['–']
-    return [f'{block[metric]:.3f}', tag('small', _range(block.get(f'{metric}_ci')))]
-
-def _fold_section(found):
-    name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
-    shown = {f"fold {b.get('fold', i)}": b for i,b in enumerate(found['by_fold'])}
-    spread = [f'{name_of(m)} {v[0]:.3f} ± {v[1]:.3f}' for m,v in (found.get('over_folds') or {}).items() if v and m in _SHORT]
-    said = tag('p', f"Mean over folds and standard deviation between them: {', '.join(spread)}.") if spread else Markup('')
-    size = (5,1.55+.55*bool(found.get('colour_floor')))
-    drawn = _figure(lambda ax: plot_folds({name: found}, ax=ax), 'Each fold, and all cells together', size)
-    return joined(tag('div', drawn, class_='figures'), said, _short_table(shown))
+def _closer_look(run, draws, seed):
+    "What the sections show that need `examined`."
+    examined,(part,preds,positive,threshold) = run['metrics'].get('examined'),_reported(run)
+    if not examined or preds is None or positive is None: return {}
+    shown = (preds, positive, threshold, draws, seed)
+    figures = dict(thresholds=[_figure(f'Precision and recall, {part} cells', plot_pr, *shown, size=(4.2,3.8))],
+                   calibration=_calibration_figures(run, *shown))
+    if examined['patients']: figures['patients'] = _patient_figures(examined, *shown)
+    block,by_cell = _blocks(run['metrics']).get(part, {}),examined['by_cell'] or {}
+    widths = _compared_widths(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))
+    return dict(examined=examined, part=part, closer=figures, widths=widths)
 
 # %% ../nbs/api/13_report.ipynb #388aa747
-_SHORTCUTS = dict(blanked='The cell blacked out', outline='The outline alone, every cell painted in one colour',
-                  frame='Eight measures of the outline, given to gradient boosting instead of the network')
-
-def _shortcut_line(name, found):
-    auc,ci = found.get('auc'), found.get('auc_ci')
-    if auc is None: return f'{_SHORTCUTS.get(name, name)}: AUC undefined.'
-    if not ci: mood = 'no interval, so nothing can be concluded'
-    else: mood = 'not to be told from chance' if ci[0]<=.5<=ci[1] else 'not chance: something other than the parasite speaks here'
-    return f"{_SHORTCUTS.get(name, name)}: AUC {auc:.3f} ({_range(ci)}) on {found.get('n', 0):,} cells, {mood}.".replace('(no interval)', '')
-
-def _shortcut_section(found):
-    return joined(tag('p', 'Can the class be told without looking at the inside of the cell? An AUC of .5 is chance.'),
-                  _bullets([_shortcut_line(k, v) for k,v in found.items() if isinstance(v, dict)]))
-
-def _differences(found):
-    "Metric -> (difference, lo, hi), from one row of `paired_difference` or from several."
-    if 'difference' in found and not isinstance(found['difference'], dict): found = {found.get('metric', 'accuracy'): found}
-    elif 'difference' in found: found = pd.DataFrame(found).T.to_dict()
-    return {m: (d['difference'], d.get('lo'), d.get('hi')) for m,d in found.items() if m in METRICS and d.get('difference') is not None}
-
-def _gain_line(metric, difference, lo, hi):
-    ci = f' ({lo:+.4f} to {hi:+.4f})' if lo is not None and hi is not None else ''
-    mood = '' if not ci else ', which may be chance between patients' if lo<=0<=hi else ', more than chance between patients'
-    return f'{name_of(metric)}: {difference:+.4f}{ci}{mood}.'.replace('-', '−')
-
-def _tta_section(found):
-    blocks = {name: found[k] for k,name in (('plain','one view'), ('averaged','mean of eight views')) if isinstance(found.get(k), dict)}
-    gains = [_gain_line(m, *d) for m,d in _differences(found.get('difference') or {}).items() if m in _SHORT]
-    return joined(tag('p', 'A cell has no up: each was predicted in eight views, four turns and their mirror images, and the results averaged.'),
-                  _short_table(blocks), tag('p', 'Gain on the same patients, with its 95 % interval:') if gains else Markup(''), _bullets(gains))
+def _damages(table):
+    "What the table of corruptions comes to: the row in which a rate lost most, and the figures."
+    damaged = table[table.strength>0]
+    size,worst,figures = (4.2, 1+.27*damaged.corruption.nunique()),{},[]
+    for rate in ('sensitivity','specificity'):
+        worst[rate] = damaged.nsmallest(1, f'{rate}_change').to_dict('records')
+        about = f'Change of {rate} in percentage points'
+        figures.append(_figure(about, plot_robustness, table, (rate,), size=size))
+    return dict(threshold=table.threshold.iloc[0], worst=worst, figures=figures)
 
 # %% ../nbs/api/13_report.ipynb #fb24d898
-def _worst_lines(t):
-    worst = t[t.strength>0]
-    for r in ('sensitivity','specificity'):
-        if worst[f'{r}_change'].isna().all(): continue
-        w = worst.loc[worst[f'{r}_change'].idxmin()]
-        if w[f'{r}_change']>=0: yield f'No corruption lowered {r}.'; continue
-        points = f"{100*w[f'{r}_change']:+.1f}".replace('-', '−')
-        yield f"Largest change of {r} for the worse: {points} points, {w.corruption.replace('_', ' ')} at strength {int(w.strength)}."
+def _review_summary(run, draws, seed):
+    "What the list of doubtful labels comes to, and what a human said of it."
+    review,file = run['review'],run['folder']/'verdicts.csv'
+    verdicts = pd.read_csv(file, dtype=str, keep_default_na=False)['verdict'].value_counts() if file.is_file() else {}
+    agreement = review_agreement(review, draws=draws, seed=seed) if 'disputed' in review else None
+    return dict(n=len(review), suspected=review['suspected'].sum(), verdicts=dict(verdicts), agreement=agreement)
 
-def _robustness_section(t):
-    size = (4.2,1+.27*t[t.strength>0].corruption.nunique())
-    shown = [_figure(lambda ax, r=r: plot_robustness(t, (r,), ax), f'Change of {r} in percentage points', size)
-             for r in ('sensitivity','specificity')]
-    cut = t.threshold.dropna().unique() if 'threshold' in t else []
-    fixed = f' {cut[0]:.3g}' if len(cut)==1 else ''
-    said = f'Cells were corrupted in five strengths; only background, neighbour and scale touch the black frame. The threshold{fixed} stayed.'
-    return joined(tag('p', said), _bullets(_worst_lines(t)), tag('div', *shown, class_='figures'))
-
-def _hit_rows(found):
-    for o in found['at']: yield tag('tr', tag('th', f"{o['k']:,}"), tag('td', f"{o['found']:,}"), tag('td', _percent(o['precision'])),
-                                    tag('td', _percent(o['recall'])), tag('td', f"{o['enrichment']:.1f}"))
-
-def _agreement(found):
-    if not found: return tag('p', 'No label of this set is known to be disputed.', class_='quiet')
-    head = tag('tr', *[tag('th', h) for h in ('first rows', 'disputed among them', 'share of the rows', 'share of all disputed', 'times chance')])
-    said = (f"Of {found['n']:,} labels, {found['marked']:,} are disputed by others. The list ranks them before the rest with an AUC of "
-            f"{found['auc']:.3f} ({_range(found['auc_ci'])}).")
-    sides = [f"{l}: {_rate(d['contradicted'])} of {d['marked']:,}" for l,d in found['by_label'].items()]
-    return joined(tag('p', f"{said} The model itself sides against {_rate(found['contradicted'])} of them ({', '.join(sides)})."),
-                  tag('div', tag('table', tag('thead', head), tag('tbody', *_hit_rows(found)), class_='points'), class_='wide'))
-
-def _verdict_line(path):
-    if not path.is_file(): return 'No label was looked at yet: there is no verdicts.csv.'
-    given = pd.read_csv(path, dtype=str, keep_default_na=False)['verdict'].replace('', 'not judged yet').value_counts()
-    return f"Verdicts of a human: {', '.join(f'{k} {n:,}' for k,n in given.items())}."
-
-def _review_section(run, draws, seed):
-    review = run['review']
-    found = review_agreement(review, draws=draws, seed=seed) if 'disputed' in review else None
-    said = (f"All {len(review):,} labels are ranked in review.csv by how much a model that never saw the patient doubts them; "
-            f"{int(review['suspected'].astype(bool).sum()):,} are suspected. No label was changed.")
-    return joined(tag('p', said), _agreement(found), tag('p', _verdict_line(run['folder']/'verdicts.csv')))
-
+# %% ../nbs/api/13_report.ipynb #0201e982
 def _trials(run, draws, seed):
-    "The sections of what else was tried."
-    found = run['metrics']
-    if found.get('by_fold'): yield _section('folds', 'Fold by fold', _fold_section(found))
-    if found.get('shortcut'): yield _section('shortcut', 'Shortcuts', _shortcut_section(found['shortcut']))
-    if run['robustness'] is not None: yield _section('robustness', 'Robustness', _robustness_section(run['robustness']))
-    if found.get('tta'): yield _section('tta', 'Eight views', _tta_section(found['tta']))
-    if run['review'] is not None: yield _section('review', 'Labels to review', _review_section(run, draws, seed))
-
-# %% ../nbs/api/13_report.ipynb #7f7726ca
-CSS = """
-:root{color-scheme:light dark;--ink:#1b1b1b;--paper:#fff;--quiet:#5c5c5c;--line:#d9d9d9;--soft:#f4f6f8;--warn:#fff4df}
-@media(prefers-color-scheme:dark){
-  :root{--ink:#e8e8e8;--paper:#14171a;--quiet:#a5a9ad;--line:#363b40;--soft:#1e2327;--warn:#33290f} svg{filter:brightness(1.35)}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink)}
-body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.2rem 1rem 3rem}
-h1{font-size:1.6rem;line-height:1.2;margin:.3rem 0;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
-p{margin:.4rem 0}
-ul{margin:.3rem 0;padding-left:1.2rem}
-pre{background:var(--soft);padding:.8rem;border-radius:.5rem;white-space:pre-wrap;overflow-wrap:anywhere}
-.quiet,figcaption,small,.say{color:var(--quiet)}
-.quiet,figcaption{font-size:.85rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.6rem;margin:1.2rem 0}
-.cards div{background:var(--soft);border-radius:.5rem;padding:.7rem .9rem}
-.cards b{display:block;font-size:1.6rem;line-height:1.2}
-small{display:block;font-size:.8rem}
-table{border-collapse:collapse;width:100%;font-size:.95rem}
-th,td{text-align:left;vertical-align:top;padding:.4rem .6rem .4rem 0;font-weight:400}
-tr,.metrics tbody{border-bottom:1px solid var(--line)}
-.metrics tbody tr{border:0}
-.metrics th,.points thead th{font-weight:600}
-.points tbody th{white-space:nowrap}
-.metrics .say{font-size:.8rem;padding-top:0}
-.metrics .n{text-align:right;font-variant-numeric:tabular-nums;padding:.4rem 0 .1rem .7rem}
-.metrics .n small{white-space:nowrap;font-weight:400}
-.metrics thead th:first-child{width:40%}
-.facts th{width:40%;color:var(--quiet)}
-.facts td,.facts th{overflow-wrap:anywhere}
-.wide{overflow-x:auto}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem}
-.figures{align-items:start;margin-top:.6rem}
-figure{margin:0}
-svg,img{display:block;width:100%;max-width:30rem;height:auto}
-svg text{font-family:inherit!important}
-#losses img{max-width:100%;background:#fff}
-#warnings{background:var(--warn);border-left:4px solid #e69f00;padding:.2rem 1rem .6rem;margin-top:1rem}
-#warnings h2{margin:.6rem 0 .2rem}
-@media print{
-  :root{color-scheme:light;--ink:#000;--paper:#fff;--quiet:#444;--line:#bbb;--soft:#fff;--warn:#fff}
-  svg{filter:none} body{font-size:10pt} main{max-width:none;padding:0} h2{break-after:avoid}
-  figure,tr,tbody,#warnings{break-inside:avoid} .figures{grid-template-columns:1fr 1fr} .wide{overflow:visible}}
-"""
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$css</style>
-</head>
-<body><main>
-$body
-</main></body>
-</html>
-""")
+    "What the sections show of what else was tried."
+    found,trials = run['metrics'],{}
+    if found.get('by_fold'):
+        name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
+        size = (5, 2.1 if found.get('colour_floor') else 1.55)
+        trials['folds'] = [(f"fold {block['fold']}", block) for block in found['by_fold']]
+        trials['fold_figures'] = [_figure('Each fold, and all cells together', plot_folds, {name: found}, size=size)]
+    if run['robustness'] is not None: trials['robustness'] = _damages(run['robustness'])
+    if run['review'] is not None: trials['review'] = _review_summary(run, draws, seed)
+    return trials
 
 # %% ../nbs/api/13_report.ipynb #53379ad8
-NOTICE = "For research and teaching. Not for diagnosis."
-
-def _cards(run):
-    blocks = blocks_of(run['metrics'])
-    name = next((n for n in ('test', 'valid', *blocks) if n in blocks), None)
-    if name is None: return tag('p', 'Nothing was evaluated.', class_='quiet')
-    shown = [m for m in ('accuracy','auc','sensitivity','specificity') if blocks[name].get(m) is not None]
-    return tag('div', *[_card(m, blocks[name], name) for m in shown], class_='cards')
-
-def _card(metric, block, part):
-    ci = _range(block.get(f'{metric}_ci'))
-    return tag('div', tag('small', f'{name_of(metric)}, {part}'), tag('b', f'{block[metric]:.3f}'), tag('small', ci))
-
 def _title(run):
-    found = run['metrics']
-    said = [str(found[k])+unit for k,unit in (('arch',''), ('size',' px')) if found.get(k)]
-    rule = found.get('split')
-    if rule: said.append('random split' if rule=='random' else f'split by {rule}')
-    return f"{run['folder'].resolve().name}: {', '.join(said)}".rstrip(': ')
+    "Name of the folder and what was trained."
+    found,words = run['metrics'],[]
+    if found.get('arch'): words.append(str(found['arch']))
+    if found.get('size'): words.append(f"{found['size']} px")
+    if rule := found.get('split'): words.append('random split' if rule=='random' else f'split by {rule}')
+    return f"{run['folder'].resolve().name}: {', '.join(words)}".rstrip(': ')
+
+# %% ../nbs/api/13_report.ipynb #27cd8140
+def _contents(run, draws, seed):
+    "Everything that the template shows."
+    found,picture,command = run['metrics'],run['folder']/'figures'/'top_losses.png',run['environment'].get('command')
+    blocks = _blocks(found)
+    headline = [(name, blocks[name]) for name in ('test', 'valid', *blocks) if name in blocks][:1]
+    return dict(title=_title(run), found=found, blocks=blocks, headline=headline, warnings=warnings_of(found),
+        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed), **_trials(run, draws, seed),
+        learning=_learning_figures(run['history']), **_fact_tables(run),
+        top_losses=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
+        command=shlex.join(map(str, command)) if isinstance(command, list) else command or 'unknown')
 
 # %% ../nbs/api/13_report.ipynb #79017386
 def write_report(
@@ -951,19 +686,11 @@ def write_report(
 )->Path: # The file: folder/report.html
     "Write one self-contained page about a run."
     run = read_run(folder)
-    head = tag('header', tag('h1', _title(run)), tag('p', NOTICE, id='notice'), _cards(run))
-    page = _PAGE.substitute(title=escape(_title(run)), css=CSS, body=joined(head, *_sections(run, draws, seed)))
-    return _write(run['folder']/'report.html', page)
+    page = run['folder']/'report.html'
+    write_atomically(page, _PAGES.get_template('report.html.jinja').render(_contents(run, draws, seed)))
+    return page
 
-def _write(path, text):
-    "Write a file that is either the old one or the new one, never half of it."
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        part.write_text(text, encoding='utf-8')
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return path
-
+# %% ../nbs/api/13_report.ipynb #397a82a3
 def examine_run(
     folder:str|Path, # Folder of a run with predictions.csv
     draws:int=2000, # Bootstrap draws
@@ -971,11 +698,11 @@ def examine_run(
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."
     run = read_run(folder)
-    positive,threshold = _positive(run), _threshold(run, _reported(run)[0])
-    if run['preds'] is None: raise NotARun(f"{folder} holds no predictions.csv")
+    part,preds,positive,threshold = _reported(run)
+    if preds is None: raise NotARun(f"{folder} holds no predictions.csv")
     if positive is None: raise NotARun(f"{folder}/metrics.json names no positive class (data.positive)")
     found = run['metrics'] | dict(examined=examine(run['preds'], positive, threshold, draws, seed))
-    _write(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
+    write_atomically(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws, seed)
 
 # %% ../nbs/api/13_report.ipynb #4af6df2a
@@ -989,7 +716,7 @@ def review_run(
 )->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
     "Rank the labels of a cross-validation by how doubtful they are, and write what a reviewer needs."
     found = read_run(run)
-    positive,split = _positive(found), found['metrics'].get('split')
+    positive,split = _reported(found)[2], found['metrics'].get('split')
     if found['preds'] is None or 'fold' not in found['preds'] or split!='patient':
         raise NotARun(f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither the cell nor its patient. "
                       "malaria-fastai crossval DATA --split patient makes one")

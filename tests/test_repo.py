@@ -37,11 +37,11 @@ MAY_IMPORT = dict(
     report     = 'files source sample cells evaluate',
     recipes    = 'files',
     run        = 'files source sample cells split transforms data backbone learner resume interpret evaluate report recipes',
-    export     = 'files source sample cells split transforms data backbone learner evaluate',
-    predict    = 'files source sample cells transforms evaluate export',
-    cli        = 'files source sample cells split interpret evaluate report recipes run export predict extra',
+    predict    = 'files source sample cells learner',
+    export     = 'files source sample cells split transforms data backbone learner evaluate predict',
+    cli        = 'files source sample cells split interpret evaluate report recipes run predict export extra',
     all        = 'files source sample cells split transforms data datablock backbone learner resume interpret evaluate report recipes '
-                 'run export predict cli')
+                 'run predict export cli')
 EXTRA = set(MAY_IMPORT) - {'cli', 'all'} | {'extra'} # what only some need: it may import the rooms above, never the other way
 # What tools/house.py measures: the smaller, the better. A bound may only fall.
 BOUNDS = dict(
@@ -61,7 +61,7 @@ BOUNDS = dict(
     largest_cell           = 121,     # lines of an exported cell without a class
     lesson_lines_over_88   = 189,
     terms_missing          = 0)       # words of the field that nobody would find
-LIGHT = 'files source sample cells split evaluate report recipes cli'.split() # these import neither torch nor fastai
+LIGHT = 'files source sample cells split evaluate report recipes predict cli'.split() # these import neither torch nor fastai
 
 # ---- reading a repository
 
@@ -313,12 +313,13 @@ build_meta.build_wheel('../..')
 """
 
 def wheel_is_whole(tree):
-    "The wheel, built from the source archive, holds the modules and the facts, and nothing else."
+    "The wheel, built from the source archive, holds the modules, the templates and the facts, and nothing else."
     with TemporaryDirectory() as tmp:
         new = copy(tree, Path(tmp))
         if said := python(new, WHEEL): yield f'setup.py: {said}'; return
         there = {o for o in zipfile.ZipFile(next(new.glob('*.whl'))).namelist() if '.dist-info/' not in o}
-    want = {o.relative_to(tree).as_posix() for o in (tree/PKG).rglob('*.py')} | {f'{PKG}/facts/{o.name}' for o in (tree/'data/facts').iterdir()}
+    want = {o.relative_to(tree).as_posix() for kind in ('*.py', 'templates/*') for o in (tree/PKG).rglob(kind)}
+    want |= {f'{PKG}/facts/{o.name}' for o in (tree/'data/facts').iterdir()}
     for o in sorted(there ^ want): yield f'{o} is {"not " if o in want else ""}in the wheel'
 
 # ---- a small healthy repository, and faults to plant in it

@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, pytest
-from malaria_fastai import report as rp
+from malaria_fastai import files, report as rp
 from malaria_fastai.evaluate import ask_verdicts, evaluate, examine, paired_difference, review_list, simulate_predictions
-from malaria_fastai.report import NOTICE, NotARun, examine_run, warnings_of, write_report
+from malaria_fastai.report import NotARun, examine_run, warnings_of, write_report
 
 POS = 'Parasitized'
+NOTICE = 'For research and teaching. Not for diagnosis.'
 SECTIONS = ['metrics','decisions','learning','losses','data','training','versions','command']
 CLOSER = ['patients','thresholds','calibration','disputed','cells']
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>&amp;$x^{$'
@@ -188,7 +189,7 @@ def test_the_report_is_replaced_whole_or_not_at_all(run, monkeypatch):
     path = write_report(run, draws=10)
     before = read(path)
     def fail(*args): raise OSError('disk full')
-    monkeypatch.setattr(rp.os, 'replace', fail)
+    monkeypatch.setattr(files.os, 'replace', fail)
     with pytest.raises(OSError): write_report(run, draws=11)
     assert read(path)==before and [p.name for p in run.iterdir() if p.name.startswith('.')]==[]
 
@@ -222,12 +223,6 @@ def test_trials_have_their_sections_where_they_were_made(tmp_path):
                  'AUC undefined', '−10.0 points, stain hue at strength 5', 'accuracy 0.900 ± 0.010', 'wrong 2, not judged yet 1',
                  'which may be chance between patients', f'{review.suspected.sum()} are suspected'):
         assert says in text, says
-
-@pytest.mark.parametrize('row', [dict(metric='auc', difference=.01, lo=.002, hi=.02), dict(auc=dict(difference=.01, lo=.002, hi=.02)),
-    dict(difference=dict(auc=.01), lo=dict(auc=.002), hi=dict(auc=.02))])
-def test_a_paired_difference_is_read_in_any_of_its_shapes(row):
-    assert rp._differences(row)==dict(auc=(.01, .002, .02))
-    assert rp._gain_line('auc', .01, .002, .02)=='AUC: +0.0100 (+0.0020 to +0.0200), more than chance between patients.'
 
 def test_review_is_written_and_verdicts_outlive_it(tmp_path):
     from PIL import Image
@@ -282,7 +277,11 @@ def test_report_imports_no_torch():
     code = "import sys, malaria_fastai.report; print([m for m in ('torch','fastai','sklearn') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()=='[]'
 
-@pytest.mark.parametrize('lo,hi,said', [(.01, .03, 'more than chance'), (-.03, -.01, 'more than chance'), (-.01, .03, 'may be chance'), (None, None, '')])
-def test_a_difference_is_chance_where_its_interval_holds_zero(lo, hi, said):
-    line = rp._gain_line('accuracy', .02 if hi is None else (lo+hi)/2, lo, hi)
+@pytest.mark.parametrize('lo,hi,said', [(.01, .03, '(+0.0100 to +0.0300), more than chance'), (-.03, -.01, '(−0.0300 to −0.0100), more than chance'),
+    (-.01, .03, '(−0.0100 to +0.0300), which may be chance'), (None, None, '')])
+def test_a_difference_is_chance_where_its_interval_holds_zero(tmp_path, lo, hi, said):
+    gain = dict(difference=.02 if hi is None else (lo+hi)/2, lo=lo, hi=hi)
+    tta = dict(plain=dict(n=3), averaged=dict(n=3), difference=dict(auc=gain))
+    (tmp_path/'metrics.json').write_text(json.dumps(dict(tta=tta)))
+    line = next(t for t in Page(read(write_report(tmp_path))).text if t.startswith('AUC: '))
     assert said in line and ('chance' in line)==bool(said)
