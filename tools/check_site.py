@@ -11,18 +11,29 @@ from urllib.parse import unquote,urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 TAKEN = {'img': 'src', 'script': 'src', 'link': 'href', 'source': 'src', 'iframe': 'src'} # what a page loads by itself
 
+VERBATIM = 'code','pre','script','style','textarea' # where markdown is not rendered
+RAW_LINK = re.compile(r'\]\([\w./-]+[^)\s]*\)')
+DOCS = re.compile(r'^Docs: \S+?/malaria_fastai/(\S+)', re.M)
+
 class Page(HTMLParser):
-    "The anchors of a page, the addresses it loads by itself, and those it leads to."
+    "The anchors of a page, the addresses it loads by itself, those it leads to, and links that nobody rendered."
     def __init__(self, path):
         super().__init__()
-        self.anchors,self.loads,self.leads = set(),[],[]
+        self.anchors,self.loads,self.leads,self.raw,self.inside = set(),[],[],[],[]
         self.feed(path.read_text(encoding='utf-8'))
 
     def handle_starttag(self, tag, attrs):
+        if tag in VERBATIM: self.inside.append(tag)
         has = dict(attrs)
         self.anchors |= {has[o] for o in ('id', 'name') if has.get(o)}
         if has.get(TAKEN.get(tag, '')): self.loads.append(has[TAKEN[tag]])
         if tag=='a' and has.get('href'): self.leads.append(has['href'])
+
+    def handle_endtag(self, tag):
+        if self.inside and tag==self.inside[-1]: self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside: self.raw += RAW_LINK.findall(data)
 
 def repository(tree):
     "The address of the repository."
@@ -63,6 +74,11 @@ def examine(
     index = json.loads((site/'search.json').read_text(encoding='utf-8'))
     for o in index:
         if wrong := follow(site/'search.json', o['href'], 'leads'): found.append(f"search.json: {o['href']} {wrong}")
+    for page,has in pages.items(): found += [f'{page.relative_to(site).as_posix()}: {link} is no link' for link in has.raw]
+    for module in sorted((tree/'malaria_fastai').rglob('*.py')):
+        for page in DOCS.findall(module.read_text(encoding='utf-8')):
+            seen['links of modules'] += 1
+            if not (site/page).is_file(): found.append(f'{module.relative_to(tree).as_posix()}: {page} is not there')
     for css in site.rglob('*.css'):
         text = re.sub(r'data:[^)"\']*', '', css.read_text(encoding='utf-8'))
         found += [f'{css.relative_to(site).as_posix()}: {o} comes from the network' for o in re.findall(r'(?:@import|url\()\s*["\']?(https?:[^"\')]*)', text)]

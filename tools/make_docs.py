@@ -9,6 +9,7 @@ import os,re,shutil,subprocess,sys
 from pathlib import Path
 import yaml
 from finish_pages import finish
+from markdown_twins import write_twins
 from nbdev.config import get_config,nbpath2html
 from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
@@ -75,6 +76,7 @@ def main():
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
     finish(stage/built.name, moved)
+    write_twins(stage, stage/built.name, cfg.doc_url.rstrip('/'))
     if not build_try(stage/built.name/'try') and os.environ.get('WHOLE_SITE'): sys.exit('The site is not whole: mend what the line above names.')
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(stage/built.name, built)
