@@ -31,12 +31,11 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
 
-from malaria_fastai.cells import read_cells
+from malaria_fastai.cells import read_cells, locate
 from malaria_fastai.data import ImageDataBunch, PictureLoader, ResizeMethod, get_transforms
 from malaria_fastai.interpret import ClassificationInterpretation
 from malaria_fastai.learner import cnn_learner
 from malaria_fastai.recipes import RECIPES
-from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
 from malaria_fastai.run import environment, fit_recipe, recipe_data, recipe_learner
 

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image,ImageFilter
 
-from malaria_fastai.cells import open_picture,read_cells
+from malaria_fastai.cells import open_picture, read_cells, locate
 from malaria_fastai.data import Resizing,ResizeMethod
 from malaria_fastai.export import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
 from malaria_fastai.evaluate import read_predictions
-from malaria_fastai.learner import ModelSpec
+from malaria_fastai.backbone import ModelSpec
 from malaria_fastai.recipes import RECIPES
-from malaria_fastai.source import locate
 from malaria_fastai.split import split_by
 from malaria_fastai.run import environment
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from malaria_fastai.all import ImageDataBunch, ResizeMethod, data_hash, is_drawn, locate, positive_class, read_cells
+from malaria_fastai.all import ImageDataBunch, ResizeMethod, cnn_learner, data_hash, get_transforms, is_drawn, locate, positive_class, read_cells
 from malaria_fastai.files import replacing
 from malaria_fastai.evaluate import flip_labels, read_predictions, review_agreement, review_list
 from malaria_fastai.report import write_review
-from malaria_fastai.source import DRAWN_NOTE
+from malaria_fastai.sample import DRAWN_NOTE
 from malaria_fastai.split import fold_rules, split_by
-from malaria_fastai.run import augmentation, boosted, colour_features, environment, make_learner
+from malaria_fastai.run import augmentation, boosted, colour_features, environment
 
 
 def left_out(cells, folds, predict):
@@ -38,9 +38,9 @@ def left_out(cells, folds, predict):
 def network(root, positive, size, epochs, seed):
     "A ResNet18 from random weights."
     def predict(cells, k):
-        data = ImageDataBunch.from_cells(root, cells, ds_tfms=augmentation(cells.label), size=size, resize_method=ResizeMethod.SQUISH, bs=64,
+        data = ImageDataBunch.from_cells(root, cells, ds_tfms=get_transforms(**augmentation(cells.label)), size=size, resize_method=ResizeMethod.SQUISH, bs=64,
                                          val_bs=256, seed=seed)
-        learn = make_learner(data, 'resnet18', 'no')
+        learn = cnn_learner(data, 'resnet18', pretrained=False)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
         return learn.predict_cells(cells[cells.split == 'test'], positive)
     return predict

@@ -11,6 +11,7 @@ __all__ = ['Command', 'parser', 'main']
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,84 +23,80 @@ from fastcore.script import anno_parser
 _NOTICE = 'For learning and research. Not for diagnosis: never use it to decide about a patient.'
 _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a data set's name: nih, cxr, sample"
 
-# %% ../nbs/api/18_cli.ipynb #a7ea8016
-def _count_or_0(text):
+# %% ../nbs/api/18_cli.ipynb #0c5a25ca
+def number(text):
     "A whole number."
     if not text.isdigit(): raise argparse.ArgumentTypeError(f'a whole number is needed, got {text!r}')
     return int(text)
 
 
-def _count(text):
+def count(text):
     "A whole number above 0."
-    number = _count_or_0(text)
-    if not number: raise argparse.ArgumentTypeError('at least 1 is needed')
-    return number
+    if not number(text): raise argparse.ArgumentTypeError('at least 1 is needed')
+    return int(text)
 
 
-def _every(text): return text if text == 'epoch' else _count(text)
-def _names(text): return tuple(name.strip() for name in text.split(',') if name.strip())
+def every(text): return text if text == 'epoch' else count(text)
+def names(text): return tuple(name.strip() for name in text.split(',') if name.strip())
 
-# %% ../nbs/api/18_cli.ipynb #e8037292
-_N,_N0 = (Annotated[kind, dict(metavar='N')] for kind in (_count, _count_or_0))
-_Name = Annotated[str, dict(metavar='NAME')]
-_Folder = Annotated[str, dict(metavar='DIR')]
-_Out = Annotated[str, dict(metavar='DIR', opt=True, required=True)]
-_Data = Annotated[str, _SOURCE, dict(metavar='DATA')]
-_DataDir = Annotated[str, 'where archives are downloaded and extracted', dict(metavar='DIR')]
+# %% ../nbs/api/18_cli.ipynb #b2474c60
+_Out = Annotated[str, dict(opt=True, required=True)]
+_Data = Annotated[str, _SOURCE]
+_DataDir = Annotated[str, 'where archives are downloaded and extracted']
 _OnBad = Annotated[str, 'with pictures that cannot be read: stop, or count them and go on', dict(choices=('raise', 'skip'))]
-_Class = Annotated[str, "the positive class (that of the data set's record unless given)", dict(metavar='CLASS')]
+_Class = Annotated[str, "the positive class (that of the data set's record unless given)"]
 
 # %% ../nbs/api/18_cli.ipynb #17eeedaa
 class Command:
     "What was typed, and a method for each word."
     def __init__(self, typed): self.typed = typed
 
-# %% ../nbs/api/18_cli.ipynb #10e4c022
+# %% ../nbs/api/18_cli.ipynb #3b2f0881
 def _training(
-    recipe:_Name=None, # train a recipe (malaria-fastai recipes lists them); the words below override its fields
-    arch:_Name=None,   # a torchvision or timm network (resnet18 unless given)
-    size:Annotated[_count, dict(metavar='PX')]=None, # side of the pictures, in pixels (128 unless given)
-    bs:_N=None,        # pictures in a batch (64 unless given)
-    epochs:_N=None,    # epochs of the first stage: the head on a frozen body with ImageNet weights, everything without them (3 unless given)
-    finetune_epochs:_N0=None, # epochs of the second stage: everything, with rates that rise from the first layers to the head (2 unless given)
-    lr:Annotated[float, dict(metavar='RATE')]=None, # peak learning rate of the first stage (0.003 unless given)
-    seed:_N0=42,       # same seed, same run
+    recipe:str=None, # train a recipe (malaria-fastai recipes lists them); the words below override its fields
+    arch:str=None,   # a torchvision or timm network (resnet18 unless given)
+    size:count=None, # side of the pictures, in pixels (128 unless given)
+    bs:count=None,        # pictures in a batch (64 unless given)
+    epochs:count=None,    # epochs of the first stage: the head on a frozen body with ImageNet weights, everything without them (3 unless given)
+    finetune_epochs:number=None, # epochs of the second stage: everything, with rates that rise from the first layers to the head (2 unless given)
+    lr:float=None, # peak learning rate of the first stage (0.003 unless given)
+    seed:number=42,       # same seed, same run
     pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and says what it did
-    limit:_N=None,     # use at most N cells, for a quick try (all unless given)
+    limit:count=None,     # use at most N cells, for a quick try (all unless given)
     positive:_Class=None,
-    no_cache:bool=False, # decode the pictures in every epoch instead of keeping them
+    cache:bool=True,   # decode the pictures in every epoch instead of keeping them
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
     resume:bool=False, # go on with the run in DIR exactly where it was interrupted; start if there is none
-    every:Annotated[_every, dict(metavar='N')]='epoch', # write the training state after so many batches, or after each epoch
-    **more
+    every:every='epoch', # write the training state after so many batches, or after each epoch
 ):
-    "The options of `train` and `crossval` as `run` takes them."
-    words = {name: value for name,value in locals().items() if value is not None}
-    from malaria_fastai.recipes import find_recipe, from_scratch
-    words |= words.pop('more') | dict(cache=not words.pop('no_cache'))
-    if recipe is None: return words
-    found = find_recipe(recipe)
-    if pretrained == 'no' and found.pretrained: found = from_scratch(found)
-    fields = 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr'
-    found = found.but(**{name: words.pop(name) for name in fields if name in words})
-    return dict(split=found.split) | words | dict(recipe=found)
+    "The options that `train` and `crossval` share."
 
-# %% ../nbs/api/18_cli.ipynb #883eb5dd
+# %% ../nbs/api/18_cli.ipynb #13fd6ead
+def _import_extras(*recipes):
+    "Import what only some need: weights from Python packages, and several processes."
+    from malaria_fastai.recipes import find_recipe
+    if any(find_recipe(recipe).weights == 'packaged' for recipe in recipes if recipe):
+        import malaria_fastai.extra.packaged_weights # noqa: F401
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        from malaria_fastai.extra.distributed import join
+        join()
+
+# %% ../nbs/api/18_cli.ipynb #7ba9e339
 @patch
 @delegates(_training)
 def train(self:Command,
     source:_Data,
     out:_Out, # the run folder to make
-    split:Annotated[str, dict(metavar='RULE')]=None, # how cells are divided 60/20/20 (that of the recipe, or patient, unless given): patient (no patient on two sides), random (by cell, as in most tutorials), folder (train, valid and test folders), fold:K (pinned fold K of 0 to 4 is the test part), patient:K/N or random:K/N (fold K of N drawn ones)
+    split:str=None, # how cells are divided 60/20/20 (that of the recipe, or patient, unless given): patient (no patient on two sides), random (by cell, as in most tutorials), folder (train, valid and test folders), fold:K (pinned fold K of 0 to 4 is the test part), patient:K/N or random:K/N (fold K of N drawn ones)
     **options
 ):
     "Train a network, judge it on unseen patients, write a report."
+    _import_extras(options['recipe'])
     from malaria_fastai import run
+    from malaria_fastai.cells import locate
     from malaria_fastai.export import pack
-    from malaria_fastai.source import locate
-    if split: options['split'] = split
-    folder = run.train(source=source, out=out, command=self.typed, **_training(**options))
+    folder = run.train(source=source, out=out, split=split, command=self.typed, **options)
     if not run.is_writer(): return # the first of several processes does the rest
     if (folder/'model').exists(): pack(folder, locate(source, folder=options['data_dir'])) # colours alone leave no model
     print(run.summary(folder))
@@ -111,78 +108,82 @@ def crossval(self:Command,
     source:_Data,
     out:_Out, # the run folder to make
     split:Annotated[str, dict(choices=('patient', 'random'))]='patient', # what the folds are made of: patients, or cells, as in most tutorials
-    folds:_N=5, # how many folds; five by patient are the pinned ones where all patients have one
+    folds:count=5, # how many folds; five by patient are the pinned ones where all patients have one
     **options
 ):
     "Train once a fold, so that every cell is judged once; one table of predictions, one report."
+    _import_extras(options['recipe'])
     from malaria_fastai import run
-    words = _training(split=split, folds=folds, **options)
-    print(run.summary(run.cross_validate(source=source, out=out, command=self.typed, **words)))
+    print(run.summary(run.cross_validate(source=source, out=out, split=split, folds=folds, command=self.typed, **options)))
 
-# %% ../nbs/api/18_cli.ipynb #3ac2c87b
+# %% ../nbs/api/18_cli.ipynb #197da82b
 @patch
 def recipes(self:Command,
-    name:Annotated[str, dict(opt=False, nargs='?', metavar='NAME')]=None # show every field of one recipe
+    name:Annotated[str, dict(opt=False, nargs='?')]=None # show every field of one recipe
 ):
     "List the recipes: what each older tutorial trained, and what it reported."
     from malaria_fastai.recipes import find_recipe, recipes_table
     if name is None: print(recipes_table().drop(columns='source').to_string())
     else: print('\n'.join(f'{field:<16}{value}' for field,value in vars(find_recipe(name)).items()))
 
-# %% ../nbs/api/18_cli.ipynb #37ac4224
+# %% ../nbs/api/18_cli.ipynb #544a7ca0
 @patch
 def compare(self:Command,
     source:_Data,
-    recipes:Annotated[_names, dict(metavar='A,B,…', opt=True, required=True)], # names of recipes; differences are taken to the first
+    recipes:Annotated[names, dict(opt=True, required=True)], # names of recipes; differences are taken to the first
     out:_Out, # the folder to fill
-    splits:Annotated[_names, dict(metavar='A,B')]=('random', 'patient'), # random and patient stand side by side; folder for sets with train and test folders
-    folds:Annotated[_count, dict(metavar='K')]=1, # how many of the five folds
-    seeds:_N=1,      # how many seeds
-    seed:_N0=42,     # the first of them
-    budget:Annotated[float, dict(metavar='MINUTES')]=None, # stop after so many minutes; the same command goes on later
-    limit:_N=None,   # use at most N cells
-    size:_N=None,    # at most N pixels; rows say so
-    bs:_N=None,      # at most N pictures in a batch; rows say so
-    epochs:_N=None,  # at most N epochs in the first stage; rows say so
-    finetune_epochs:_N0=None, # at most N epochs in the second stage; rows say so
+    splits:names=('random', 'patient'), # random and patient stand side by side; folder for sets with train and test folders
+    folds:count=1, # how many of the five folds
+    seeds:count=1,      # how many seeds
+    seed:number=42,     # the first of them
+    budget:float=None, # stop after so many minutes; the same command goes on later
+    limit:count=None,   # use at most N cells
+    size:count=None,    # at most N pixels; rows say so
+    bs:count=None,      # at most N pictures in a batch; rows say so
+    epochs:count=None,  # at most N epochs in the first stage; rows say so
+    finetune_epochs:number=None, # at most N epochs in the second stage; rows say so
     positive:_Class=None,
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
 ):
     "Train recipes on the same cells and folds, and put them into one table."
     words = dict(locals())
-    from malaria_fastai import run
-    run.compare(command=words.pop('self').typed, **words)
+    _import_extras(*recipes)
+    from malaria_fastai.extra import compare
+    compare.compare(command=words.pop('self').typed, **words)
     print((Path(out)/'results.md').read_text('utf-8'))
 
-# %% ../nbs/api/18_cli.ipynb #3ddd0398
+# %% ../nbs/api/18_cli.ipynb #b414bf7b
 @patch
 def evaluate(self:Command,
-    folder:Annotated[str, dict(metavar='RUN')], # a run folder that train made
-    data:Annotated[str, 'another data set to judge the network on (its own test part unless given): ' + _SOURCE, dict(metavar='OTHER')]=None,
-    out:_Folder=None,    # where the result goes (the run folder unless given; with --data a folder on_NAME in it)
-    corrupt:_N0=500, # damage N test cells in twenty ways and five strengths; 0 leaves it out
+    folder:str, # a run folder that train made
+    data:Annotated[str, 'another data set to judge the network on (its own test part unless given): ' + _SOURCE]=None,
+    out:str=None,    # where the result goes (the run folder unless given; with --data a folder on_NAME in it)
+    corrupt:number=500, # damage N test cells in twenty ways and five strengths; 0 leaves it out
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
 ):
     "Look at a run from every side: patients, thresholds, calibration, worse pictures, shortcuts, eight views."
     from malaria_fastai import run
-    print(run.summary(run.evaluate_run(folder, data, out, n=corrupt, data_dir=data_dir, on_bad=on_bad, command=self.typed)))
+    from malaria_fastai.extra.robustness import stress_test
+    look = partial(stress_test, n=corrupt)
+    folder = run.evaluate_run(folder, data, out, look, data_dir=data_dir, on_bad=on_bad, command=self.typed)
+    print(run.summary(folder))
 
-# %% ../nbs/api/18_cli.ipynb #db4a9ed9
+# %% ../nbs/api/18_cli.ipynb #3eef5abd
 @patch
 def review(self:Command,
-    folder:Annotated[str, dict(metavar='RUN')], # a folder that crossval made
+    folder:str, # a folder that crossval made
     source:_Data,
-    out:_Folder=None, # where list, sheets and verdicts go (the run folder unless given); it shows pictures of the set
-    K:_N=100,         # how many of the most doubtful labels to look at
+    out:str=None, # where list, sheets and verdicts go (the run folder unless given); it shows pictures of the set
+    K:count=100,         # how many of the most doubtful labels to look at
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
 ):
     "Rank doubtful labels of a cross-validation by patient, and draw the sheets to look at."
-    from malaria_fastai.cells import read_cells
+    from malaria_fastai.cells import locate, read_cells
     from malaria_fastai.report import review_run
-    from malaria_fastai.source import DRAWN_NOTE, is_drawn, locate
+    from malaria_fastai.sample import DRAWN_NOTE, is_drawn
     root = locate(source, folder=data_dir)
     agreed = review_run(folder, root, read_cells(root, on_bad=on_bad), out, K, DRAWN_NOTE if is_drawn(root) else '')
     if agreed:
@@ -199,45 +200,48 @@ def data(self:Command,
     on_bad:_OnBad='raise'
 ):
     "Check a data set and describe it."
-    from malaria_fastai.cells import describe, read_cells, verify
-    from malaria_fastai.source import locate
+    from malaria_fastai.cells import describe, locate, read_cells, verify
     cells = read_cells(locate(source, folder=data_dir), on_bad=on_bad)
     print(describe(cells).to_string())
     print(verify(cells, strict=False))
 
-# %% ../nbs/api/18_cli.ipynb #6d9c02aa
+# %% ../nbs/api/18_cli.ipynb #9348bfb2
 @patch
 def export(self:Command,
-    run_folder:Annotated[str, dict(metavar='RUN')], # a run folder that `train` made
-    data:Annotated[str, 'the data of the run, to fit the content check anew and for --quantize: ' + _SOURCE, dict(metavar='DATA')]=None,
+    run_folder:str, # a run folder that `train` made
+    data:Annotated[str, 'the data of the run, to fit the content check anew and for --quantize: ' + _SOURCE]=None,
     data_dir:_DataDir='data',
     onnx:bool=False,    # write model.onnx too
     quantize:bool=False # write an 8-bit model.int8.onnx too, and measure what is lost
 ):
     "Write a run's model folder: model.json, a card, and ONNX files if asked for."
+    from malaria_fastai.cells import locate
     from malaria_fastai.export import export_onnx, pack
-    from malaria_fastai.source import locate
+    if quantize and not data: raise ValueError("--quantize needs pictures to choose ranges with: name the data of the run with --data")
     root = data and locate(data, folder=data_dir)
     folder = pack(run_folder, root)
-    if onnx or quantize: export_onnx(folder, quantize, root)
+    if onnx or quantize: export_onnx(folder, root)
+    if quantize:
+        from malaria_fastai.extra.quantize import quantize as write_int8
+        write_int8(folder, root)
     for path in sorted(folder.iterdir()): print(f'{path.stat().st_size/1e6:8.2f} MB  {path}')
 
-# %% ../nbs/api/18_cli.ipynb #56ab4f5d
+# %% ../nbs/api/18_cli.ipynb #614ed32a
 @patch
 def predict(self:Command,
-    model:Annotated[str, dict(metavar='MODEL')], # a model folder, or a run folder that has one
-    paths:Annotated[str, dict(metavar='PATH', nargs='+')], # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
-    Out:Annotated[str, dict(metavar='CSV', opt=True, required=True)], # the table to write: path, label, p, decision, reason
+    model:str, # a model folder, or a run folder that has one
+    paths:Annotated[str, dict(nargs='+')], # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
+    Out:_Out, # the table to write: path, label, p, decision, reason
     engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None, # what computes (onnx where there is one unless given)
-    bs:_N=32 # pictures in a batch
+    bs:count=32 # pictures in a batch
 ):
     "Say for each picture: a class, unsure, or not a cell."
-    from malaria_fastai.export import Predictor, predict_files
+    from malaria_fastai.predict import Predictor, predict_files
     done = predict_files(Predictor(model, engine, bs), paths, Out)
-    for decision,n in done['decisions'].items(): print(f'{n:8,} {_visible(decision)}')
-    left_out = ', '.join(f'{n:,} {_visible(why)}' for why,n in sorted(done['left_out'].items()))
-    if left_out: print(f'left out: {left_out}')
-    print(f'Table: {_visible(Out)}')
+    lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
+    left_out = ', '.join(f'{n:,} {why}' for why,n in sorted(done['left_out'].items()))
+    if left_out: lines.append(f'left out: {left_out}')
+    for line in (*lines, f'Table: {Out}'): print(_visible(line))
 
 # %% ../nbs/api/18_cli.ipynb #32630372
 def _visible(text):

@@ -39,7 +39,7 @@ def offline():
 @pytest.fixture(scope='session')
 def sample_root(tmp_path_factory):
     "The folder of the drawn sample, drawn once for all processes of a run. Do not write into it."
-    from malaria_fastai.source import draw_sample
+    from malaria_fastai.sample import draw_sample
     run = tmp_path_factory.getbasetemp()
     if os.environ.get('PYTEST_XDIST_WORKER'): run = run.parent
     with FileLock(run/'sample.lock'): return draw_sample(run/'sample')
@@ -47,5 +47,5 @@ def sample_root(tmp_path_factory):
 @pytest.fixture(scope='session')
 def nih_root(tmp_path_factory):
     "The folder of the real cells, extracted once. Do not write into it."
-    from malaria_fastai.source import locate
+    from malaria_fastai.cells import locate
     return locate(Path(os.environ['MALARIA_NIH_ZIP']), folder=tmp_path_factory.mktemp('nih'))

@@ -13,7 +13,7 @@ import pytest
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import test_evaluate,test_learner,test_source
 from malaria_fastai.run import environment
-from malaria_fastai.source import draw_sample
+from malaria_fastai.sample import draw_sample
 
 def half_precision(seed, folder):
     "tests/test_learner.py::test_half_precision_trains: one epoch in half precision against single."

@@ -51,7 +51,7 @@ FAULTS = [
     Fault('data', 'a mirrored view is mirrored the other way', 'if k & 1: x = x.flip(-1)', 'if k & 1: x = x.flip(-2)', DATA),
     Fault('data', 'the classes are swapped', 'found = sorted(cells.label.dropna().unique())',
           'found = sorted(cells.label.dropna().unique(), reverse=True)', DATA),
-    Fault('learner', 'the cycle does not reach its end', 'pct = (i-up)/max(1, n-up)', 'pct = (i-up)/max(1, n)', LEARNER),
+    Fault('learner', 'the cycle does not reach its end', '(i-up)/max(1, n-up)', '(i-up)/max(1, n)', LEARNER),
     Fault('learner', 'the peak is one batch late', 'up = int(n*self.pct_start)', 'up = int(n*self.pct_start)+1', LEARNER),
     Fault('resume', 'what is written is not flushed to the disk', '    os.fsync(f.fileno())\n    return hashed', '    return hashed', RESUME),
     Fault('resume', 'a stream of random numbers is not set', "    torch.set_rng_state(s['torch'])\n", '', RESUME),

@@ -13,7 +13,7 @@ from malaria_fastai.export import Predictor,_calibration,_write_json,export_onnx
 from malaria_fastai.files import write_atomically
 from malaria_fastai.evaluate import evaluate,read_predictions
 from malaria_fastai.recipes import Recipe
-from malaria_fastai.source import locate
+from malaria_fastai.cells import locate
 from malaria_fastai.run import _with_intervals,train
 
 ROOT = Path(__file__).resolve().parent.parent
