@@ -38,7 +38,8 @@ EVALUATE = asks('12_evaluate', 'tests/test_evaluate.py')
 REPORT   = asks('13_report', 'tests/test_report.py')
 RECIPES  = asks('14_recipes', 'tests/test_recipes.py')
 STUDY    = asks('15_run', 'tests/test_run.py tests/test_study.py')
-DEPLOY   = asks('16_export', 'tests/test_deploy.py')
+EXPORT   = asks('17_export', 'tests/test_export.py')
+PREDICT  = asks('16_predict', 'tests/test_predict.py')
 CLI      = asks('18_cli', 'tests/test_run.py')
 
 FAULTS = [
@@ -62,8 +63,8 @@ FAULTS = [
     Fault('report', 'a loss beyond chance is called chance', 'ci[0]<=value<=ci[1]', 'ci[0]<=value', REPORT),
     Fault('recipes', 'cells that were left out are not told', 'n_cells < all_cells', 'n_cells > all_cells', RECIPES),
     Fault('run', 'one cell more than the limit', 'permutation(len(cells))[:n]', 'permutation(len(cells))[:n+1]', STUDY),
-    Fault('export', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', DEPLOY),
-    Fault('export', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', DEPLOY),
+    Fault('predict', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', PREDICT),
+    Fault('export', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', EXPORT),
     Fault('cli', 'an error exits with 1', '        return 2\n', '        return 1\n', CLI),
     Fault('all', 'a module is not in the star import', 'from .split import *\n', '', ('nbs/api/19_all.ipynb', 'tests/test_all.py')),
 ]

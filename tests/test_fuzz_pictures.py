@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import fuzz_pictures as F
 from malaria_fastai.cells import BadPicture
-from malaria_fastai.export import _test_picture,appearance,find_pictures
+from malaria_fastai.export import _test_picture
+from malaria_fastai.predict import appearance,find_pictures
 
 SECONDS = float(os.environ.get('FUZZ_SECONDS', 15))
 
