@@ -13,7 +13,7 @@ TAKEN = {'img': 'src', 'script': 'src', 'link': 'href', 'source': 'src', 'iframe
 
 VERBATIM = 'code','pre','script','style','textarea' # where markdown is not rendered
 RAW_LINK = re.compile(r'\]\([\w./-]+[^)\s]*\)')
-DOCS = re.compile(r'^Docs: \S+?/malaria_fastai/(\S+)', re.M)
+DOCS = re.compile(r'^Docs: \S+?/malaria_fastai/([^\s"]+)', re.M)
 
 class Page(HTMLParser):
     "The anchors of a page, the addresses it loads by itself, those it leads to, and links that nobody rendered."
