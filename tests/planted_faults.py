@@ -30,6 +30,7 @@ def asks(notebook, tests): return f'nbs/api/{notebook}.ipynb',tests
 SOURCE   = asks('01_source', 'tests/test_source.py')
 CELLS    = asks('03_cells', 'tests/test_cells.py')
 SPLIT    = asks('04_split', 'tests/test_split.py')
+TRANSFORMS = asks('05_transforms', 'tests/test_data.py')
 DATA     = asks('06_data', 'tests/test_data.py')
 LEARNER  = asks('09_learner', 'tests/test_learner.py')
 RESUME   = asks('10_resume', 'tests/test_resume.py')
@@ -37,7 +38,7 @@ INTERPRET = asks('11_interpret', 'tests/test_interpret.py')
 EVALUATE = asks('12_evaluate', 'tests/test_evaluate.py')
 REPORT   = asks('13_report', 'tests/test_report.py')
 RECIPES  = asks('14_recipes', 'tests/test_recipes.py')
-STUDY    = asks('15_run', 'tests/test_run.py tests/test_study.py')
+STUDY    = asks('15_run', 'tests/test_run.py tests/test_robustness.py')
 EXPORT   = asks('17_export', 'tests/test_export.py')
 PREDICT  = asks('16_predict', 'tests/test_predict.py')
 CLI      = asks('18_cli', 'tests/test_run.py')
@@ -47,15 +48,15 @@ FAULTS = [
     Fault('source', 'a zip bomb is compared the wrong way', 'size > MAX_RATIO*max(1, packed)', 'size < MAX_RATIO*max(1, packed)', SOURCE),
     Fault('cells', 'a picture under two labels passes', '[labels.size() > 1]', '[labels.size() > 2]', CELLS),
     Fault('cells', 'a name in two classes is not told', 'twice = labels.index[labels > 1]', 'twice = labels.index[labels > 2]', CELLS),
-    Fault('split', 'one patient too many in a part', 'sizes = [round(n*o) for o in shares[1:]]', 'sizes = [round(n*o)+1 for o in shares[1:]]', SPLIT),
-    Fault('split', 'the seed is ignored', 'names[np.random.RandomState(seed)', 'names[np.random.RandomState(0)', SPLIT),
-    Fault('data', 'a mirrored view is mirrored the other way', 'if k & 1: x = x.flip(-1)', 'if k & 1: x = x.flip(-2)', DATA),
+    Fault('split', 'one patient too many in a part', 'round(n*share)) for share', 'round(n*share)+1) for share', SPLIT),
+    Fault('split', 'the seed is ignored', 'order = np.random.RandomState(seed).permutation(n)', 'order = np.random.RandomState(0).permutation(n)', SPLIT),
+    Fault('transforms', 'a mirrored view is mirrored the other way', 'if k & 1: x = flip(x, (-1,))', 'if k & 1: x = flip(x, (-2,))', TRANSFORMS),
     Fault('data', 'the classes are swapped', 'found = sorted(cells.label.dropna().unique())',
           'found = sorted(cells.label.dropna().unique(), reverse=True)', DATA),
     Fault('learner', 'the cycle does not reach its end', '(i-up)/max(1, n-up)', '(i-up)/max(1, n)', LEARNER),
     Fault('learner', 'the peak is one batch late', 'up = int(n*self.pct_start)', 'up = int(n*self.pct_start)+1', LEARNER),
-    Fault('resume', 'what is written is not flushed to the disk', '    os.fsync(f.fileno())\n    return hashed', '    return hashed', RESUME),
-    Fault('resume', 'a stream of random numbers is not set', "    torch.set_rng_state(s['torch'])\n", '', RESUME),
+    Fault('resume', 'what is written is not flushed to the disk', '        os.fsync(opened.fileno())\n', '', RESUME),
+    Fault('resume', 'a stream of random numbers is not set', "    torch.set_rng_state(streams['torch'])\n", '', RESUME),
     Fault('interpret', 'truth and prediction change places', 'minlength=c*c).view(c, c).numpy()', 'minlength=c*c).view(c, c).T.numpy()', INTERPRET),
     Fault('interpret', 'the smallest losses come first', 'largest=largest)', 'largest=not largest)', INTERPRET),
     Fault('evaluate', 'sensitivity and specificity change places', 'sensitivity=sens, specificity=spec,\n', 'sensitivity=spec, specificity=sens,\n', EVALUATE),
