@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image,ImageFilter
 
-from malaria_fastai.cells import open_picture, read_cells, locate
-from malaria_fastai.data import Resizing,ResizeMethod
-from malaria_fastai.export import (PictureNet,Predictor,_by_patient,_drawn,_pieces,appearance,cut_piece,fit_content,numbers_of,read_folder,write_onnx)
-from malaria_fastai.evaluate import read_predictions
 from malaria_fastai.backbone import ModelSpec
+from malaria_fastai.cells import open_picture, read_cells, locate, Resizing, ResizeMethod
+from malaria_fastai.evaluate import read_predictions
+from malaria_fastai.export import PictureNet,drawn_from,fit_content,numbers_of,write_onnx
+from malaria_fastai.predict import Predictor,appearance,read_folder
 from malaria_fastai.recipes import RECIPES
-from malaria_fastai.split import split_by
 from malaria_fastai.run import environment
+from malaria_fastai.split import split_by
 
 MORE = 'resnet50','vgg16_bn','mobilenet_v2' # beside the networks of the recipes, with fastai's head
 
@@ -44,7 +44,7 @@ def real(a, folder):
 def parity(a, folder):
     "From file to probability on 200 real cells of the test part, torch beside ONNX; random weights, batch norm run on cells, logits scaled so that probabilities spread."
     import torch
-    from malaria_fastai.export import _session,_softmax
+    from malaria_fastai.predict import _onnx_network,_softmax
     root,cells = real(a, folder)
     files,rows = [root/o for o in cells.path[cells.split=='test'].iloc[::12][:200]],[]
     for name,spec in networks().items():
@@ -68,7 +68,7 @@ def parity(a, folder):
             last.bias.mul_(k).sub_(k*z[0].mean(0))
         hook.remove()
         own = write_onnx(net, rule, Path(folder)/f'{name}.onnx')
-        ask = _session(Path(folder)/f'{name}.onnx', 1)
+        ask = _onnx_network(Path(folder)/f'{name}.onnx', 1)
         with torch.inference_mode(): p = torch.cat([net(torch.from_numpy(x[i:i+32])) for i in range(0, len(x), 32)]).softmax(1).numpy()
         q = np.concatenate([_softmax(ask(x[i:i+32])) for i in range(0, len(x), 32)])
         rows.append(dict(recipe=name if name in RECIPES else '', arch=spec.arch, head=spec.kind, size=size, weights='random', cells=len(x), p_min=round(float(p[:,0].min()), 3), p_max=round(float(p[:,0].max()), 3), largest_difference=float(abs(p-q).max()),
@@ -109,6 +109,15 @@ def throughput(a, folder):
 
 # ---- refusal: pictures by kind
 
+def cut_piece(im, outline, scale=1., rng=None):
+    "A piece of a picture, to the size and outline of a cell, black outside; `scale` is its side in sides of the outline, as much as there is."
+    (h,w),(W,H) = outline.shape,im.size
+    a,b = max(1, min(H, round(h*scale))),max(1, min(W, round(w*scale)))
+    y,x = ((H-a)//2,(W-b)//2) if rng is None else (int(rng.integers(H-a+1)),int(rng.integers(W-b+1)))
+    piece = np.array(im.crop((x, y, x+b, y+a)).resize((w, h), Image.Resampling.BILINEAR))
+    piece[~outline] = 0
+    return Image.fromarray(piece)
+
 PHOTOS = '''astronaut.png brick.png camera.png cell.png chelsea.png chessboard_GRAY.png chessboard_RGB.png clock_motion.png coffee.png coins.png color.png grass.png gravel.png horse.png
 hubble_deep_field.jpg ihc.png logo.png microaneurysms.png moon.png motorcycle_left.png motorcycle_right.png page.png phantom.png retina.jpg rocket.jpg text.png'''.split()
 
@@ -121,7 +130,7 @@ def photographs():
 def xrays(n, rng):
     "X-rays of chests, drawn at random from the archive."
     with zipfile.ZipFile(os.environ['MALARIA_CXR_ZIP']) as z:
-        return [open_picture(io.BytesIO(z.read(o))) for o in _drawn(sorted(o for o in z.namelist() if o.endswith('.jpeg')), n, rng)]
+        return [open_picture(io.BytesIO(z.read(o))) for o in drawn_from(sorted(o for o in z.namelist() if o.endswith('.jpeg')), n, rng)]
 
 def one_noise(k, rng):
     h,w = rng.integers(60, 250, 2)
@@ -137,7 +146,7 @@ def blank(n, rng, colours):
     for i in range(n): yield Image.new('RGB', tuple(int(o) for o in rng.integers(60, 250, 2)), tuple(int(o) for o in (colours[i % len(colours)] if i % 2 else rng.integers(0, 256, 3))))
 
 def field(cells, rng, kind):
-    "A field of view composed of the cells of one patient, not as the library composes them (without overlap, in rows, or one over the other); and the number of the cell at each pixel, or -1."
+    "A field of view composed of the cells of one patient, in one of three ways (without overlap, in rows, or one over the other); and the number of the cell at each pixel, or -1."
     h,w = (700,900) if kind=='apart' else (480,640) if kind=='heaped' else tuple(int(o)*170 for o in rng.integers(3, 7, 2))
     ground = np.mean([np.percentile(c[c.max(2) > 24], 98, axis=0) for c in cells[:20]], 0)*rng.uniform(1, 1.08) if kind=='apart' else rng.uniform((200,180,190), (250,235,240))
     x,owner = np.ones((h,w,3))*np.clip(ground, 0, 252),np.full((h,w), -1, np.int32)
@@ -192,9 +201,9 @@ def shown(fields, shapes, rng, how, times):
 def fitted(root, cells, rng, n):
     "As `pack` fits it."
     part = {k: list(cells.path[cells.split==k]) for k in ('train','valid')}
-    some = [o for v in part.values() for o in _drawn(v, n, rng)]
+    some = [o for v in part.values() for o in drawn_from(v, n, rng)]
     numbers,who = numbers_of(root/o for o in some),cells.set_index('path').patient
-    return fit_content(numbers, numbers_of(_pieces(_by_patient(root, part['train'], rng), rng, n)), [who[some[i]] for i in numbers.index])
+    return fit_content(numbers, [who[some[i]] for i in numbers.index])
 
 def refusal(a, folder):
     "What share of each kind is refused; limits from patients left out, cells from test patients."
@@ -203,8 +212,8 @@ def refusal(a, folder):
     check = fitted(root, cells, rng, a.n)
     test = cells[cells.split=='test']
     look = lambda o: np.asarray(open_picture(root/o))
-    mine = [look(o) for o in _drawn(list(test.path), 200, rng)]
-    people = [[look(o) for o in _drawn(list(g), 24, rng)] for _,g in test.groupby('patient').path]
+    mine = [look(o) for o in drawn_from(list(test.path), 200, rng)]
+    people = [[look(o) for o in drawn_from(list(g), 24, rng)] for _,g in test.groupby('patient').path]
     shapes,m = outlines(mine, rng),a.each
     kinds = {'X-rays': xrays(m, rng), 'photographs': photographs(), 'noise': [one_noise(i % 5, rng) for i in range(m)],
              'blank': list(blank(m, rng, [c[c.max(2) > 24].mean(0) for c in mine]))}
@@ -213,9 +222,9 @@ def refusal(a, folder):
         seen = [appearance(o) for o in ims]
         why = [check.reason(o) for o in seen]
         rows.append(dict(kind=kind, n=len(why), refused=sum(map(bool, why)), rate=round(float(np.mean([bool(o) for o in why])), 4), frame=sum('black' in o for o in why),
-                         far=sum(o.startswith('unlike') for o in why), piece=sum(o.startswith('more like') for o in why), about=about))
+                         far=sum(o.startswith('unlike') for o in why), about=about))
         print(rows[-1], flush=True)
-    judge('real cells of test patients', (open_picture(root/o) for o in _drawn(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, who set no limit; at most 1 % may be refused')
+    judge('real cells of test patients', (open_picture(root/o) for o in drawn_from(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, who set no limit; at most 1 % may be refused')
     for k,ims in kinds.items():
         judge(k, ims, 'as they are')
         judge(f'{k}, framed', framed(ims, shapes, rng, 'whole', 4 if len(ims) < m else 1), 'all of the picture in a black frame of the size of a cell')

@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/predict.html.md"""
 __all__ = ['MAX_BYTES', 'COLUMNS', 'appearance', 'ContentCheck', 'read_folder', 'checked_file', 'Found', 'find_pictures',
            'decide', 'Predictor', 'predict_files']
 
-# %% ../nbs/api/16_predict.ipynb #3667754e
+# %% ../nbs/api/16_predict.ipynb #11cc5e92
 import csv
 import glob
 import io

@@ -9,8 +9,10 @@ from PIL import Image
 from scipy.stats import spearmanr
 import try_page
 from malaria_fastai.cells import open_picture,read_cells
-from malaria_fastai.export import Predictor,_pieces,_prepared,_rule,appearance,cut_piece,model_card,read_folder
+from malaria_fastai.export import model_card
+from malaria_fastai.predict import Predictor,_prepared,_resizing,appearance,read_folder
 from malaria_fastai.split import split_by
+from test_predict import cut
 from test_site import browser,overflow,reader,serve,unreadable # fixtures and checks
 
 MODEL = try_page.PAGE/'model'
@@ -60,17 +62,16 @@ def kinds_of_file(im, rng):
     yield from (png(im, format=f, **kw) for f,kw in (('JPEG',dict(quality=95)),('JPEG',dict(quality=80, exif=turned)),('BMP',{})))
 
 def others(cells, rng):
-    "Pictures that are no cells: noise, blank, photographs, pieces of them and of smears in the outline of a cell, and files that are none."
+    "Pictures that are no cells: noise, blank, photographs, pieces of them in the outline of a cell, and files that are none."
     from sklearn.datasets import load_sample_images
     photos,disc = [Image.fromarray(o) for o in load_sample_images().images],np.hypot(*np.mgrid[-1:1:90j,-1:1:90j]) < .95
     for _ in range(12):
         h,w = (int(o) for o in rng.integers(30, 200, 2))
         yield png(Image.fromarray(rng.integers(0, 256, (h,w,3)).astype(np.uint8)))
         yield png(Image.new('RGB', (w,h), tuple(int(o) for o in rng.integers(0, 256, 3))))
-        yield png(cut_piece(photos[h % 2], disc, rng.uniform(1, 4), rng))
-        yield png(cut_piece(Image.fromarray(rng.integers(0, 256, (h,w,3)).astype(np.uint8)), disc, 3., rng))
+        yield png(cut(photos[h % 2], disc, rng))
+        yield png(cut(Image.fromarray(rng.integers(0, 256, (h,w,3)).astype(np.uint8)), disc, rng))
     for o in photos: yield from (png(o), png(o, format='JPEG'))
-    yield from map(png, _pieces([[np.asarray(o) for o in cells[:24]]], rng, 12, 12))
     good = png(cells[0])
     yield from (b'', b'<html>', b'GIF89a', good[:len(good)//2], good[:200]+b'x'+good[201:], png(cells[0].resize((1,1))), png(Image.new('RGB', (50,50))))
 
@@ -139,7 +140,7 @@ def test_200_pictures_are_answered_as_by_the_library(site, serve, reader, drawn)
     page,predict = opened(reader(), serve(site)),Predictor(MODEL)
     table = predict(drawn)
     assert len(drawn)==200 and table.p.notna().sum()>=60 and set(table.decision)=={'Parasitized','Uninfected','unsure','not a cell'}
-    found = differences(answers(page, drawn), table, predict.said)
+    found = differences(answers(page, drawn), table, predict.facts)
     assert not found and not page.heard, '\n'.join(found[:5]+page.heard)
 
 @pytest.mark.browser
@@ -150,7 +151,7 @@ def test_200_real_cells_are_answered_as_by_the_library(site, serve, reader, nih_
     files = [nih_root/o for o in cells.path[cells.split=='test'].iloc[::13][:200]]
     page,predict = opened(reader(), serve(site)),Predictor(MODEL)
     table = predict(files)
-    found = differences(answers(page, files), table, predict.said)
+    found = differences(answers(page, files), table, predict.facts)
     assert len(files)==200 and not found, '\n'.join(found[:5])
 
 GIVEN = """([all, kind]) => {
@@ -167,7 +168,7 @@ def wrongly_given(page, files, how, wait=60_000):
     kept,predict = [],Predictor(MODEL)
     def give(page, files): kept.extend(page.evaluate(GIVEN, [[(o.name, base64.b64encode(o.read_bytes()).decode()) for o in files], how]))
     from playwright.sync_api import TimeoutError
-    try: found = differences(answers(page, files, give, wait), predict(files), predict.said)
+    try: found = differences(answers(page, files, give, wait), predict(files), predict.facts)
     except TimeoutError: found = ['no answer']
     return found + [f'{o}: not taken from the browser, or marked wrongly' for o,good in zip(('held over', 'moved away', 'held again', 'dropped'), kept) if not good]
 
@@ -209,7 +210,7 @@ FAULTS = {'resized by the canvas': [('prepared(im) { const [h, w] = this.said.re
 def test_a_planted_fault_is_found(fault, site, serve, reader, planted, drawn):
     planted(UNTESTED, *FAULTS[fault])
     some,predict = drawn[:42]+drawn[-30:],Predictor(MODEL)
-    assert differences(answers(opened(reader(), serve(site)), some), predict(some), predict.said)
+    assert differences(answers(opened(reader(), serve(site)), some), predict(some), predict.facts)
 
 @pytest.mark.browser
 @pytest.mark.parametrize('fault', ['resized by the canvas','red and blue change places'])
@@ -284,7 +285,7 @@ def network_map(file):
     "What speaks for Parasitized at each place, by onnxruntime in Python: its map less that of the other class."
     import onnxruntime
     (folder,said),session = read_folder(MODEL),onnxruntime.InferenceSession(str(MODEL/'model.int8.onnx'), providers=['CPUExecutionProvider'])
-    x = np.asarray(_prepared(open_picture(file), _rule(said)))[None]
+    x = np.asarray(_prepared(open_picture(file), _resizing(said)))[None]
     maps,at = session.run(None, {'pictures': x})[1][0],said['classes'].index(said['positive'])
     return maps[at]-maps[1-at]
 

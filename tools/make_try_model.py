@@ -2,19 +2,23 @@
 
     MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py
     MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py --split random --out runs/try_random --to ''
+    MALARIA_NIH_ZIP=cell_images.zip python tools/make_try_model.py --look-anew
 
-The second line measures the same network under a random split, for comparison, and packs nothing for the page. An interrupted training goes on; a
+The last line fits only the check for what is no cell, and keeps the network. The second line measures the same network under a random split, for comparison, and packs nothing for the page. An interrupted training goes on; a
 finished one is packed anew. The numbers of model.json, of the card and of results/try_model.csv are those of the 8-bit network that the page runs."""
-import argparse,json,os,shutil,sys
+import argparse,io,json,os,shutil,sys
 from pathlib import Path
 import pandas as pd
 
-from malaria_fastai.export import Predictor,_calibration,_write_json,export_onnx,model_card,pack,read_folder
+from malaria_fastai.cells import locate,open_picture,read_cells
+from malaria_fastai.export import _STEPS,_calibration,_fitted_content,_test_picture,_write_folder,export_onnx,pack
 from malaria_fastai.files import write_atomically
 from malaria_fastai.evaluate import evaluate,read_predictions
+from malaria_fastai.predict import _LAYOUT,Predictor,appearance,read_folder
+from malaria_fastai.extra.quantize import quantize
 from malaria_fastai.recipes import Recipe
-from malaria_fastai.cells import locate
 from malaria_fastai.run import _with_intervals,train
+from malaria_fastai.split import split_by
 
 ROOT = Path(__file__).resolve().parent.parent
 # A ResNet18 up to its second stage: 0.7 million weights, and a map of 8 by 8 places, whose average goes through one linear layer.
@@ -25,7 +29,7 @@ SHIPPED = 'model.int8.onnx'
 def judged(run, root):
     "The predictions of validation and test cells by the 8-bit network, not calibrated, every cell answered."
     preds,predict = read_predictions(run/'predictions.csv'),Predictor(run, 'int8')
-    predict.content,predict.said = None,dict(predict.said, temperature=1.)
+    predict.content,predict.facts = None,dict(predict.facts, temperature=1.)
     found = predict([root/o for o in preds.path])
     return preds.assign(p=found.p.to_numpy(), pred=found.label.to_numpy())
 
@@ -36,8 +40,18 @@ def shipped(run, preds, to):
     said.update(_calibration(preds, said['positive'], said['unsure']['risk']), metrics=blocks, files={SHIPPED: said['files'][SHIPPED]})
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder/SHIPPED, to/SHIPPED)
-    _write_json(to, said)
-    write_atomically(to/'MODEL_CARD.md', model_card(to))
+    _write_folder(to, said)
+
+def look_anew(to, root, rule, n=2000):
+    "Fit the check for what is no cell again: the network stays, and so does all that was measured of it."
+    said = json.loads((to/'model.json').read_text('utf-8'))
+    cells = split_by(read_cells(root, progress=False), rule, seed=42)
+    if cells.split.value_counts().to_dict()!=said['data']['parts']: sys.exit(f'{root}: the network was trained on other cells')
+    check = _fitted_content(root, cells[cells.split!='train'], True, 42, n)
+    limits = {k: v for k,v in said['limits'].items() if k!='clip'}
+    said.update(format=_LAYOUT, steps=_STEPS, content=vars(check), limits=limits)
+    said['test_vector']['numbers'] = {k: round(v, 6) for k,v in appearance(open_picture(io.BytesIO(_test_picture()))).items()}
+    _write_folder(to, said)
 
 def row(run, preds, engine, file):
     "One row of the results: test cells, one engine."
@@ -67,13 +81,16 @@ def main():
     p.add_argument('--epochs', type=int, default=RECIPE.epochs)
     p.add_argument('--results', default=str(ROOT/'results/try_model.csv'))
     p.add_argument('--data-dir', default='data')
+    p.add_argument('--look-anew', action='store_true', help='only fit the check for what is no cell')
     a = p.parse_args()
     source = Path(os.environ.get('MALARIA_NIH_ZIP') or sys.exit('MALARIA_NIH_ZIP names no archive of cells'))
+    if a.look_anew: return look_anew(Path(a.to), locate(source, folder=a.data_dir), a.split)
     said = ' '.join(['python','tools/make_try_model.py',*(f'--{k} {v!r}' if not v else f'--{k} {v}' for k,v in (('split',a.split),('epochs',a.epochs)))])
     run = train(source, a.out, recipe=RECIPE.but(epochs=a.epochs), split=a.split, data_dir=a.data_dir, resume=True, command=said)
     root = locate(source, folder=a.data_dir)
     pack(run, root)
-    export_onnx(run, quantize=True, data=root)
+    export_onnx(run, data=root)
+    quantize(run, root)
     preds,bits = read_predictions(run/'predictions.csv'),judged(run, root)
     same = ((preds.p>=.5)==(bits.p>=.5)).mean()
     print(f"8 bits beside floats: p differs by {abs(preds.p-bits.p).mean():.4f} on average, {abs(preds.p-bits.p).max():.3f} at most; {same:.2%} on the same side of one half")

@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/quantize.html.md"""
 # %% auto #0
 __all__ = ['quantize']
 
-# %% ../../nbs/extra/06_quantize.ipynb #38618798
+# %% ../../nbs/extra/06_quantize.ipynb #f683ba42
 import io
 import logging
 from contextlib import contextmanager

@@ -1,5 +1,5 @@
-// From the bytes of a picture to an answer, as `malaria_fastai.export.Predictor` gives it, and the page around it. Nothing leaves the page.
-// All limits, thresholds and parameters come from model/model.json. What is computed follows export.py, name by name.
+// From the bytes of a picture to an answer, as `malaria_fastai.predict.Predictor` gives it, and the page around it. Nothing leaves the page.
+// All limits, thresholds and parameters come from model/model.json. What is computed follows predict.py, name by name.
 
 // ---- pictures: bytes → {w, h, rgb}, as `open_picture` reads them
 
@@ -223,170 +223,41 @@ export function resize({w, h, rgb}, W, H) {
 
 // ---- the content check: `appearance` and `ContentCheck`
 
-const f32 = Math.fround
+const DEEP = 4 // as `_DEEP`
 const mean = a => a.reduce((s, v) => s + v, 0)/a.length
 const sd = a => { const m = mean(a); return Math.sqrt(a.reduce((s, v) => s + (v - m)**2, 0)/a.length) }
-const where = (a, mask) => a.filter((_, i) => mask[i])
-const count = mask => mask.reduce((n, v) => n + v, 0)
-const log = v => f32(Math.log(f32(f32(v + 8)/263))) // as `_log`
-function percentile(a, q) {
-  const s = Float64Array.from(a).sort(), at = (s.length - 1)*q/100, i = Math.floor(at)
-  return s[i] + (s[Math.min(i + 1, s.length - 1)] - s[i])*(at - i)
-}
 
-// A mask is a Uint8Array of n by n.
-const NEAR = [[0, 1], [0, -1], [1, 0], [-1, 0]]
-function grow(mask, n, seeds, visit) {
-  for (const i of seeds) if (mask[i]) { mask[i] = 0; visit(i) }
-  for (let stack = [...seeds]; stack.length;) {
-    const i = stack.pop(), y = Math.floor(i/n), x = i % n
-    for (const [dy, dx] of NEAR) {
-      const j = i + dy*n + dx
-      if (y + dy >= 0 && y + dy < n && x + dx >= 0 && x + dx < n && mask[j]) { mask[j] = 0; visit(j); stack.push(j) }
-    }
-  }
-}
-function whole(seen, n) { // the largest connected part, its holes filled
-  const left = seen.slice()
-  let best = []
-  for (let i = 0; i < left.length; i++) if (left[i]) {
-    const part = []
-    grow(left, n, [i], j => part.push(j))
-    if (part.length > best.length) best = part
-  }
-  const out = new Uint8Array(n*n).fill(1), border = [], rest = new Uint8Array(n*n).fill(1)
-  for (const i of best) rest[i] = 0
-  for (let i = 0; i < n; i++) border.push(i, (n - 1)*n + i, i*n, i*n + n - 1)
-  grow(rest, n, border.filter(i => rest[i]), i => { out[i] = 0 })
-  return out
-}
-function erode(mask, n, times = 1) {
-  for (; times; times--) {
-    const was = mask
-    mask = was.map((v, i) => v && i >= n && i < n*n - n && i % n && i % n < n - 1 && was[i - 1] && was[i + 1] && was[i - n] && was[i + n] ? 1 : 0)
-  }
-  return mask
-}
-function dilate(mask, n) { return mask.map((v, i) => v || (i % n && mask[i - 1]) || (i % n < n - 1 && mask[i + 1]) || (i >= n && mask[i - n]) || (i < n*n - n && mask[i + n]) ? 1 : 0) }
-function depths(mask, n) { // distance to the nearest place outside the mask, as distance_transform_edt
-  if (count(mask) === n*n) return Float64Array.from(mask, (_, i) => Math.hypot(Math.floor(i/n) + 1, i % n)) // what scipy says where there is no outside
-  const up = new Float64Array(n*n).fill(Infinity), out = new Float64Array(n*n)
-  for (let x = 0; x < n; x++) for (let y = 0; y < n; y++) for (let k = 0; k < n; k++) if (!mask[k*n + x]) up[y*n + x] = Math.min(up[y*n + x], (y - k)**2)
-  for (let y = 0; y < n; y++) for (let x = 0; x < n; x++) {
-    let best = Infinity
-    for (let k = 0; k < n; k++) best = Math.min(best, up[y*n + k] + (x - k)**2)
-    out[y*n + x] = Math.sqrt(best)
-  }
-  return out
-}
-
-// Filters, as scipy.ndimage applies them: axis 0 first, edges reflected, single precision between the steps.
-function correlate(a, n, kernel, step) {
-  const r = kernel.length >> 1, out = new Float32Array(n*n)
-  for (let i = 0; i < n*n; i++) {
-    const at = step === 1 ? i % n : Math.floor(i/n), line = i - at*step
-    let sum = 0
-    for (let k = -r; k <= r; k++) {
-      let j = at + k
-      if (j < 0) j = -1 - j
-      if (j >= n) j = 2*n - 1 - j
-      sum += a[line + j*step]*kernel[k + r]
-    }
-    out[i] = sum
-  }
-  return out
-}
-function gaussian(a, n, sigma) {
-  const r = Math.trunc(4*sigma + .5), k = Array.from({length: 2*r + 1}, (_, i) => Math.exp(-.5*((i - r)/sigma)**2)), sum = k.reduce((s, v) => s + v, 0)
-  const kernel = k.map(v => v/sum)
-  return correlate(correlate(a, n, kernel, n), n, kernel, 1)
-}
-function steps(a, n) {
-  const y = correlate(correlate(a, n, [-1, 0, 1], n), n, [1, 2, 1], 1), x = correlate(correlate(a, n, [-1, 0, 1], 1), n, [1, 2, 1], n)
-  return y.map((v, i) => Math.sqrt(v*v + x[i]*x[i])/8)
-}
-
-function cut(v) { // Otsu's cut of some values in two, and how far the parts are from each other
-  const low = v.reduce((a, b) => Math.min(a, b), Infinity), high = v.reduce((a, b) => Math.max(a, b), -Infinity), bins = 32
-  if (high - low < 1e-4) return [v[0], 0]
-  const edge = Array.from({length: bins + 1}, (_, i) => i === bins ? high : i*((high - low)/bins) + low), n = new Float64Array(bins)
-  for (const o of v) {
-    let i = Math.min(bins - 1, Math.trunc((o - low)/(high - low)*bins))
-    if (o < edge[i]) i--
-    if (o >= edge[i + 1] && i !== bins - 1) i++
-    n[i]++
-  }
-  const share = [], sums = []
-  let a = 0, b = 0
-  for (let i = 0; i < bins; i++) { share.push((a += n[i])/v.length); sums.push((b += n[i]*(edge[i + 1] + edge[i])/2)/v.length) }
-  const apart = share.slice(0, -1).map((s, i) => (sums[bins - 1]*s - sums[i])**2/Math.max(1e-9, s*(1 - s))), i = apart.indexOf(Math.max(...apart))
-  return [edge[i + 1], Math.sqrt(apart[i])]
-}
-function evenly(v) { const i = Math.floor(v), d = v - i; return d > .5 || (d === .5 && i % 2) ? i + 1 : i } // NumPy's round
-function rimOf(mask, n, depth = 4.5, turns = 72) { // a walk inside the outline: places
-  const inside = [...mask.keys()].filter(i => mask[i]), cy = mean(inside.map(i => Math.floor(i/n))), cx = mean(inside.map(i => i % n))
-  return Array.from({length: turns}, (_, k) => {
-    const t = k*(2*Math.PI/turns), sin = Math.sin(t), cos = Math.cos(t), clip = v => Math.min(n - 1, Math.max(0, v))
-    let reach = 0
-    for (let r = 1; r < n; r++) {
-      const y = evenly(cy + r*sin), x = evenly(cx + r*cos)
-      if (!(y >= 0 && y < n && x >= 0 && x < n && mask[y*n + x])) { reach = r - 1; break }
-    }
-    reach = Math.max(0, reach - depth)
-    return clip(evenly(cy + reach*sin))*n + clip(evenly(cx + reach*cos))
+function insideOf(seen, n) { // what is farther than DEEP pixels from anything black, and from the border
+  const shrunk = (mask, step) => mask.map((_, i) => {
+    const at = step === 1 ? i % n : Math.floor(i/n)
+    if (at < DEEP || at >= n - DEEP) return 0
+    for (let k = -DEEP; k <= DEEP; k++) if (!mask[i + k*step]) return 0
+    return 1
   })
+  return shrunk(shrunk(seen, 1), n)
 }
 
 export function appearance(im, {side: n, dark}) { // Name of a number → its value; null where there is next to nothing but black
-  const {rgb} = resize(im, n, n), channel = k => Float32Array.from({length: n*n}, (_, i) => rgb[3*i + k]), [r, g, b] = [0, 1, 2].map(channel)
-  const seen = Uint8Array.from({length: n*n}, (_, i) => Math.max(r[i], g[i], b[i]) > dark), cell = whole(seen, n), inner = erode(cell, n, 3), deep = erode(inner, n)
-  if (count(deep) < 50) return null
-  const light = r.map((v, i) => f32(v + g[i] + b[i])/3), soft = [r, g, b].map(o => gaussian(o, n, .7)), places = rimOf(cell, n)
-  return {...frameNumbers(seen, cell, n), ...colourNumbers([r, g, b], light, deep), ...textureNumbers(light, cell, deep, n), ...rimNumbers(soft.map(o => Float32Array.from(places, i => o[i]))),
-    ...twoNumbers(soft[1].map(log), inner, places, n)}
-}
-function frameNumbers(seen, cell, n) {
-  const border = seen.filter((_, i) => i < n || i >= n*n - n || i % n === 0 || i % n === n - 1), all = Math.max(count(seen), 1)
-  return {cover: mean(seen), border: mean(border), stray: count(seen.map((v, i) => v && !cell[i]))/all, holes: count(cell.map((v, i) => v && !seen[i]))/all}
-}
-function colourNumbers(colours, light, deep) {
-  const v = where(light, deep), [r, g, b] = colours.map(o => where(o, deep).map(log)), red = r.map((o, i) => o - g[i]), blue = b.map((o, i) => o - g[i]), m = mean(v)
-  return {light: m, red: mean(red), blue: mean(blue), red_sd: Math.log(sd(red) + .005), blue_sd: Math.log(sd(blue) + .005), spread: Math.log(sd(v) + .3),
-    dark: Math.log(percentile(v, 50) - percentile(v, 3) + 1), skew: Math.asinh(Math.cbrt(v.reduce((s, o) => s + (o - m)**3, 0)/v.length)/3)}
-}
-function textureNumbers(light, cell, deep, n) {
-  const step = where(steps(light, n), deep), fine = gaussian(light, n, 1), coarse = gaussian(light, n, 4), depth = depths(cell, n), most = depth.reduce((a, b) => Math.max(a, b), 0)
-  const outer = light.filter((_, i) => deep[i] && depth[i] < .4*most), core = light.filter((_, i) => deep[i] && depth[i] > .6*most)
-  return {edge: Math.log(mean(step) + .1), edge50: Math.log(percentile(step, 50) + .1), edge90: Math.log(percentile(step, 90) + .1),
-    fine: Math.log(sd(where(light.map((v, i) => v - fine[i]), deep)) + .1), mid: Math.log(sd(where(fine.map((v, i) => v - coarse[i]), deep)) + .1),
-    bowl: Math.asinh((outer.length && core.length ? mean(outer) - mean(core) : 0)/3)}
-}
-function rimNumbers([r, g, b]) {
-  const n = r.length, light = r.map((v, i) => f32(f32(v + g[i]) + b[i])/3), green = g.map(log), red = r.map((v, i) => log(v) - green[i]), [, apart] = cut(green)
-  const [p5, p50, p95] = [5, 50, 95].map(q => percentile(light, q))
-  return {rim_sd: Math.log(sd(light) + .5), rim_hi: Math.log(p95 - p50 + 1), rim_lo: Math.log(p50 - p5 + 1),
-    rim_step: Math.log(percentile(light.map((v, i) => Math.abs(v - light[(i - 3 + n) % n])), 95) + .5),
-    rim_red: Math.log(sd(red) + .005), rim_two: Math.log(apart + .003), rim_pure: apart/(sd(green) + 1e-3)}
-}
-function twoNumbers(green, inner, places, n) {
-  const [level, apart] = cut(where(green, inner)), low = inner.map((v, i) => v && green[i] < level ? 1 : 0), high = inner.map((v, i) => v && green[i] >= level ? 1 : 0)
-  const at = places.map(i => green[i] < level ? 1 : 0), share = mean(at), eroded = erode(low, n), dilated = dilate(low, n), even = where(green, high)
-  return {two: Math.log(apart + .003), two_share: count(low)/count(inner), two_line: Math.log(count(low.map((v, i) => (v && !eroded[i]) || (dilated[i] && high[i]) ? 1 : 0)) + 5), two_rim: share,
-    two_mix: share*(1 - share), two_turns: Math.log(at.filter((v, i) => v !== at[(i - 1 + at.length) % at.length]).length + 1), two_even: Math.log((even.length ? sd(even) : 0) + .003)}
+  const {rgb} = resize(im, n, n), seen = Uint8Array.from({length: n*n}, (_, i) => Math.max(...rgb.subarray(3*i, 3*i + 3)) > dark)
+  const inside = insideOf(seen, n), places = [...inside.keys()].filter(i => inside[i])
+  if (places.length < 50) return null
+  const light = Float32Array.from(seen, (_, i) => mean(rgb.subarray(3*i, 3*i + 3))), v = places.map(i => light[i])
+  const beside = k => places.map(i => Math.log(rgb[3*i + k] + 8) - Math.log(rgb[3*i + 1] + 8)), red = beside(0), blue = beside(2) // beside green
+  const steps = places.map(i => Math.abs(light[i] - light[i - n]) + Math.abs(light[i] - light[i - 1]))
+  const border = Array.from({length: n}, (_, i) => [i, n*n - n + i, i*n, i*n + n - 1]).flat()
+  return {cover: mean(seen), border: mean(border.map(i => seen[i])), light: mean(v), red: mean(red), blue: mean(blue), red_sd: Math.log(sd(red) + .005),
+    blue_sd: Math.log(sd(blue) + .005), spread: Math.log(sd(v) + .3), edge: Math.log(mean(steps) + .1), edge_sd: Math.log(sd(steps) + .1)}
 }
 
-export function refusal(numbers, check, {clip}) { // why a picture is not like the training cells; '' if it is
+export function refusal(numbers, check) { // why a picture is not like the training cells; '' if it is
   if (!numbers) return 'next to nothing but black'
   for (const [k, [lo, hi]] of Object.entries(check.frame)) if (!(numbers[k] >= lo && numbers[k] <= hi))
     return `not one cell cut out on black: ${k} is ${numbers[k].toFixed(2)}, allowed ${Math.max(lo, 0).toFixed(2)} to ${Math.min(hi, 1).toFixed(2)}`
   const z = check.names.map((k, i) => (numbers[k] - check.mean[i])/check.sd[i])
-  const far = z.reduce((s, a, i) => s + a*z.reduce((t, b, j) => t + check.precision[i][j]*b, 0), 0)
-  if (far > check.far) {
-    const i = z.reduce((best, v, k) => Math.abs(v) > Math.abs(z[best]) ? k : best, 0)
-    return `unlike the training cells: distance ${Math.sqrt(far).toFixed(0)}, allowed ${Math.sqrt(check.far).toFixed(0)}; most of all ${check.names[i]}, ${z[i] < 0 ? '' : '+'}${z[i].toFixed(0)} deviations`
-  }
-  const piece = check.weights.reduce((s, v, i) => s + v*Math.min(clip, Math.max(-clip, z[i])), 0)
-  return check.weights.length && piece > check.piece ? 'more like a piece of a smear than like one cell' : ''
+  const distance = Math.sqrt(Math.abs(z.reduce((s, a, i) => s + a*z.reduce((t, b, j) => t + check.inverse[i][j]*b, 0), 0)))
+  if (distance <= check.far) return ''
+  const i = z.reduce((best, v, k) => Math.abs(v) > Math.abs(z[best]) ? k : best, 0)
+  return `unlike the training cells: distance ${distance.toFixed(0)}, allowed ${check.far.toFixed(0)}; most of all ${check.names[i]}, ${z[i] < 0 ? '' : '+'}${z[i].toFixed(0)} deviations`
 }
 
 // ---- the model: model.json, the network, and the decision
@@ -435,7 +306,7 @@ export class Predictor {
       if (!(e instanceof BadPicture)) throw e
       return {label: '', p: NaN, decision: said.refused_as, reason: `cannot be read: ${e.message}`}
     }
-    const why = said.content ? refusal(appearance(im, said.limits), said.content, said.limits) : ''
+    const why = said.content ? refusal(appearance(im, said.limits), said.content) : ''
     return why ? {label: '', p: NaN, decision: said.refused_as, reason: why, im} : {...await this.judged(im), im}
   }
 
