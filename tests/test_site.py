@@ -252,6 +252,11 @@ def overflow(page):
         const found = wide.slice(0, 3).map(o => 'too wide: ' + o.outerHTML.slice(0, 150))
         return document.documentElement.scrollWidth > innerWidth ? [...found, 'the page scrolls sideways'] : found }""")
 
+def cut(page):
+    "Code that does not fit its column: the longest line of each notebook cell."
+    return page.evaluate("""() => [...document.querySelectorAll('main div.sourceCode > pre')].filter(o => o.scrollWidth > o.clientWidth + 1)
+        .map(o => 'cut: ' + o.innerText.split('\\n').sort((a, b) => b.length - a.length)[0])""")
+
 SAME = ['pre', '.cell-output table', 'header', '#quarto-sidebar'] # whose colours are the same on every page
 
 def unreadable(page, contrast='own'):
@@ -265,13 +270,14 @@ def unreadable(page, contrast='own'):
     return [f"{v['id']}: {n['html'][:150]} {n['failureSummary'][:200]}" for v in found if v['impact'] in ('serious', 'critical') for n in v['nodes']]
 
 @pytest.mark.browser
-@pytest.mark.parametrize('folder', ['tutorials', 'api', 'other'])
+@pytest.mark.parametrize('folder', ['tutorials', 'api', 'extra', 'other'])
 def test_every_page_is_quiet_readable_and_fits_a_phone(folder, site, serve, reader):
     address,page,found = serve(site),reader(),[]
-    for name in (o for o in pages(site) if (o.split('/')[0] if o[:3] in ('tut', 'api') else 'other')==folder):
+    for name in (o for o in pages(site) if (o.split('/')[0] if o[:3] in ('tut', 'api', 'ext') else 'other')==folder):
         page.set_viewport_size(dict(width=1280, height=900))
         page.goto(address+name, wait_until='load')
         wrong = unreadable(page)
+        if name.startswith('tutorials/') or name in ('index.html', 'start.html', 'script.html'): wrong += cut(page)
         page.set_viewport_size(dict(width=390, height=844))
         wrong += overflow(page)
         page.wait_for_load_state('networkidle')
@@ -290,6 +296,7 @@ def test_colours_can_be_read(site, serve, reader, scheme):
 
 BODY = {'an error': '<script>throw Error("planted")</script>', 'a word to the console': '<script>console.error("planted")</script>',
     'a missing picture': '<img alt="x" src="x.png">', 'a picture from elsewhere': '<img alt="x" src="https://x.invalid/x.png">',
+    'a long line of code': f'<div class="sourceCode"><pre>planted {"x"*120}</pre></div>',
     'something wide': '<p style="width:900px">x</p>', 'a picture without words': '<img src="favicon.svg" width="9">',
     'a pale word': '<p style="color:#bbb; background:#fff">pale</p>', 'a link without words': '<a href="index.html"></a>'}
 
@@ -299,7 +306,7 @@ def test_a_planted_fault_is_found(fault, copy, plant, serve, reader):
     plant('limits.html', '</main>', f'{BODY[fault]}</main>')
     page = reader(390)
     page.goto(serve(copy)+'limits.html', wait_until='networkidle')
-    found = page.heard+overflow(page)+unreadable(page)
+    found = page.heard+overflow(page)+cut(page)+unreadable(page)
     assert found and any(re.search(r'planted|x\.png|900px|favicon|pale|index.html', o) for o in found), found
 
 def search(page, word):
