@@ -19,8 +19,9 @@ import pandas as pd
 
 from malaria_fastai.all import ImageDataBunch, ResizeMethod, cnn_learner, data_hash, get_transforms, is_drawn, locate, positive_class, read_cells
 from malaria_fastai.files import replacing
-from malaria_fastai.evaluate import flip_labels, read_predictions, review_agreement, review_list
-from malaria_fastai.report import write_review
+from malaria_fastai.evaluate import read_predictions
+from malaria_fastai.extra.audit import flip_labels, review_agreement, review_list
+from malaria_fastai.extra.contact_sheets import write_review
 from malaria_fastai.sample import DRAWN_NOTE
 from malaria_fastai.split import fold_rules, split_by
 from malaria_fastai.run import augmentation, boosted, colour_features, environment

@@ -182,7 +182,7 @@ def review(self:Command,
 ):
     "Rank doubtful labels of a cross-validation by patient, and draw the sheets to look at."
     from malaria_fastai.cells import locate, read_cells
-    from malaria_fastai.report import review_run
+    from malaria_fastai.extra.contact_sheets import review_run
     from malaria_fastai.sample import DRAWN_NOTE, is_drawn
     root = locate(source, folder=data_dir)
     agreed = review_run(folder, root, read_cells(root, on_bad=on_bad), out, K, DRAWN_NOTE if is_drawn(root) else '')

@@ -31,12 +31,12 @@ from fastai.metrics import accuracy, error_rate
 from fastcore.meta import delegates
 
 import malaria_fastai
-from .cells import data_hash, default_source, locate, open_picture, read_cells
-from .data import DatasetType, ImageDataBunch, ResizeMethod, get_transforms
-from .files import write_atomically
-from .evaluate import METRICS, evaluate, paired_difference, read_predictions
-from .interpret import ClassificationInterpretation
 from .backbone import WeightsUnavailable
+from .cells import data_hash, default_source, locate, open_picture, read_cells, ResizeMethod
+from .data import DatasetType, ImageDataBunch
+from .evaluate import METRICS, evaluate, paired_difference, read_predictions
+from .files import write_atomically
+from .interpret import ClassificationInterpretation
 from .learner import CNNLearner, StepDecay, alone, cnn_learner, half_precision, is_writer, load_learner, writer_first
 from .recipes import RECIPES, Recipe, find_recipe, from_scratch, shortened, t4_command
 from .report import examine_run, read_run, write_report
@@ -44,6 +44,7 @@ from .resume import SaveModelCallback, check_config
 from .sample import is_drawn
 from .source import progress, record_for
 from .split import fold_rules, leakage, split_by
+from .transforms import get_transforms
 
 # %% ../nbs/api/15_run.ipynb #3a4ec135
 def positive_class(

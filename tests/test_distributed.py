@@ -15,9 +15,12 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.metrics import AccumMetric, accuracy
 from torch import nn
-from malaria_fastai.data import ImageDataBunch, ResizeMethod, get_transforms
+from malaria_fastai.cells import ResizeMethod
+from malaria_fastai.data import ImageDataBunch
+from malaria_fastai.extra.distributed import join
 from malaria_fastai.learner import CNNLearner, cnn_learner, is_writer, weights_hash, writer_first
 from malaria_fastai.resume import SaveModelCallback
+from malaria_fastai.transforms import get_transforms
 
 torch.set_num_threads(1)
 root,out = map(Path, sys.argv[1:3])
@@ -69,6 +72,7 @@ def watching(file, mode='r', *args, **kw):
 builtins.open = io.open = watching
 
 found = {}
+join()
 with writer_first(): found['cached'] = data().train_ds.pictures.store is not None
 found['written_first'] = sorted(written)
 written.clear()
@@ -208,10 +212,11 @@ def test_only_one_process_talks(two): assert two[1].count('Loaded pieces_0') == 
 def gradient_of_a_share(root, rank, n, monkeypatch):
     "Of the first batch of 13, as process `rank` of `n` sees it: its gradient, and how many pictures it loaded."
     from fastai.callback.core import Callback, CancelFitException
-    from malaria_fastai import learner
+    from malaria_fastai.extra import distributed
+    from malaria_fastai.learner import CNNLearner
     from malaria_fastai.data import ImageDataBunch
     accelerator = SimpleNamespace(process_index=rank, num_processes=n, prepare_model=lambda model: model)
-    monkeypatch.setattr(learner, '_accelerator', lambda: accelerator)
+    monkeypatch.setattr(distributed, 'join', lambda: accelerator)
     seen = []
     class Keep(Callback):
         order = 3000
@@ -221,8 +226,8 @@ def gradient_of_a_share(root, rank, n, monkeypatch):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     data = ImageDataBunch.from_folder(root, size=24, bs=13, val_bs=7, cache=False, device='cpu')
-    learn = learner.CNNLearner(data, model, path=root)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=[learner.Processes(), Keep()])
+    learn = CNNLearner(data, model, path=root)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2, cbs=[distributed.Processes(), Keep()])
     return seen
 
 def test_the_gradients_of_two_shares_are_that_of_the_batch(root, monkeypatch):
@@ -418,11 +423,12 @@ def test_commands_for_one_process(words, monkeypatch, capsys, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 def test_functions_for_one_process(monkeypatch, tmp_path):
-    from malaria_fastai.learner import SeveralProcesses
-    from malaria_fastai.run import compare, cross_validate, evaluate_run
+
+    from malaria_fastai.extra.compare import compare
+    from malaria_fastai.run import cross_validate, evaluate_run
     monkeypatch.setenv('WORLD_SIZE', '2')
     for f in (lambda: cross_validate('sample', tmp_path/'x'), lambda: compare('sample', tmp_path/'x', ['best']), lambda: evaluate_run(tmp_path)):
-        with pytest.raises(SeveralProcesses, match='one process, and 2 were launched'): f()
+        with pytest.raises(ValueError, match='one process, and 2 were launched'): f()
     assert not [*tmp_path.iterdir()]
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -437,6 +443,6 @@ def test_colours_are_judged_by_the_first_process(rank, monkeypatch, tmp_path, sa
     assert out == tmp_path/'x' and (out/'metrics.json').exists() == (rank == 0) and out.exists() == (rank == 0)
 
 def test_too_small_a_batch_and_a_missing_extra(monkeypatch):
-    from malaria_fastai import learner
+    from malaria_fastai.extra.distributed import join
     monkeypatch.setitem(sys.modules, 'accelerate', None)
-    with pytest.raises(ImportError, match=r'malaria_fastai\[distributed\]'): learner._accelerator()
+    with pytest.raises(ImportError, match=r'malaria_fastai\[distributed\]'): join()

@@ -16,16 +16,18 @@ from fastai.losses import CrossEntropyLossFlat
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from malaria_fastai.backbone import PACKAGED, OwnHead, WeightsUnavailable, create_body, split_params
 from malaria_fastai.cells import read_cells
 from malaria_fastai.cli import main
-from malaria_fastai.data import Dihedral, Flip
-from malaria_fastai.learner import (PACKAGED, Bfloat16, NLLLossFlat, OwnHead, StepDecay, WeightsUnavailable, _fold, cnn_learner,
-    create_body, half_precision, load_learner, packaged_weights, split_params)
-from malaria_fastai.recipes import RECIPES, BadRecipe, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
+from malaria_fastai.extra.compare import compare, comparison_folds
+from malaria_fastai.extra.packaged_weights import _FILES, _fold, _read_packaged
+from malaria_fastai.learner import Bfloat16, NLLLossFlat, StepDecay, cnn_learner, half_precision, load_learner
+from malaria_fastai.recipes import RECIPES, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
 from malaria_fastai.resume import AnotherRun
+from malaria_fastai.run import fit_recipe, limit_cells, recipe_data, recipe_learner, train
 from malaria_fastai.source import install_command
 from malaria_fastai.split import split_by
-from malaria_fastai.run import compare, comparison_folds, fit_recipe, limit_cells, recipe_data, recipe_learner, train
+from malaria_fastai.transforms import Dihedral, Flip
 
 REPO = Path(__file__).resolve().parents[1]
 NETWORKS = [k for k,o in RECIPES.items() if o.network]
@@ -271,7 +273,7 @@ def test_the_best_epoch_is_kept(sample, cells, tmp_path):
 @pytest.mark.parametrize('kw,said', [(dict(head='x'), 'there is none, fastai'), (dict(sise=3), 'did you mean size'), (dict(epochs=-1), 'number of epochs'),
     (dict(loss='nll'), 'only with it'), (dict(ps=1.), r'\[0, 1\)')])
 def test_bad_fields_are_refused(kw, said):
-    with pytest.raises(BadRecipe, match=said): RECIPES['best'].but(**kw)
+    with pytest.raises(UnknownRecipe, match=said): RECIPES['best'].but(**kw)
 
 
 def test_unknown_names_are_refused():
@@ -303,12 +305,10 @@ def test_the_table_has_every_recipe(capsys):
 
 @pytest.mark.parametrize('arch', PACKAGED)
 def test_packaged_weights(arch):
-    if not importlib.util.find_spec(PACKAGED[arch].package): pytest.skip(f"its Python package is not installed: {install_command('weights')}")
-    state,body = packaged_weights(arch),create_body(arch, True, 'packaged')
-    first = next(v for v in body.state_dict().values() if v.ndim == 4)
+    if not importlib.util.find_spec(_FILES[arch][0]): pytest.skip(f"its Python package is not installed: {install_command('weights')}")
+    first = next(v for v in create_body(arch, True, 'packaged').state_dict().values() if v.ndim == 4)
     a,b = first[..., :-1].flatten(),first[..., 1:].flatten()
     assert np.corrcoef(a, b)[0, 1] > .1 # neighbours in a trained filter are alike; in random ones they are not
-    assert len(state) > len(body.state_dict()) # the classifier of the 1,000 classes is there too
 
 
 def test_changed_packaged_weights_are_refused(monkeypatch, tmp_path):
@@ -316,10 +316,10 @@ def test_changed_packaged_weights_are_refused(monkeypatch, tmp_path):
     (tmp_path/'fake'/'__init__.py').write_text('')
     (tmp_path/'fake'/'w.pth').write_bytes(b'x')
     monkeypatch.syspath_prepend(tmp_path)
-    from malaria_fastai.learner import Packaged
-    monkeypatch.setitem(PACKAGED, 'resnet18', Packaged('fake', 'w.pth', '0'*64, torch.load))
+    monkeypatch.setitem(PACKAGED, 'resnet18', partial(_read_packaged, 'resnet18'))
+    monkeypatch.setitem(_FILES, 'resnet18', ('fake', 'w.pth', '0'*64, torch.load))
     with pytest.raises(WeightsUnavailable, match='not the file that is known'): create_body('resnet18', True, 'packaged')
-    monkeypatch.setitem(PACKAGED, 'resnet18', Packaged('not_there', 'w.pth', '0'*64, torch.load))
+    monkeypatch.setitem(_FILES, 'resnet18', ('not_there', 'w.pth', '0'*64, torch.load))
     with pytest.raises(WeightsUnavailable, match='not installed'): create_body('resnet18', True, 'packaged')
 
 
@@ -327,9 +327,9 @@ def test_the_fold_is_exact():
     "BGR in 0…255 minus Caffe's mean through the old layer equals normalised RGB through the folded one."
     torch.manual_seed(0)
     old,new,rgb = nn.Conv2d(3, 8, 3),nn.Conv2d(3, 8, 3),torch.rand(2, 3, 9, 9)
-    state = {'c.weight': old.weight.detach()/100, 'c.bias': old.bias.detach()}
-    old.load_state_dict({k[2:]: v for k,v in state.items()})
-    new.load_state_dict({k[2:]: v for k,v in _fold(dict(state), 'c').items()})
+    old.weight.data /= 100
+    weight,bias = _fold(old.weight.detach(), old.bias.detach())
+    new.load_state_dict(dict(weight=weight, bias=bias))
     caffe = (rgb*255 - torch.tensor([123.68, 116.779, 103.939])[None, :, None, None])[:, [2, 1, 0]]
     normed = (rgb - torch.tensor([.485, .456, .406])[None, :, None, None])/torch.tensor([.229, .224, .225])[None, :, None, None]
     with torch.no_grad(): assert torch.allclose(old(caffe), new(normed), atol=1e-4)
@@ -487,7 +487,7 @@ def test_a_comparison_judges_the_test_cells(whole):
 
 def test_a_budget_stops_and_the_same_command_goes_on_exactly(whole, few, tmp_path, monkeypatch):
     "Before the first run, then between two epochs; the end is that of the comparison that nobody interrupted."
-    from malaria_fastai import run as study
+    from malaria_fastai.extra import compare as study
     rows,words = ROWS[:2],dict(splits=('patient',), **TINY)
     none = compare(few, tmp_path, rows, budget=1e-9, **words)
     assert none.state.str.contains('budget').all() and 'accuracy' not in none

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -21,7 +22,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef, roc_auc_score
 
 from malaria_fastai import export as deploy, run as study
 from malaria_fastai.cli import main
-from malaria_fastai.recipes import RECIPES, from_scratch
+from malaria_fastai.extra import compare
 
 MAIN = 'import sys; from malaria_fastai.cli import main; sys.exit(main())'
 METRICS = ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc')
@@ -189,12 +190,12 @@ def test_interrupted_twice_and_resumed_it_is_the_same_run(run, place, monkeypatc
     "In the middle of an epoch and before the last writing; without the cache, which changes nothing either."
     words = *TWO_STAGES, '--out', 'runs/again', '--every', 2, '--no-cache'
     def stopped(*args, **kwargs): raise KeyboardInterrupt
-    make = study.make_learner
+    make = study.recipe_learner
     with monkeypatch.context() as patch:
-        patch.setattr(study, 'make_learner', lambda *args, **kwargs: make(*args, **kwargs, cbs=[StopAt(7)]))
+        patch.setattr(study, 'recipe_learner', lambda *args, **kwargs: make(*args, **kwargs, cbs=[StopAt(7)]))
         assert here(*words, cwd=place).returncode == 130
     with monkeypatch.context() as patch:
-        patch.setattr(study, 'finish', stopped)
+        patch.setattr(study, '_finish', stopped)
         said = here(*words, '--resume', cwd=place)
     assert said.returncode == 130 and 'Loaded stage1_1' in said.stdout and not (place/'runs/again/metrics.json').exists()
     monkeypatch.setattr(deploy, 'pack', lambda *args: None)
@@ -260,10 +261,11 @@ def told(capsys, *words):
 
 
 def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
+    from malaria_fastai.extra.robustness import stress_test
     from malaria_fastai.run import evaluate_run, runs_table
     monkeypatch.chdir(place)
     before = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
-    evaluate_run('runs/a', out='runs/closer', n=20, kinds=['jpeg', 'scale'], draws=100)
+    evaluate_run('runs/a', out='runs/closer', look=partial(stress_test, n=20, kinds=['jpeg', 'scale']), draws=100)
     then,now = (json.loads((o/'metrics.json').read_text('utf-8')) for o in (run, place/'runs'/'closer'))
     assert {k: now[k] for k in then} == then and set(now) - set(then) == {'examined', 'robustness', 'shortcut', 'tta'}
     assert {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()} == before
@@ -399,11 +401,11 @@ def test_the_installed_command_describes_data(place):
 SAID = dict(
     train=('train sample --size 40 --no-cache --resume --out x', dict(source='sample', size=40, cache=False, resume=True, out='x', arch=None)),
     recipe=('train sample --recipe squeezenet1_1 --pretrained no --size 40 --out x',
-            dict(recipe=from_scratch(RECIPES['squeezenet1_1']).but(size=40), cache=True, resume=False, split='random', size=None)),
+            dict(recipe='squeezenet1_1', pretrained='no', cache=True, resume=False, split=None, size=40)),
     crossval=('crossval sample --split random --folds 3 --epochs 2 --out x', dict(split='random', folds=3, epochs=2, cache=True, bs=None)),
     compare=('compare sample --recipes best,colour_floor --splits patient --limit 50 --out x',
              dict(recipes=('best', 'colour_floor'), splits=('patient',), limit=50, budget=None)),
-    evaluate=('evaluate runs/a --data sample --corrupt 3 --on-bad skip', dict(args=('runs/a', 'sample', None), n=3, on_bad='skip')))
+    evaluate=('evaluate runs/a --data sample --corrupt 3 --on-bad skip', dict(args=('runs/a', 'sample', None, 3), on_bad='skip')))
 
 
 @pytest.mark.parametrize('case', SAID)
@@ -411,9 +413,10 @@ def test_the_words_of_the_command_reach_the_function(case, tmp_path, monkeypatch
     words,expected = SAID[case]
     got = {}
     def record(*args, **kwargs):
-        got.update(kwargs, args=args)
+        got.update(kwargs, args=tuple(getattr(word, 'keywords', {}).get('n', word) for word in args)) # how many cells are damaged
         return tmp_path
-    for name in ('train', 'cross_validate', 'compare', 'evaluate_run'): monkeypatch.setattr(study, name, record)
+    for name in ('train', 'cross_validate', 'evaluate_run'): monkeypatch.setattr(study, name, record)
+    monkeypatch.setattr(compare, 'compare', record)
     monkeypatch.setattr(study, 'summary', str)
     monkeypatch.chdir(tmp_path)
     Path('x').mkdir()

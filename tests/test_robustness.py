@@ -1,4 +1,4 @@
-"""What the lesson cells of 15_run cannot say: every corruption on many pictures, folds and overlaps that are wrong."""
+"""What the lesson cells of robustness and run cannot say: every corruption on many pictures, folds and overlaps that are wrong."""
 import json
 
 import numpy as np
@@ -8,9 +8,10 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
 from malaria_fastai.cells import open_picture, read_cells
-from malaria_fastai import run as study
 from malaria_fastai.split import SplitError, fold_rules, split_by, split_kfold
-from malaria_fastai.run import CORRUPTIONS, boosted, colour_features, corrupt, outline_features, robustness, sample_cells, shortcut_check
+from malaria_fastai.extra import robustness as robust
+from malaria_fastai.extra.robustness import CORRUPTIONS, corrupt, outline_features, robustness, sample_cells, shortcut_check
+from malaria_fastai.run import boosted, colour_features
 
 OF_FRAME = {'background', 'neighbour', 'scale'}
 
@@ -135,7 +136,7 @@ def test_boosting_learns_from_the_training_part_alone():
 @pytest.fixture
 def by_brightness(monkeypatch):
     "In place of a network: the share of a picture's light is its probability."
-    monkeypatch.setattr(study, 'probabilities', lambda learn, pictures, positive: np.array([x.mean()/255 for x in pictures]))
+    monkeypatch.setattr(robust, 'probabilities', lambda learn, pictures, positive: np.array([x.mean()/255 for x in pictures]))
 
 
 def test_robustness_is_that_of_the_damaged_pictures(by_brightness, sample_root, cells):
