@@ -51,32 +51,48 @@ class Record:
     page: str = ''    # Where a person can read about it, and fetch it
 
     def __repr__(self):
+        n = sum(self.counts.values())
         counts = ', '.join(f'{label} {n:,}' for label,n in self.counts.items())
-        return (f'{self.title} ({self.name})\n{sum(self.counts.values()):,} pictures: {counts}\n'
-                f'patients: {self.patients or "unknown"}\nlicence: {self.licence}\n{self.credit}')
+        return (f'{self.title} ({self.name})\n'
+                f'{n:,} pictures: {counts}\n'
+                f'patients: {self.patients or "unknown"}\n'
+                f'licence: {self.licence}\n'
+                f'{self.credit}')
 
 # %% ../nbs/api/01_source.ipynb #2035bcb4
+_NLM = 'https://data.lhncbc.nlm.nih.gov/public/Malaria/'
+
 NIH = Record(
     'nih', 'NIH/NLM malaria cell images', ('Parasitized', 'Uninfected'), 'Parasitized',
-    url='https://data.lhncbc.nlm.nih.gov/public/Malaria/cell_images.zip',
-    sha256='0a949556b2414159b5100192609805376654c4266d8d187be9b1922fad43c668', nbytes=353_452_851,
-    file='cell_images.zip', counts={'Parasitized': 13_779, 'Uninfected': 13_779}, patients=200,
-    licence='not stated by the publisher', credit='Courtesy of the U.S. National Library of Medicine',
-    citation='Rajaraman et al. 2018, Pre-trained convolutional neural networks as feature extractors toward '
-             'improved malaria parasite detection in thin blood smear images, PeerJ 6:e4568',
-    page='https://data.lhncbc.nlm.nih.gov/public/Malaria/')
+    url=f'{_NLM}cell_images.zip',
+    sha256='0a949556b2414159b5100192609805376654c4266d8d187be9b1922fad43c668',
+    nbytes=353_452_851,
+    file='cell_images.zip',
+    counts={'Parasitized': 13_779, 'Uninfected': 13_779},
+    patients=200,
+    licence='not stated by the publisher',
+    credit='Courtesy of the U.S. National Library of Medicine',
+    citation='Rajaraman et al. 2018, Pre-trained convolutional neural networks as feature '
+             'extractors toward improved malaria parasite detection in thin blood smear '
+             'images, PeerJ 6:e4568',
+    page=_NLM)
 
 CXR = Record(
-    'cxr', 'Chest X-ray images (pneumonia)', ('NORMAL', 'PNEUMONIA'), 'PNEUMONIA', file='chest_xray.zip',
-    counts={'NORMAL': 1_341 + 234, 'PNEUMONIA': 3_875 + 390}, splits='folder',
-    licence='often given as CC BY 4.0, not verified', credit='Kermany, Zhang, Goldbaum',
-    citation='Kermany et al. 2018, Identifying medical diagnoses and treatable diseases by image-based deep '
-             'learning, Cell 172:1122',
+    'cxr', 'Chest X-ray images (pneumonia)', ('NORMAL', 'PNEUMONIA'), 'PNEUMONIA',
+    file='chest_xray.zip',
+    counts={'NORMAL': 1_341 + 234, 'PNEUMONIA': 3_875 + 390},
+    splits='folder',
+    licence='often given as CC BY 4.0, not verified',
+    credit='Kermany, Zhang, Goldbaum',
+    citation='Kermany et al. 2018, Identifying medical diagnoses and treatable diseases '
+             'by image-based deep learning, Cell 172:1122',
     page='https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia')
 
 SAMPLE = Record(
-    'sample', 'Drawn sample', ('Parasitized', 'Uninfected'), 'Parasitized', patients=24,
-    counts={'Parasitized': 360, 'Uninfected': 360}, licence='Apache-2.0, as this project',
+    'sample', 'Drawn sample', ('Parasitized', 'Uninfected'), 'Parasitized',
+    counts={'Parasitized': 360, 'Uninfected': 360},
+    patients=24,
+    licence='Apache-2.0, as this project',
     credit='Drawn by code: no photographs, and no claim rests on it')
 
 RECORDS = {record.name: record for record in (NIH, CXR, SAMPLE)}
@@ -86,7 +102,8 @@ def record_for(
     labels # Class names of a data set
 )->Record|None: # The record of a set with exactly these classes
     "Find the record of a data set by its class names."
-    return next((record for record in RECORDS.values() if {*record.labels} == {*labels}), None)
+    for record in RECORDS.values():
+        if {*record.labels} == {*labels}: return record
 
 # %% ../nbs/api/01_source.ipynb #ece83e6d
 def facts(
@@ -96,7 +113,8 @@ def facts(
     package = Path(str(files('malaria_fastai')))
     for file in (package/'facts'/name, package.parent/'data'/'facts'/name):
         if file.is_file(): return file
-    raise FileNotFoundError(f"{name}: this file of the library is missing; install malaria_fastai anew")
+    raise FileNotFoundError(
+        f"{name}: this file of the library is missing; install malaria_fastai anew")
 
 # %% ../nbs/api/01_source.ipynb #205f26e6
 class DataNotFound(ValueError):
@@ -110,8 +128,9 @@ class DownloadFailed(OSError):
 def _record_of(url):
     "The record of an address; one of its own, with a file name of its own, if the address is not known."
     stem = PurePosixPath(urlsplit(url).path).stem or 'archive'
-    unknown = Record('', url, (), '', url=url, file=f'{stem}-{digest(url)[:8]}.zip')
-    return next((record for record in RECORDS.values() if record.url == url), unknown)
+    for record in RECORDS.values():
+        if record.url == url: return record
+    return Record('', url, (), '', url=url, file=f'{stem}-{digest(url)[:8]}.zip')
 
 # %% ../nbs/api/01_source.ipynb #3939c3dc
 _TRIES = 3 # How often a download is tried
@@ -120,16 +139,19 @@ _WAIT = 30 # Seconds without an answer until a try counts as failed
 def _fetch_zip(url, file, shelf):
     "A downloader for pooch that also wants a whole zip."
     pooch.HTTPDownloader(progressbar=True, timeout=_WAIT)(url, file, shelf)
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"what arrived ({os.path.getsize(file):,} bytes) is not a whole zip")
+    if zipfile.is_zipfile(file): return
+    size = os.path.getsize(file)
+    raise ValueError(f"what arrived ({size:,} bytes) is not a whole zip")
 
 # %% ../nbs/api/01_source.ipynb #e7edd742
 def _by_hand(record, file):
     "The steps for a person."
     page = record.url or f'{record.page} (an account is needed)'
-    checks = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}."
-    return (f"To do it by hand:\n1. Open {page} in a browser and download the archive.\n"
-            f"2. Save it as {file}. {checks if record.nbytes else 'No checksum is known.'}\n"
+    check = 'No checksum is known.'
+    if record.nbytes: check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}."
+    return (f"To do it by hand:\n"
+            f"1. Open {page} in a browser and download the archive.\n"
+            f"2. Save it as {file}. {check}\n"
             "3. Run the same again, or give the path of the archive as the data set.")
 
 # %% ../nbs/api/01_source.ipynb #61746d58
@@ -143,21 +165,28 @@ def download(
     if file.is_file():
         there = sha256 and file_digest(file)
         if there == sha256: return file
-        raise DownloadFailed(f"{file} is there, but is not the archive of {record.title}: its sha256 is {there}, "
-                             f"not {sha256}. Delete or rename it and run the same again, or give its path as the data set.")
-    by_hand = _by_hand(record, file)
-    if not record.url: raise DownloadFailed(f"{record.title}: this set cannot be fetched by a program.\n{by_hand}")
-    print(f"Downloading {record.title}" + (f", {record.nbytes/1e6:,.0f} MB" if record.nbytes else ''))
+        raise DownloadFailed(
+            f"{file} is there, but is not the archive of {record.title}: "
+            f"its sha256 is {there}, not {sha256}. Delete or rename it and run "
+            "the same again, or give its path as the data set.")
+    failed,by_hand = f"{record.title} could not be fetched",_by_hand(record, file)
+    if not record.url:
+        raise DownloadFailed(f"{record.title}: this set cannot be fetched by a program.\n{by_hand}")
+    size = f", {record.nbytes/1e6:,.0f} MB" if record.nbytes else ''
+    print(f"Downloading {record.title}{size}")
     pooch.get_logger().setLevel(logging.WARNING) # the line above says the same
-    known = {record.file: f'sha256:{sha256}' if sha256 else None}
-    shelf = pooch.create(folder, base_url='', registry=known, urls={record.file: record.url}, retry_if_failed=_TRIES - 1)
+    shelf = pooch.create(
+        folder, base_url='', retry_if_failed=_TRIES - 1,
+        urls={record.file: record.url},
+        registry={record.file: f'sha256:{sha256}' if sha256 else None})
     try: shelf.fetch(record.file, downloader=_fetch_zip)
     except (ValueError, OSError) as error:
-        raise DownloadFailed(f"{record.title} could not be fetched: {error}\n{by_hand}") from error
+        raise DownloadFailed(f"{failed}: {error}\n{by_hand}") from error
     return file
 
 # %% ../nbs/api/01_source.ipynb #7411348d
-EXTENSIONS = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp' # Pictures that this library opens
+# Pictures that this library opens
+EXTENSIONS = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp'
 
 def _no_picture(name):
     "Why a file is not a picture to keep, or None."
@@ -165,7 +194,8 @@ def _no_picture(name):
     if '__MACOSX' in path.parts: return '__MACOSX'
     if path.name in ('Thumbs.db', '.DS_Store'): return path.name
     if any(part.startswith('.') for part in path.parts): return 'hidden file'
-    if not path.name.lower().endswith(EXTENSIONS): return path.suffix.lower() or 'no extension'
+    if path.name.lower().endswith(EXTENSIONS): return None
+    return path.suffix.lower() or 'no extension'
 
 # %% ../nbs/api/01_source.ipynb #a07430b5
 class BadArchive(ValueError):
@@ -174,29 +204,32 @@ class BadArchive(ValueError):
 # %% ../nbs/api/01_source.ipynb #f5777a65
 MAX_ENTRIES = 1_000_000 # An archive with more is refused: 36 times the NIH set
 MAX_UNPACKED = 20*2**30 # So is one that unfolds to more: 60 times the NIH set
-MAX_RATIO = 200         # So is an entry or archive over a megabyte that unfolds to so many times its size; PNG hardly shrinks
-_LONGEST = 500          # Characters of an entry's name
-_DEEPEST = 20           # Folders of an entry's name; work grows with the square of either
+MAX_RATIO = 200 # So is more than a megabyte that unfolds to so many times its size; PNG hardly shrinks
 
 def _is_bomb(size, packed):
     "Whether something unfolds to far more than it should."
     return size > 2**20 and size > MAX_RATIO*max(1, packed)
 
 # %% ../nbs/api/01_source.ipynb #491833b5
+_LONGEST = 500 # Characters of an entry's name
+_DEEPEST = 20  # Folders of an entry's name; work grows with the square of either
+
 def _refusal(info):
-    "Why an entry must not be written, or None. A good one gets its name in order: with slashes, and without `//` and `/./`."
+    "Why an entry must not be written, or None. A good one gets a name in order: with slashes, without `//` and `/./`."
     name,kind = info.filename,stat.S_IFMT(info.external_attr >> 16)
     if len(name) > _LONGEST or sum(map(name.count, '/\\')) > _DEEPEST:
         return (f'a name of more than {_LONGEST} characters or {_DEEPEST} folders; '
                 'pack the pictures anew under shorter names')
-    name = normalize('NFC', name.replace('\\', '/')) # old programs for Windows write backslashes
+    name = name.replace('\\', '/') # old programs for Windows write backslashes
+    name = normalize('NFC', name)
     if name.startswith('/') or ':' in name: return 'an absolute name, or one with a colon'
     if '..' in name.split('/'): return 'a name that leaves the folder'
     info.filename = f"{PurePosixPath(name)}{'/'*name.endswith('/')}"
     if info.filename in ('.', './') or min(name) < ' ': return 'without a proper name'
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR): return 'a link or a device'
     if info.flag_bits & 1: return 'encrypted'
-    if _is_bomb(info.file_size, info.compress_size): return 'a bomb: it unfolds to far more than its size'
+    if _is_bomb(info.file_size, info.compress_size):
+        return 'a bomb: it unfolds to far more than its size'
 
 # %% ../nbs/api/01_source.ipynb #316cef7e
 def _shortened(name): return name if len(name) <= 80 else f'{name[:60]}…'
@@ -217,7 +250,9 @@ def _collision(names):
     seen = Counter(map(str.casefold, names))
     folders = set()
     for folder in seen:
-        while (folder := folder.rpartition('/')[0]) and folder not in folders: folders.add(folder)
+        while folder := folder.rpartition('/')[0]:
+            if folder in folders: break # and so are those above it
+            folders.add(folder)
     for name in names:
         if seen[name.casefold()] > 1 or name.casefold() in folders:
             return f"two entries want the place of {_shortened(name)!r}"
@@ -232,15 +267,18 @@ def _is_copy(info, known):
 # %% ../nbs/api/01_source.ipynb #6348c6d3
 def _archive_plan(infos, packed):
     "The entries to write, and what is left out; raises before anything is written."
-    if reason := _unsafe(infos, packed): raise BadArchive(f"{reason}. Nothing was extracted")
+    refused = '{}. Nothing was extracted'.format
+    if reason := _unsafe(infos, packed): raise BadArchive(refused(reason))
     known = {(info.filename, info.CRC, info.file_size) for info in infos}
     keep,left_out = [],Counter()
     for info in infos:
         if info.is_dir(): continue
-        reason = _no_picture(info.filename) or 'copy in a nested folder'*_is_copy(info, known)
+        reason = _no_picture(info.filename)
+        if not reason and _is_copy(info, known): reason = 'copy in a nested folder'
         if reason: left_out[reason] += 1
         else: keep.append(info)
-    if reason := _collision([info.filename for info in keep]): raise BadArchive(f"{reason}. Nothing was extracted")
+    reason = _collision([info.filename for info in keep])
+    if reason: raise BadArchive(refused(reason))
     return keep,dict(left_out)
 
 # %% ../nbs/api/01_source.ipynb #ffa51c6d
@@ -265,19 +303,22 @@ _STALE = 3600 # Seconds after which a half-done extraction is taken for abandone
 def _sweep(root):
     "Remove what an extraction that was killed left beside `root`."
     for path in root.parent.iterdir():
-        mine = path.name.startswith(f'.{root.name}.') and path.suffix == '.part'
-        if mine and time.time() - path.stat().st_mtime > _STALE: shutil.rmtree(path, ignore_errors=True)
+        if not path.name.startswith(f'.{root.name}.') or path.suffix != '.part': continue
+        age = time.time() - path.stat().st_mtime
+        if age > _STALE: shutil.rmtree(path, ignore_errors=True)
 
 # %% ../nbs/api/01_source.ipynb #489f66b8
 def _write_entries(archive, infos, root):
     "Write entries into a folder beside `root`, then give it its name, or fill the gaps of the one that has it."
     root.parent.mkdir(parents=True, exist_ok=True)
     _sweep(root)
-    with TemporaryDirectory('.part', f'.{root.name}.', root.parent, ignore_cleanup_errors=True) as part:
+    beside = TemporaryDirectory('.part', f'.{root.name}.', root.parent, ignore_cleanup_errors=True)
+    with beside as part:
         whole = Path(part, 'whole')
         for info in progress(infos, 'extracting'):
+            file = archive.extract(info, whole)
             when = time.mktime((*info.date_time, 0, 0, -1))
-            os.utime(archive.extract(info, whole), (when, when)) # its own time, so that caches know the picture again
+            os.utime(file, (when, when)) # its own time, so that caches know the picture again
         try: whole.rename(root)
         except OSError: # it is there: a gap is filled, or another process was faster
             shutil.copytree(whole, root, copy_function=os.replace, dirs_exist_ok=True)
@@ -299,31 +340,38 @@ def extract(
     path = Path(archive)
     try:
         with zipfile.ZipFile(path) as opened:
-            contents = '\n'.join(f'{info.filename}|{info.CRC}|{info.file_size}' for info in opened.infolist())
-            keep,left_out = _archive_plan(opened.infolist(), path.stat().st_size)
+            infos = opened.infolist()
+            contents = [f'{info.filename}|{info.CRC}|{info.file_size}' for info in infos]
+            keep,left_out = _archive_plan(infos, path.stat().st_size)
             if not keep:
-                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}); left out: {left_out or 'nothing'}")
-            root = Path(folder, f'{path.stem}-{digest(contents)[:8]}')
+                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}); "
+                                 f"left out: {left_out or 'nothing'}")
+            name = digest('\n'.join(contents))[:8]
+            root = Path(folder, f'{path.stem}-{name}')
             missing = [info for info in keep if not _is_whole(root/info.filename, info)]
             if missing: _write_entries(opened, missing, root)
     except BadArchive as error: raise BadArchive(f"{path.name}: {error}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise BadArchive(f"{path.name}: no zip, or a damaged one ({error}). Fetch it again") from error
+        reason = f"no zip, or a damaged one ({error}). Fetch it again"
+        raise BadArchive(f"{path.name}: {reason}") from error
     return Extracted(root, len(keep), left_out)
 
 # %% ../nbs/api/01_source.ipynb #5197a59a
-_PART_FOLDERS = dict(train='train', training='train', valid='valid', val='valid', validation='valid',
-                     test='test', testing='test')
+_PART_FOLDERS = dict(
+    train='train', training='train',
+    valid='valid', val='valid', validation='valid',
+    test='test', testing='test')
 
 def _folders(folder):
     "The folders directly in this one, sorted."
-    paths = sorted(Path(folder).iterdir())
-    return [path for path in paths if path.is_dir() and not path.name.startswith(('.', '__MACOSX'))]
+    paths = [path for path in Path(folder).iterdir() if path.is_dir()]
+    return sorted(path for path in paths if not path.name.startswith(('.', '__MACOSX')))
 
 # %% ../nbs/api/01_source.ipynb #9877cc4f
 def _has_pictures(folder):
     "Whether a folder holds pictures directly."
-    return any(not _no_picture(path.name) and path.is_file() for path in Path(folder).iterdir())
+    paths = Path(folder).iterdir()
+    return any(path.is_file() and not _no_picture(path.name) for path in paths)
 
 # %% ../nbs/api/01_source.ipynb #fbf17ff4
 def _class_folders(root):
@@ -332,7 +380,8 @@ def _class_folders(root):
     for top in tops:
         part = _PART_FOLDERS.get(top.name.lower())
         if part: in_parts += [(path, part) for path in _folders(top)]
-    return [(path, part) for path,part in in_parts or [(top, None) for top in tops] if _has_pictures(path)]
+    folders = in_parts or [(top, None) for top in tops]
+    return [(path, part) for path,part in folders if _has_pictures(path)]
 
 # %% ../nbs/api/01_source.ipynb #fdaeb36c
 _DEPTH = 4 # How many folders deep a data set is looked for
@@ -354,11 +403,12 @@ def class_root(
     "Find the folder that holds the classes."
     found = _roots(Path(folder))
     if len(found) == 1: return found[0]
-    if found: raise DataNotFound(f"{folder}: several data sets are here. Name one: {', '.join(map(str, found))}")
-    if _has_pictures(folder):
-        raise DataNotFound(f"{folder}: pictures, but no class folders. Give the folder above, {Path(folder).parent}")
-    raise DataNotFound(f"{folder}: no folder of pictures below it. Give the folder that holds one folder per class, "
-                       "such as Parasitized and Uninfected, or train and test folders that hold them")
+    reason = ("no folder of pictures below it. Give the folder that holds one folder per class, "
+              "such as Parasitized and Uninfected, or train and test folders that hold them")
+    if found: reason = f"several data sets are here. Name one: {', '.join(map(str, found))}"
+    elif _has_pictures(folder):
+        reason = f"pictures, but no class folders. Give the folder above, {Path(folder).parent}"
+    raise DataNotFound(f"{folder}: {reason}")
 
 # %% ../nbs/api/01_source.ipynb #7f3b0c52
 def install_command(

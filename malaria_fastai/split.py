@@ -34,17 +34,21 @@ def _check_shares(valid, test):
     try: fine = 0 <= valid < 1 and 0 <= test < 1 and valid + test < 1
     except TypeError: fine = False
     if fine: return
-    raise SplitError("valid and test are shares of the cells, 0 or more and together below 1; "
-                     f"got {valid!r} and {test!r}")
+    raise SplitError(
+        "valid and test are shares of the cells, 0 or more and together below 1; "
+        f"got {valid!r} and {test!r}")
 
 # %% ../nbs/api/04_split.ipynb #e8412230
 def _check_table(cells, *columns):
     "Refuse a table without rows or without a column."
     gone = [column for column in columns if column not in cells]
-    if gone: raise SplitError(f"the cells table has no column {', '.join(gone)}; `read_cells` makes one that has")
+    if gone:
+        raise SplitError(f"the cells table has no column {', '.join(gone)}; "
+                         "`read_cells` makes one that has")
     if not len(cells): raise SplitError("the cells table has no rows")
     twice = cells.path[cells.path.duplicated()]
-    if len(twice): raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
+    if len(twice):
+        raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
 
 # %% ../nbs/api/04_split.ipynb #738ca5ac
 def _together(parts, cells):
@@ -80,18 +84,22 @@ def _check_patients(cells):
     unknown = cells.path[cells.patient.isna()]
     if not len(unknown): return
     raise NoPatients(
-        f"the patient of {len(unknown):,} of {len(cells):,} cells is unknown, for example of {unknown.iloc[0]}; "
-        "a split by patient needs all of them. Use the rule 'random' or 'folder'"
+        f"the patient of {len(unknown):,} of {len(cells):,} cells is unknown, "
+        f"for example of {unknown.iloc[0]}; a split by patient needs all of them. "
+        "Use the rule 'random' or 'folder'"
         + ", or leave these cells out"*(len(unknown) < len(cells)))
 
 # %% ../nbs/api/04_split.ipynb #358e6c68
 def _linked(cells):
-    "Number the sets of cells that must stay together: same patient, same photo or same bytes, also by a chain of these."
-    old,group = None,pd.Series(pd.factorize(cells.patient, sort=True)[0], cells.index)
+    "Number the sets of cells that stay together: same patient, photo or bytes, also by a chain of these."
+    numbers,_ = pd.factorize(cells.patient, sort=True)
+    old,group = None,pd.Series(numbers, cells.index)
     while not group.equals(old):
         old = group
         for key in ('patient', 'photo', 'sha256'):
-            if key in cells: group = group.groupby(cells[key]).transform('min').fillna(group).astype(int)
+            if key not in cells: continue
+            least = group.groupby(cells[key]).transform('min')
+            group = least.fillna(group).astype(int)
     return group
 
 # %% ../nbs/api/04_split.ipynb #df24313c
@@ -123,22 +131,24 @@ def _part_sizes(n, shares):
     return [n-sum(sizes), *sizes]
 
 # %% ../nbs/api/04_split.ipynb #918c29ca
-_DRAWS = 500 # Draws to choose from: shares of cells come within about a point of those wanted on the NIH set
+# Draws to choose from: shares of cells come within about a point of those wanted on the NIH set
+_DRAWS = 500
 
 def _best_draw(pools, shares, counts, seed):
     "Draw parts for groups many times; give the best draw: the part of each group, and how many labels are missing."
-    rng = np.random.RandomState(seed)
+    rng,parts = np.random.RandomState(seed),range(len(shares))
     draws = np.zeros((_DRAWS, len(counts)), dtype=int)
-    sizes = [_part_sizes(len(pool), shares) for pool in pools]
+    dealt = [np.repeat(parts, _part_sizes(len(pool), shares)) for pool in pools]
     for draw in draws:
-        for pool,size in zip(pools, sizes): draw[rng.permutation(pool)] = np.repeat(np.arange(len(shares)), size)
-    got = np.stack([(draws == part) @ counts for part in range(len(shares))], axis=1) # (draw, part, label)
+        for pool,some in zip(pools, dealt): draw[rng.permutation(pool)] = some
+    got = np.stack([(draws == part) @ counts for part in parts], axis=1) # (draw, part, label)
     off_labels = (got/counts.sum(0) - np.array(shares)[:, None])**2
-    off_cells = (got.sum(-1)/counts.sum() - np.array(shares))**2
-    none = got == 0
-    none[:, 1:] &= (counts > 0).sum(0) >= len(shares) # train needs every label, other parts those with enough groups
+    off_cells = (got.sum(-1)/counts.sum() - shares)**2
+    none = got == 0 # train needs every label, other parts those with enough groups
+    none[:, 1:] &= (counts > 0).sum(0) >= len(shares)
     missing = none.sum((-1, -2))
-    best = np.lexsort((off_labels.sum((-1, -2)) + off_cells.sum(-1), missing))[0]
+    off = off_labels.sum((-1, -2)) + off_cells.sum(-1)
+    best = np.lexsort((off, missing))[0]
     return draws[best],missing[best]
 
 # %% ../nbs/api/04_split.ipynb #fb6c3288
@@ -152,15 +162,17 @@ def split_patient(
     _check_shares(valid, test)
     _check_patients(cells)
     shares = dict(train=1-valid-test, valid=valid, test=test)
-    parts = [part for part in shares if shares[part]]
-    group = _linked(cells)
+    shares = {part: share for part,share in shares.items() if share}
+    parts,group = [*shares],_linked(cells)
     counts = pd.crosstab(group, cells.label)
     pools = _pools(_kinds(cells, group), len(parts))
-    drawn,missing = _best_draw(pools, [shares[part] for part in parts], counts.to_numpy(), seed)
+    drawn,missing = _best_draw(pools, [*shares.values()], counts.to_numpy(), seed)
     if len(counts) < len(parts) or missing:
-        have = ', '.join(f"{n} with {label}" for label,n in (counts > 0).sum().items())
-        raise SplitError(f"{len(counts)} patients ({have}) are too few to give {', '.join(parts)} cells of every label. "
-                         "Ask for fewer parts, or bring more patients")
+        have = [f"{n} with {label}" for label,n in (counts > 0).sum().items()]
+        raise SplitError(
+            f"{len(counts)} patients ({', '.join(have)}) are too few to give "
+            f"{', '.join(parts)} cells of every label. "
+            "Ask for fewer parts, or bring more patients")
     part_of = {patient: parts[i] for patient,i in zip(counts.index, drawn)}
     return cells.assign(split=group.map(part_of).astype(object))
 
@@ -180,17 +192,19 @@ def split_folder(
     "Keep the parts that the folders `train`, `valid` and `test` make."
     _check_shares(valid, 0)
     _check_table(cells, 'path', 'folder_split')
-    outside = cells.folder_split.isna().sum()
-    if outside:
-        raise SplitError(f"{outside:,} of {len(cells):,} cells lie outside folders named train, valid or test. "
-                         "Use the rule 'patient' or 'random'")
+    if outside := cells.folder_split.isna().sum():
+        raise SplitError(f"{outside:,} of {len(cells):,} cells lie outside folders named "
+                         "train, valid or test. Use the rule 'patient' or 'random'")
     split = cells.folder_split.astype(object)
-    n_valid,n_train = (split == 'valid').sum(),(split == 'train').sum()
-    if not n_train: raise SplitError(f"there is no train folder, only {', '.join(sorted({*split}))}")
-    if not n_valid: return _with_rest(cells, split_random(cells[split == 'train'], valid, seed=seed), split)
-    if n_valid < n_train*_TINY:
-        warnings.warn(f"the valid folder has {n_valid:,} cells beside {n_train:,} in train: too few to choose a model by. "
-                      "To draw valid from both: cells = cells.assign(folder_split=cells.folder_split.replace('valid', 'train'))")
+    train,n_valid = cells[split == 'train'],(split == 'valid').sum()
+    if not len(train):
+        raise SplitError(f"there is no train folder, only {', '.join(sorted({*split}))}")
+    if not n_valid: return _with_rest(cells, split_random(train, valid, seed=seed), split)
+    if n_valid < len(train)*_TINY:
+        warnings.warn(
+            f"the valid folder has {n_valid:,} cells beside {len(train):,} in train: "
+            "too few to choose a model by. To draw valid from both: "
+            "cells = cells.assign(folder_split=cells.folder_split.replace('valid', 'train'))")
     return cells.assign(split=split)
 
 # %% ../nbs/api/04_split.ipynb #1404dbe6
@@ -214,16 +228,19 @@ def split_fold(
     seed:int=42 # For the draw of valid
 )->pd.DataFrame: # `cells` plus column `split`
     "Take one of the five pinned folds as test, and valid from the other four."
-    if isinstance(fold, bool) or fold not in range(5): raise SplitError(f"folds are 0, 1, 2, 3 and 4; got {fold!r}")
+    if isinstance(fold, bool) or fold not in range(5):
+        raise SplitError(f"folds are 0, 1, 2, 3 and 4; got {fold!r}")
     _check_patients(cells)
     folds = cells.patient.map(_folds())
     strangers = sorted({*cells.patient[folds.isna()]})
     if strangers:
-        raise SplitError(f"no fold is pinned for {len(strangers)} patients: {', '.join(strangers[:5])}. "
-                         "The folds are for the 200 patients of the NIH set. Use the rule 'patient'")
+        raise SplitError(
+            f"no fold is pinned for {len(strangers)} patients: {', '.join(strangers[:5])}. "
+            "The folds are for the 200 patients of the NIH set. Use the rule 'patient'")
     is_test = folds == fold
     if is_test.nunique() == 1:
-        raise SplitError(f"{is_test.sum():,} of {len(cells):,} cells are of fold {fold}: nothing to divide")
+        raise SplitError(f"{is_test.sum():,} of {len(cells):,} cells are of fold {fold}: "
+                         "nothing to divide")
     return _with_test(cells, is_test, valid, seed, split_patient)
 
 # %% ../nbs/api/04_split.ipynb #b0a27b1a
@@ -231,13 +248,14 @@ def _patient_folds(cells, folds, seed):
     "A fold for each cell of a table sorted by path, no patient on two sides."
     from sklearn.model_selection import StratifiedGroupKFold
     _check_patients(cells)
-    group = _linked(cells)
-    if group.nunique() < folds: raise SplitError(f"{group.nunique()} patients are too few for {folds} folds")
+    group,fold = _linked(cells),pd.Series(0, cells.index)
+    patients = group.nunique()
+    if patients < folds: raise SplitError(f"{patients} patients are too few for {folds} folds")
     drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    fold = pd.Series(0, cells.index)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a label with fewer cells than folds
-        for k,(_,test) in enumerate(drawn.split(cells, cells.label, group)): fold.iloc[test] = k
+        drawn = enumerate(drawn.split(cells, cells.label, group))
+        for k,(_,test) in drawn: fold.iloc[test] = k
     return fold
 
 # %% ../nbs/api/04_split.ipynb #6f6f15d8
@@ -257,11 +275,12 @@ def split_kfold(
     seed:int=42 # Same seed, same folds
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Draw folds; one is test, and valid comes from the others."
-    if by not in ('patient', 'random'): raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
+    draws = dict(patient=(_patient_folds, split_patient), random=(_cell_folds, split_random))
+    if by not in draws: raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
     if folds < 2 or not 0 <= fold < folds:
         raise SplitError(f"fold {fold} of {folds}: there must be at least 2, counted from 0")
     _check_table(cells, 'path', 'label')
-    draw,rule = (_patient_folds, split_patient) if by == 'patient' else (_cell_folds, split_random)
+    draw,rule = draws[by]
     drawn = draw(cells.sort_values('path'), folds, seed).reindex(cells.index)
     return _with_test(cells, drawn == fold, valid, seed, rule)
 
@@ -299,8 +318,8 @@ def leakage(
     "Count what the parts of a split have in common: patients, photos and identical pictures."
     found = {f'{what}s_shared': len(_shared(cells, key)) for what,key in _LEAKING.items()}
     for part in ('valid', 'test'):
-        if (cells.split == part).any():
-            found[part] = {what: _in_train(cells, part, key) for what,key in _LEAKING.items()}
+        if part not in {*cells.split}: continue
+        found[part] = {what: _in_train(cells, part, key) for what,key in _LEAKING.items()}
     return found
 
 # %% ../nbs/api/04_split.ipynb #fba14737
@@ -308,9 +327,11 @@ def _check_parts(cells):
     "Refuse unknown parts, no train part, and a train part without one of the labels."
     _check_table(cells, 'path', 'label', 'split')
     odd = sorted({*map(str, cells.split)} - {*_PARTS})
-    if odd: raise SplitError(f"column split holds {', '.join(odd)}; it may hold {', '.join(_PARTS)}")
+    if odd:
+        raise SplitError(f"column split holds {', '.join(odd)}; it may hold {', '.join(_PARTS)}")
     gone = sorted({*cells.label} - {*cells.label[cells.split == 'train']})
-    if gone: raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
+    if gone:
+        raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
 
 # %% ../nbs/api/04_split.ipynb #406923ba
 def check_split(
@@ -321,12 +342,13 @@ def check_split(
     _check_parts(cells)
     if by_patient: _check_patients(cells)
     for what,key in _LEAKING.items():
-        both = _shared(cells, key) if by_patient or what == 'picture' else []
-        if not both: continue
-        remedy = ("Keep one copy of each: cells.drop_duplicates('sha256')" if what == 'picture' else
-                  "Split by patient, or say that the split is random")
-        raise Leak(f"{len(both):,} of {cells[key].nunique():,} {what}s are on two sides of the split: "
-                   f"{', '.join(both[:5])}. {remedy}")
+        both = _shared(cells, key)
+        if not both or what != 'picture' and not by_patient: continue
+        remedy = "Split by patient, or say that the split is random"
+        if what == 'picture': remedy = "Keep one copy of each: cells.drop_duplicates('sha256')"
+        raise Leak(
+            f"{len(both):,} of {cells[key].nunique():,} {what}s are on two sides of the split: "
+            f"{', '.join(both[:5])}. {remedy}")
     return leakage(cells)
 
 # %% ../nbs/api/04_split.ipynb #52f32052
@@ -335,12 +357,13 @@ def split_summary(
 )->pd.DataFrame: # One row per part: n, share, one column per label (cells), patients, controls (NA where unknown)
     "Count cells, labels, patients and healthy controls in each part."
     labels = pd.crosstab(cells.split, cells.label)
-    n = labels.sum(axis=1)
+    n = labels.sum(axis=1).rename('n')
+    share = (n/len(cells)).round(4).rename('share')
     controls = cells.patient.where(_is_control(cells.patient))
-    people = pd.DataFrame(dict(patients=cells.patient, controls=controls)).groupby(cells.split).nunique()
-    people = people.astype('Int64').mask(people.patients == 0)
-    counts = pd.DataFrame(dict(n=n, share=(n/len(cells)).round(4)))
-    table = pd.concat([counts, labels, people], axis=1).rename_axis('split')
+    people = pd.DataFrame(dict(patients=cells.patient, controls=controls))
+    people = people.groupby(cells.split).nunique().astype('Int64')
+    people = people.mask(people.patients == 0)
+    table = pd.concat([n, share, labels, people], axis=1)
     return table.reindex([part for part in _PARTS if part in table.index])
 
 # %% ../nbs/api/04_split.ipynb #ec695dbb
@@ -350,8 +373,8 @@ def _unknown_rule(rule):
     "What to say to a rule that nobody knows."
     near = get_close_matches(rule.lower(), _RULES, 1, .4)
     hint = f"; did you mean {near[0]!r}?" if near else '.'
-    return (f"there is no split rule {rule!r}{hint} Rules: random, patient, folder, fold:0 to fold:4, and patient:K/N "
-            "or random:K/N, which is fold K of N drawn ones")
+    return (f"there is no split rule {rule!r}{hint} Rules: random, patient, folder, "
+            "fold:0 to fold:4, and patient:K/N or random:K/N, which is fold K of N drawn ones")
 
 # %% ../nbs/api/04_split.ipynb #6302592e
 def split_by(
@@ -363,7 +386,8 @@ def split_by(
 )->pd.DataFrame: # `cells` plus column `split`, checked
     "Split by the rule of this name, and check the result."
     if drawn := re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule):
-        parts = split_kfold(cells, drawn[1], int(drawn[2]), int(drawn[3]), valid, seed)
+        by,fold,folds = drawn.groups()
+        parts = split_kfold(cells, by, int(fold), int(folds), valid, seed)
     elif rule not in _RULES: raise SplitError(_unknown_rule(rule))
     elif rule == 'folder': parts = split_folder(cells, valid, seed)
     elif rule == 'random': parts = split_random(cells, valid, test, seed)
