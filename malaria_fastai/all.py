@@ -25,17 +25,18 @@ from .cells import *
 from .data import *
 from .export import export_onnx, pack
 from .evaluate import (apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
-    flip_labels, paired_difference, per_patient, read_predictions, read_verdicts, review_agreement, review_list, with_and_without_disputed, with_verdicts)
+    paired_difference, per_patient, read_predictions, with_and_without_disputed)
 from .interpret import *
 from .learner import *
 from .predict import Predictor, predict_files
-from .report import (plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability, plot_review,
-    plot_robustness, plot_roc, write_report, write_review)
+from .report import (plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability,
+    plot_robustness, plot_roc, write_report)
 from .recipes import RECIPES, Recipe, find_recipe, recipes_table
 from .resume import *
 from .sample import *
 from .source import *
 from .split import *
+from .transforms import *
 from .run import *
 
 # %% ../nbs/api/19_all.ipynb #b0d6c411

@@ -1,4 +1,4 @@
-"""From a table of predictions to numbers with honest intervals: metrics, patients, thresholds, calibration, labels.
+"""From a table of predictions to numbers with honest intervals: metrics, patients, thresholds, calibration.
 
 Docs: https://OWNER.github.io/malaria_fastai/api/evaluate.html.md"""
 
@@ -14,14 +14,12 @@ import numpy as np, pandas as pd
 from .cells import NoPatients
 
 # %% auto #0
-__all__ = ['METRICS', 'AIMS', 'VERDICTS', 'simulate_predictions', 'EmptyPredictions', 'BadPredictions', 'NotBinary', 'OneClass',
-           'check_predictions', 'Scores', 'has_patients', 'metrics', 'confusion', 'negative_of', 'resamples',
-           'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference', 'per_patient',
-           'detection_limit', 'patient_scores', 'PatientOverlap', 'Fitted', 'choose_threshold', 'apply_threshold',
-           'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature', 'apply_temperature',
-           'coverage_risk', 'with_and_without_disputed', 'InSample', 'review_list', 'flip_labels', 'review_agreement',
-           'BadVerdicts', 'read_verdicts', 'ask_verdicts', 'with_verdicts', 'patient_summary', 'wilson', 'patient_rule',
-           'calibration', 'examine']
+__all__ = ['METRICS', 'AIMS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions',
+           'has_patients', 'metrics', 'negative_of', 'confusion', 'resamples', 'bootstrap', 'interval', 'evaluate',
+           'curve_band', 'read_predictions', 'paired_difference', 'per_patient', 'detection_limit', 'patient_scores',
+           'Fitted', 'choose_threshold', 'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss',
+           'fit_temperature', 'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'patient_rule',
+           'examine']
 
 # %% ../nbs/api/12_evaluate.ipynb #8d39512f
 def simulate_predictions(
@@ -38,23 +36,21 @@ def simulate_predictions(
     who = np.repeat(np.arange(patients), cells)
     infected = who >= round(controls*patients)
     y = infected & (rng.random(len(who)) < .5/(1-controls))
-    x = rng.normal(0, spread, patients)[who] + rng.normal(np.where(y, separation, -separation), 1)
+    shift = rng.normal(0, spread, patients)[who]
+    x = shift + rng.normal(np.where(y, separation, -separation), 1)
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
     label = np.where(y, 'Parasitized', 'Uninfected')
     name = np.where(infected, 'P', 'C').astype(object) + pd.Series(who+1).astype(str)
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
-    pred = np.where(p>=.5, 'Parasitized', 'Uninfected')
-    path = [f'{l}/{n}_IMG_{i%4}_cell_{i}.png' for i,(l,n) in enumerate(zip(label, name))]
-    photo = [f'{n}_IMG_{i%4}' for i,n in enumerate(name)]
-    return pd.DataFrame(dict(path=path, label=label, patient=name.astype('string'), photo=photo, split=split, pred=pred, p=p,
-                             disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
+    photo = [f'{patient}_IMG_{i%4}' for i,patient in enumerate(name)]
+    path = [f'{folder}/{image}_cell_{i}.png' for i,(folder,image) in enumerate(zip(label, photo))]
+    disputed = pd.array(rng.random(len(who))<.05, 'boolean')
+    return pd.DataFrame(dict(path=path, label=label, patient=name.astype('string'), photo=photo, split=split,
+                             pred=np.where(p>=.5, 'Parasitized', 'Uninfected'), p=p, disputed=disputed))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
-class EmptyPredictions(ValueError):
-    "There is no prediction to evaluate."
-
 class BadPredictions(ValueError):
-    "A column is missing, or holds what it must not."
+    "A table that would give a wrong number, or a number that would be judged on the patients it was chosen on."
 
 class NotBinary(ValueError):
     "The numbers here need exactly two classes, one of them positive."
@@ -63,82 +59,103 @@ class OneClass(ValueError):
     "A choice needs cells of both classes."
 
 # %% ../nbs/api/12_evaluate.ipynb #3ad74a07
-def _need(preds, *columns):
-    if not isinstance(preds, pd.DataFrame): raise BadPredictions(f"predictions must be a table, got {type(preds).__name__}")
-    if missing := [c for c in columns if c not in preds]:
-        raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
-    if not len(preds): raise EmptyPredictions("the table of predictions has no row. Was a part of the split left empty?")
-    if preds[list(columns)].isna().any(axis=None):
-        bad = preds[list(columns)].isna().sum()
-        raise BadPredictions(f"missing values: {bad[bad>0].to_dict()}. Each prediction needs {' and '.join(columns)}")
+def _check_columns(preds, *columns):
+    "Refuse what is no table, has no row, or lacks a value in one of `columns`."
+    if not isinstance(preds, pd.DataFrame):
+        raise BadPredictions(f"predictions must be a table, got {type(preds).__name__}")
+    missing = [column for column in columns if column not in preds]
+    if missing: raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
+    if not len(preds):
+        raise BadPredictions("the table of predictions has no row. Was a part of the split left empty?")
+    gaps = preds[list(columns)].isna().sum()
+    if gaps.any(): raise BadPredictions(f"missing values: {gaps[gaps>0].to_dict()}. "
+                                        f"Each prediction needs {' and '.join(columns)}")
 
-def _check_positive(preds, positive):
-    seen = set(preds['label'].unique()) | set(preds['pred'].dropna().unique() if 'pred' in preds else [])
-    names = sorted(map(str, seen))
-    if len(seen)>2: raise NotBinary(f"two classes are needed, found {len(seen)}: {names[:5]}. Evaluate one against the rest")
-    near = difflib.get_close_matches(str(positive).lower(), [str(s).lower() for s in seen], 1, .6)
-    if positive in seen or (len(seen)<2 and not near): return
-    hint = next((s for s in seen if near and str(s).lower()==near[0]), None)
-    raise NotBinary(f"no class is called {positive!r}, found {names}" + (f". Did you mean {hint!r}?" if hint else ''))
+# %% ../nbs/api/12_evaluate.ipynb #46569a0b
+def _class_names(preds):
+    "Names of the classes, as labels or as decisions, in the order in which they appear."
+    named = pd.concat([preds[column] for column in ('label','pred') if column in preds])
+    return named.dropna().unique().tolist()
+
+# %% ../nbs/api/12_evaluate.ipynb #12a11c6e
+def _check_classes(preds, positive):
+    "Refuse more than two classes, and a positive class that is called otherwise."
+    seen = _class_names(preds)
+    if len(seen)>2: raise NotBinary(f"two classes are needed, found {len(seen)}: {sorted(map(str, seen))[:5]}. "
+                                    "Evaluate one against the rest")
+    by_lower = {str(name).lower(): name for name in seen}
+    near = difflib.get_close_matches(str(positive).lower(), by_lower, 1)
+    if positive in seen or len(seen)<2 and not near: return
+    hint = f". Did you mean {by_lower[near[0]]!r}?" if near else ''
+    raise NotBinary(f"no class is called {positive!r}, found {sorted(map(str, seen))}{hint}")
 
 # %% ../nbs/api/12_evaluate.ipynb #a4fdffd3
 def _check_p(preds, positive):
+    "Refuse a `p` that is no probability, or that of the other class."
     p = pd.to_numeric(preds['p'], errors='coerce')
-    bad = ~p.between(0, 1)
-    if bad.any(): raise BadPredictions(f"column p must hold probabilities in [0, 1]: {bad.sum()} of {len(p)} rows do not, "
-                                       f"the first is {preds['p'][bad].iloc[0]!r} in row {preds.index[bad][0]!r}")
+    bad = preds['p'][~p.between(0, 1)]
+    if len(bad): raise BadPredictions(f"column p must hold probabilities in [0, 1]: {len(bad)} of {len(p)} rows do not, "
+                                      f"the first is {bad.iloc[0]!r} in row {bad.index[0]!r}")
     if 'pred' not in preds or preds['pred'].isna().any(): return
-    said = preds['pred']==positive
-    if said.any() and not said.all() and p[said].min() < p[~said].max():
-        raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {p[said].min():.4g}, "
-                             f"the highest of the others {p[~said].max():.4g}. Is p the probability of the other class?")
+    called = preds['pred']==positive
+    low,high = p[called].min(),p[~called].max()
+    if low<high: raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {low:.4g}, "
+                                      f"the highest of the others {high:.4g}. Is p the probability of the other class?")
 
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class; `p` is its probability
+    *columns:str, # Names of other columns that are needed
 )->pd.DataFrame: # The same table
     "Refuse a table that would give a wrong number: empty, not two classes, `p` missing, out of range or of the other class."
-    _need(preds, 'label', 'p')
-    _check_positive(preds, positive)
+    _check_columns(preds, *columns, 'label', 'p')
+    _check_classes(preds, positive)
     _check_p(preds, positive)
     return preds
 
 # %% ../nbs/api/12_evaluate.ipynb #5f72d47c
 @dataclass(frozen=True)
-class Scores:
+class _Scores:
     "A checked table as arrays, highest `p` first."
     y:np.ndarray # bool (n,), whether the cell is truly positive
     p:np.ndarray # float64 (n,), probability of the positive class, falling
     group:np.ndarray # int64 (n,), number of the patient (or cell) that a draw takes as a whole
     ends:np.ndarray # int64 (k,), last place of each run of equal `p`
-    by:str # 'patient' or 'cell'
 
     @property
     def n_groups(self): return int(self.group.max())+1
 
-# %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
-def _groups(preds, by):
-    if by=='cell': return np.arange(len(preds))
-    if by!='patient': raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
-    if not has_patients(preds): raise NoPatients("cells without a patient cannot be drawn by patient. Use by='cell', and say so")
-    return pd.factorize(preds['patient'].astype(str), sort=True)[0]
+    @classmethod
+    def sort(cls, y, p, group):
+        order = np.argsort(-p, kind='stable')
+        p = p[order]
+        return cls(y[order], p, group[order], np.flatnonzero(np.append(p[1:]!=p[:-1], True)))
 
+# %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
 def has_patients(
     preds:pd.DataFrame, # A predictions table
 )->bool: # True if every row names its patient
     "Tell whether intervals by patient are possible."
-    _need(preds)
     return 'patient' in preds and not preds['patient'].isna().any()
 
-def _by(preds): return 'patient' if has_patients(preds) else 'cell'
+def _drawn_by(preds): return 'patient' if has_patients(preds) else 'cell'
 
-def _scores(preds, positive, by='cell'):
+# %% ../nbs/api/12_evaluate.ipynb #a8f6daf5
+def _group_numbers(preds, by):
+    "Number of the patient (or cell) of each row."
+    if by=='cell': return np.arange(len(preds))
+    if by!='patient': raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
+    if not has_patients(preds):
+        raise NoPatients("cells without a patient cannot be drawn by patient. Use by='cell', and say so")
+    return pd.factorize(preds['patient'].astype(str), sort=True)[0]
+
+# %% ../nbs/api/12_evaluate.ipynb #6fe563ad
+def _scores(preds, positive, by=None):
+    "A table, once checked, as arrays; `by` None draws patients where they are known."
     check_predictions(preds, positive)
-    p,y,group = preds['p'].to_numpy(float), (preds['label']==positive).to_numpy(bool), _groups(preds, by)
-    order = np.argsort(-p, kind='stable')
-    p = p[order]
-    return Scores(y[order], p, group[order], np.flatnonzero(np.append(p[1:]!=p[:-1], True)), by)
+    y,p = (preds['label']==positive).to_numpy(bool),preds['p'].to_numpy(float)
+    return _Scores.sort(y, p, _group_numbers(preds, by or _drawn_by(preds)))
 
 # %% ../nbs/api/12_evaluate.ipynb #e65d3792
 def _ratio(a, b):
@@ -146,36 +163,36 @@ def _ratio(a, b):
     a,b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b!=0)
 
+# %% ../nbs/api/12_evaluate.ipynb #d51e3a39
 def _sums(w, s):
     "Running sums (draws, k+1) of `w` (draws, n) after each step down the list, 0 first."
     total = np.zeros((len(w), w.shape[1]+1))
     np.cumsum(w, 1, out=total[:,1:])
-    return total if len(s.ends)==w.shape[1] else total[:,np.append(0, s.ends+1)]
+    if len(s.ends)==w.shape[1]: return total # no two cells have the same `p`
+    return total[:,np.append(0, s.ends+1)]
 
 def _curve(w, s):
     "True and false positives (draws, k+1) after each step down the list, for weights `w` (draws, n)."
     tp = _sums(w*s.y, s)
     return tp, _sums(w, s)-tp
 
-def _steps(s, threshold):
-    "How many steps of the curve lie at or above `threshold`."
-    return np.searchsorted(-s.p[s.ends], -threshold, side='right')
-
 # %% ../nbs/api/12_evaluate.ipynb #d1d1e03b
-def _ranking(tp, fp):
-    p,n = tp[:,-1], fp[:,-1]
-    auc = (np.diff(fp)*(tp[:,1:]+tp[:,:-1])).sum(1)/2
-    found = np.diff(tp)
-    precision = np.divide(tp[:,1:], tp[:,1:]+fp[:,1:], out=np.zeros_like(found), where=found>0)
-    return dict(auc=_ratio(auc, p*n), average_precision=_ratio((found*precision).sum(1), p))
-
 def _deciding(p, n, a, b):
     "Metrics of a decision: `p` positive and `n` negative cells, `a` and `b` of them called positive."
-    sens,spec = _ratio(a, p), _ratio(n-b, n)
+    sens,spec = _ratio(a, p),_ratio(n-b, n)
     mcc = _ratio(a*(n-b)-b*(p-a), np.sqrt((a+b)*p*n*(p+n-a-b)))
     mcc = np.where((p>0)&(n>0)&np.isnan(mcc), 0., mcc)
-    return dict(accuracy=_ratio(a+n-b, p+n), balanced_accuracy=(sens+spec)/2, sensitivity=sens, specificity=spec,
+    return dict(accuracy=_ratio(a+n-b, p+n), balanced_accuracy=(sens+spec)/2,
+                sensitivity=sens, specificity=spec,
                 f1=_ratio(2*a, a+b+p), mcc=mcc, precision=_ratio(a, a+b))
+
+# %% ../nbs/api/12_evaluate.ipynb #242b9977
+def _ranking(tp, fp):
+    "Metrics of the whole curve, which need no threshold."
+    p,n,found = tp[:,-1],fp[:,-1],np.diff(tp)
+    auc = (np.diff(fp)*(tp[:,1:]+tp[:,:-1])).sum(1)/2
+    precision = np.divide(tp[:,1:], tp[:,1:]+fp[:,1:], out=np.zeros_like(found), where=found>0)
+    return dict(auc=_ratio(auc, p*n), average_precision=_ratio((found*precision).sum(1), p))
 
 # %% ../nbs/api/12_evaluate.ipynb #8e6f5542
 METRICS = dict(
@@ -190,32 +207,48 @@ METRICS = dict(
     average_precision="Mean precision while sensitivity goes from 0 to 1; needs no threshold.",
     brier="Mean squared distance of p from the truth: 0 is perfect, .25 is always saying .5. Lower is better.")
 
+# %% ../nbs/api/12_evaluate.ipynb #eb00dba4
+def _steps_above(s, threshold):
+    "How many steps of the curve lie at or above `threshold`."
+    return np.searchsorted(-s.p[s.ends], -threshold, side='right')
+
 def _all_metrics(w, s, threshold):
     "Every metric as arrays (draws,), for weights `w` (draws, n)."
     tp,fp = _curve(w, s)
-    at = _steps(s, threshold)
+    at = _steps_above(s, threshold)
     found = _deciding(tp[:,-1], fp[:,-1], tp[:,at], fp[:,at]) | _ranking(tp, fp)
     found['brier'] = _ratio(w@np.square(s.p-s.y), w.sum(1))
-    return {m: found[m] for m in METRICS}
+    return {metric: found[metric] for metric in METRICS}
 
 # %% ../nbs/api/12_evaluate.ipynb #58cd4221
-def _plain(x):
+def _json_number(x):
     "A number that JSON can hold: None for NaN."
     return None if x is None or not np.isfinite(x) else float(x)
 
-def _n_patients(preds): return int(preds['patient'].nunique()) if 'patient' in preds and preds['patient'].notna().any() else None
+def _n_patients(preds): return preds['patient'].nunique() or None if 'patient' in preds else None
 
+# %% ../nbs/api/12_evaluate.ipynb #10fe29a9
 def metrics(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    s = _scores(preds, positive)
+    s = _scores(preds, positive, 'cell')
     found = _all_metrics(np.ones((1,len(preds))), s, threshold)
-    return dict(n=len(preds), patients=_n_patients(preds)) | {m: _plain(v[0]) for m,v in found.items()}
+    values = {metric: _json_number(value[0]) for metric,value in found.items()}
+    return dict(n=len(preds), patients=_n_patients(preds)) | values
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
+def negative_of(
+    preds:pd.DataFrame, # A predictions table
+    positive:str, # Name of the positive class
+)->str: # Name of the other class, or 'not <positive>' if the table never names it
+    "Find the name of the negative class."
+    others = [str(name) for name in _class_names(preds) if name!=positive]
+    return others[0] if others else f'not {positive}'
+
+# %% ../nbs/api/12_evaluate.ipynb #6d55efec
 def confusion(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
@@ -224,17 +257,9 @@ def confusion(
     "Count cells by truth and decision."
     check_predictions(preds, positive)
     names = [negative_of(preds, positive), positive]
-    y,said = (preds['label']==positive).astype(int), (preds['p'].astype(float)>=threshold).astype(int)
-    counts = np.bincount(2*y+said, minlength=4).reshape(2, 2)
+    y,called = preds['label']==positive,preds['p'].astype(float)>=threshold
+    counts = np.bincount(2*y+called, minlength=4).reshape(2, 2)
     return pd.DataFrame(counts, pd.Index(names, name='truth'), pd.Index(names, name='decision'))
-
-def negative_of(
-    preds:pd.DataFrame, # A predictions table
-    positive:str, # Name of the positive class
-)->str: # Name of the other class, or 'not <positive>' if the table never names it
-    "Find the name of the negative class."
-    named = [*preds['label'].unique(), *(preds['pred'].dropna().unique() if 'pred' in preds else [])]
-    return next((str(c) for c in named if c!=positive), f'not {positive}')
 
 # %% ../nbs/api/12_evaluate.ipynb #cd211873
 def resamples(
@@ -251,10 +276,11 @@ def resamples(
         yield np.bincount(picks.ravel(), minlength=rows*n).reshape(rows, n)
 
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
-def _weights(s, draws, seed):
+def _drawn_weights(s, draws, seed):
     "Weights of the cells (rows, n), block by block, when groups are drawn whole."
     for counts in resamples(s.n_groups, draws, seed): yield counts[:,s.group].astype(float)
 
+# %% ../nbs/api/12_evaluate.ipynb #2d4a7060
 def bootstrap(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
     positive:str, # Name of the positive class
@@ -265,8 +291,8 @@ def bootstrap(
 )->pd.DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
     s = _scores(preds, positive, by)
-    parts = [_all_metrics(w, s, threshold) for w in _weights(s, draws, seed)]
-    return pd.DataFrame({m: np.concatenate([part[m] for part in parts]) for m in METRICS})
+    blocks = [pd.DataFrame(_all_metrics(w, s, threshold)) for w in _drawn_weights(s, draws, seed)]
+    return pd.concat(blocks, ignore_index=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #fb1f64bb
 def _tail(n, level):
@@ -275,19 +301,35 @@ def _tail(n, level):
     from scipy.special import ndtr, stdtrit
     return float(ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, (1-level)/2)))
 
+# %% ../nbs/api/12_evaluate.ipynb #cb0370a8
+def _interval_ends(draws, n=None, level=.95, undefined=.05):
+    "What `interval` gives, as columns lo and hi; NaN where there is none."
+    if n==1: return pd.DataFrame(np.nan, draws.columns, ['lo','hi'])
+    tail = _tail(n, level)
+    ends = draws.quantile([tail, 1-tail]).T.set_axis(['lo','hi'], axis=1)
+    ends[draws.isna().mean()>undefined] = np.nan
+    return ends
+
+# %% ../nbs/api/12_evaluate.ipynb #7b40dd28
 def interval(
     draws:pd.DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
-    n:int|None=None, # How many patients (or cells) a draw takes, at least 2; None takes the plain middle of the draws
+    n:int|None=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
     level:float=.95, # How often the interval should hold the truth
     undefined:float=.05, # With more than this share of draws undefined there is no interval
 )->dict: # For each column [low, high], or None where it is not defined
     "Take the middle of each column, a little more of it when patients are few."
-    tail = _tail(n, level)
-    low,high = draws.quantile(tail), draws.quantile(1-tail)
-    sound = draws.isna().mean()<=undefined
-    return {c: [float(low[c]), float(high[c])] if sound[c] else None for c in draws}
+    ends = _interval_ends(draws, n, level, undefined)
+    return {name: None if np.isnan(low) else [low, high] for name,low,high in ends.itertuples()}
 
 # %% ../nbs/api/12_evaluate.ipynb #97b967bf
+def _n_groups(preds, by): return preds['patient'].nunique() if by=='patient' else len(preds)
+
+def _intervals(preds, positive, threshold, draws, seed, by):
+    "The interval of each metric, as `<metric>_ci`; None for a single patient."
+    drawn = bootstrap(preds, positive, draws, seed, by, threshold)
+    return {f'{metric}_ci': ci for metric,ci in interval(drawn, _n_groups(preds, by)).items()}
+
+# %% ../nbs/api/12_evaluate.ipynb #2d3791fd
 def evaluate(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
     positive:str, # Name of the positive class
@@ -297,41 +339,38 @@ def evaluate(
     by:str|None=None, # What is drawn: 'patient', 'cell', or None for patients where every cell has one
 )->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, each metric and each `<metric>_ci`; no NaN
     "Compute every metric with its 95 % interval."
-    by = by or _by(preds)
     found = metrics(preds, positive, threshold)
-    n_positive = int((preds['label']==positive).sum())
-    about = dict(n=found['n'], patients=found['patients'], n_positive=n_positive, n_negative=found['n']-n_positive,
+    by,n,n_positive = by or _drawn_by(preds),found.pop('n'),int((preds['label']==positive).sum())
+    about = dict(n=n, patients=found.pop('patients'), n_positive=n_positive, n_negative=n-n_positive,
                  positive=positive, threshold=float(threshold), ci_by=by, draws=draws)
-    return about | {m: found[m] for m in METRICS} | _intervals(preds, positive, threshold, draws, seed, by)
-
-def _intervals(preds, positive, threshold, draws, seed, by):
-    n = len(preds) if by=='cell' else preds['patient'].nunique()
-    if n<2: return {f'{m}_ci': None for m in METRICS}
-    return {f'{m}_ci': ci for m,ci in interval(bootstrap(preds, positive, draws, seed, by, threshold), n).items()}
+    return about | found | _intervals(preds, positive, threshold, draws, seed, by)
 
 # %% ../nbs/api/12_evaluate.ipynb #dce18579
 def _read_roc(tp, fp, grid):
-    "Highest sensitivity at a false positive rate of at most `grid`, per draw."
-    return np.stack([t[np.searchsorted(f, grid*f[-1]+1e-9, side='right')-1]/t[-1] if t[-1]*f[-1] else np.full(len(grid), np.nan)
-                     for t,f in zip(tp, fp)])
+    "Highest sensitivity at a false positive rate of at most `grid`."
+    if not tp[-1]*fp[-1]: return np.full(len(grid), np.nan)
+    at = np.searchsorted(fp, grid*fp[-1]+1e-9, side='right')-1
+    return tp[at]/tp[-1]
 
-def _read_pr(tp, fp, grid):
-    "Precision at the first step that finds a share of at least `grid`, per draw."
-    def one(t, f):
-        if not t[-1]: return np.full(len(grid), np.nan)
-        at = np.searchsorted(t, np.maximum(grid*t[-1]-1e-9, 1e-9), side='left')
-        return t[at]/(t[at]+f[at])
-    return np.stack([one(t, f) for t,f in zip(tp, fp)])
+# %% ../nbs/api/12_evaluate.ipynb #2cb64065
+def _read_share(part, rest, reach, grid):
+    "Share of `part` in all at the first step at which `reach` has come to `grid` of its end."
+    if not reach[-1]: return np.full(len(grid), np.nan)
+    at = np.searchsorted(reach, np.maximum(grid*reach[-1]-1e-9, 1e-9), side='left')
+    return part[at]/(part[at]+rest[at])
+
+def _read_pr(tp, fp, grid): return _read_share(tp, fp, tp, grid)
 
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
-def _band(s, read, draws, seed, grid):
-    "Read a curve on `grid` with its 95 % band: x, y, lo, hi."
-    y = read(*_curve(np.ones((1,len(s.y))), s), grid)[0]
-    many = np.concatenate([read(*_curve(w, s), grid) for w in _weights(s, draws, seed)])
-    ci = interval(pd.DataFrame(many), s.n_groups) if s.n_groups>1 else {}
-    lo,hi = np.array([ci.get(i) or [np.nan]*2 for i in range(len(grid))]).T
-    return pd.DataFrame(dict(x=grid, y=y, lo=lo, hi=hi))
+def _band(s, read, draws, seed, points):
+    "Read a curve at evenly spaced places with its 95 % band: x, y, lo, hi."
+    grid,lines = np.linspace(0, 1, points),[]
+    for w in (np.ones((1,len(s.y))), *_drawn_weights(s, draws, seed)):
+        lines += [read(tp, fp, grid) for tp,fp in zip(*_curve(w, s))]
+    ends = _interval_ends(pd.DataFrame(np.stack(lines[1:])), s.n_groups)
+    return pd.DataFrame(dict(x=grid, y=lines[0])).join(ends)
 
+# %% ../nbs/api/12_evaluate.ipynb #58e1b36b
 def curve_band(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
@@ -341,31 +380,34 @@ def curve_band(
     points:int=101, # Places at which the curve is read, evenly over [0,1]
 )->pd.DataFrame: # `points` rows: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
     "Read a ROC or precision-recall curve with its 95 % band, by patient where patients are known."
-    s = _scores(preds, positive, _by(preds))
-    return _band(s, dict(roc=_read_roc, pr=_read_pr)[kind], draws, seed, np.linspace(0, 1, points))
+    read = dict(roc=_read_roc, pr=_read_pr)[kind]
+    return _band(_scores(preds, positive), read, draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #b6147cef
 def read_predictions(
     path, # The file, as `predictions.to_csv(path, index=False)` wrote it
 )->pd.DataFrame: # The table, with the types it had
     "Read a predictions table; only an empty field is a missing value."
-    text = {c: 'string' for c in ('path','label','patient','slide','photo','split','pred')} | dict(p=object)
-    preds = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[''])
-    if 'p' in preds: preds['p'] = preds['p'].map(float).astype(float)
-    return preds.assign(disputed=preds['disputed'].astype('boolean')) if 'disputed' in preds else preds
+    types = dict.fromkeys(('path','label','patient','slide','photo','split','pred'), 'string') | dict(p=object)
+    preds = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[''])
+    if 'p' in preds: preds['p'] = preds['p'].map(float).astype(float) # every bit, which pandas' own reader may not give
+    if 'disputed' in preds: preds['disputed'] = preds['disputed'].astype('boolean')
+    return preds
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
 def _aligned(a, b):
     "Both tables in the order of `path`, if they hold the same cells with the same labels."
-    for t in (a, b): _need(t, 'path', 'label', 'p')
-    if a['path'].duplicated().any() or b['path'].duplicated().any(): raise BadPredictions("a path occurs twice in one table")
-    lone = len(set(a['path']) ^ set(b['path']))
-    if lone: raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
-    a,b = (t.sort_values('path').reset_index(drop=True) for t in (a, b))
+    for table in (a, b):
+        _check_columns(table, 'path', 'label', 'p')
+        if table['path'].duplicated().any(): raise BadPredictions("a path occurs twice in one table")
+    if lone := len(set(a['path']) ^ set(b['path'])):
+        raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
+    a,b = (table.sort_values('path', ignore_index=True) for table in (a, b))
     odd = (a['label'].astype(str)!=b['label'].astype(str)).sum()
     if odd: raise BadPredictions(f"{odd} cells have another label in the other table")
     return a, b
 
+# %% ../nbs/api/12_evaluate.ipynb #74e59f7f
 def paired_difference(
     a:pd.DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
     b:pd.DataFrame, # Predictions of another model on the same cells
@@ -376,13 +418,12 @@ def paired_difference(
 )->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
     a,b = _aligned(a, b)
-    if by_patient := has_patients(a): b = b.assign(patient=a['patient'])
-    one,two = (bootstrap(t, positive, draws, seed, 'patient' if by_patient else 'cell', threshold) for t in (a, b))
-    n = a['patient'].nunique() if by_patient else len(a)
-    ci = interval(two-one, n) if n>1 else {}
-    found = pd.DataFrame({k: metrics(t, positive, threshold) for k,t in (('a',a), ('b',b))}).loc[list(METRICS)].astype(float)
-    bounds = pd.DataFrame({m: ci.get(m) or [np.nan]*2 for m in METRICS}, index=['lo','hi']).T
-    return found.assign(difference=found.b-found.a).join(bounds)
+    by = _drawn_by(a)
+    if by=='patient': b = b.assign(patient=a['patient'])
+    one,two = (bootstrap(table, positive, draws, seed, by, threshold) for table in (a, b))
+    values = pd.DataFrame(dict(a=metrics(a, positive, threshold), b=metrics(b, positive, threshold)))
+    values = values.loc[list(METRICS)].astype(float)
+    return values.assign(difference=values.b-values.a).join(_interval_ends(two-one, _n_groups(a, by)))
 
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
@@ -392,30 +433,29 @@ def per_patient(
 )->pd.DataFrame: # One row per patient: whether infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
     check_predictions(preds, positive)
-    _groups(preds, 'patient')
-    y,said = preds['label']==positive, preds['p'].astype(float)>=threshold
-    cells = pd.DataFrame(dict(patient=preds['patient'].astype(str), positives=y, called=said, found=y&said))
-    t = cells.groupby('patient')[['positives','called','found']].sum().astype(int)
-    t.insert(0, 'cells', cells.groupby('patient').size())
-    t.insert(0, 'infected', t.positives>0)
-    t['false_positives'] = t.called-t.found
-    return t.assign(sensitivity=_ratio(t.found, t.positives), fpr=_ratio(t.false_positives, t.cells-t.positives),
-                    share_true=t.positives/t.cells, share_called=t.called/t.cells)
+    _group_numbers(preds, 'patient') # refuses unknown patients
+    y,called = preds['label']==positive,preds['p'].astype(float)>=threshold
+    counts = pd.DataFrame(dict(cells=1, positives=y, called=called, found=y&called))
+    counts = counts.groupby(preds['patient'].astype(str)).sum().astype(int)
+    counts.insert(0, 'infected', counts.positives>0)
+    false = counts.called-counts.found
+    return counts.assign(
+        false_positives=false,
+        sensitivity=_ratio(counts.found, counts.positives), fpr=_ratio(false, counts.cells-counts.positives),
+        share_true=counts.positives/counts.cells, share_called=counts.called/counts.cells)
 
 # %% ../nbs/api/12_evaluate.ipynb #3ce8a893
-def _limit(f, sd, s):
-    z = 1.645
-    return dict(limit_of_blank=_plain(f+z*sd), limit_of_detection=_plain(2*z*sd/(s-f)) if s>f else None)
-
 def detection_limit(
     patients:pd.DataFrame, # As `per_patient` gives it
     cells:int=5000, # Red cells looked at in one patient
 )->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection (shares of cells; None if undefined)
     "Work out which share of infected cells could be told from false alarms."
-    controls,infected = patients[~patients.infected], patients[patients.infected]
-    f,sd,s = controls.fpr.mean(), controls.fpr.std(), infected.sensitivity.mean()
-    about = dict(fpr=_plain(f), fpr_sd=_plain(sd), sensitivity=_plain(s), cells=cells, false_alarms=_plain(f*cells))
-    return about | _limit(f, sd, s)
+    fpr = patients.fpr[~patients.infected]
+    f,sd,s = fpr.mean(),fpr.std(),patients.sensitivity[patients.infected].mean()
+    limit = 2*1.645*sd/(s-f) if s>f else None
+    return dict(fpr=_json_number(f), fpr_sd=_json_number(sd), sensitivity=_json_number(s), cells=cells,
+                false_alarms=_json_number(f*cells), limit_of_blank=_json_number(f+1.645*sd),
+                limit_of_detection=_json_number(limit))
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
 def patient_scores(
@@ -424,13 +464,14 @@ def patient_scores(
     threshold:float=.5, # A cell with `p` at or above it is called positive
 )->pd.DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
-    t = per_patient(preds, positive, threshold).reset_index()
-    label = np.where(t.infected, 'infected', 'healthy')
-    return pd.DataFrame(dict(path=t.patient, patient=t.patient.astype('string'), label=label, p=t.share_called, cells=t.cells))
+    table = per_patient(preds, positive, threshold).reset_index()
+    label = np.where(table.infected, 'infected', 'healthy')
+    return pd.DataFrame(dict(path=table.patient, patient=table.patient.astype('string'), label=label,
+                             p=table.share_called, cells=table.cells))
 
 # %% ../nbs/api/12_evaluate.ipynb #d9bde14e
-class PatientOverlap(ValueError):
-    "A number would be judged on the patients it was chosen on."
+def _known_names(preds, column):
+    return frozenset(preds[column].dropna().astype(str)) if column in preds else frozenset()
 
 @dataclass(frozen=True)
 class Fitted:
@@ -447,9 +488,9 @@ class Fitted:
         preds:pd.DataFrame, # The predictions it is about to be used on
     )->pd.DataFrame: # The same table
         "Refuse predictions of a patient or a picture that it was chosen on."
-        for column,mine in (('patient',self.patients), ('path',self.paths)):
-            shared = mine & _known(preds, column)
-            if shared: raise PatientOverlap(
+        for column,known in (('patient',self.patients), ('path',self.paths)):
+            shared = known & _known_names(preds, column)
+            if shared: raise BadPredictions(
                 f"this {self.kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
                 "Choose it on validation patients and judge it on others")
         return preds
@@ -458,30 +499,24 @@ class Fitted:
         "Say what was chosen and how."
         return dict(kind=self.kind, value=self.value, positive=self.positive) | self.about
 
-def _known(preds, column): return frozenset(preds[column].dropna().astype(str)) if column in preds else frozenset()
-
-def _fitted(kind, value, preds, positive, **about):
-    about,who = dict(n=len(preds), patients=_n_patients(preds)) | about, [_known(preds, c) for c in ('patient','path')]
-    return Fitted(kind, float(value), positive, negative_of(preds, positive), about, *who)
+# %% ../nbs/api/12_evaluate.ipynb #05246ab9
+def _chosen_on(preds, positive, kind, value, **about):
+    "A number with what it was chosen on."
+    about = dict(n=len(preds), patients=_n_patients(preds)) | about
+    return Fitted(kind, float(value), positive, negative_of(preds, positive), about,
+                  _known_names(preds, 'patient'), _known_names(preds, 'path'))
 
 # %% ../nbs/api/12_evaluate.ipynb #113d916e
-_NEAR = 1e-6 # A `p` as near as this to 0 or 1 leaves no room for a threshold between
-
 def _cuts(p):
     """Thresholds that call the first 0, 1, ... of the falling, distinct `p` positive: each midway between two
     neighbours, NaN where no number lies between them."""
-    top,bottom = (2. if p[0]>1-_NEAR else 1.), (-1. if p[-1]<_NEAR else 0.)
-    above,below = np.append(top, p), np.append(p, bottom)
+    near = 1e-6 # to 0 or 1: leaves no room for a threshold between
+    top,bottom = 2. if p[0]>1-near else 1.,-1. if p[-1]<near else 0.
+    above,below = np.append(top, p),np.append(p, bottom)
     middle = (above+below)/2
     return np.where((below<middle) & (middle<above), middle, np.nan)
 
-def _wanted(s, possible, sensitivity, specificity):
-    "How many steps down the curve reach the wanted rate, of those that are `possible` (k+1)."
-    tp,fp = (c[0] for c in _curve(np.ones((1,len(s.y))), s))
-    if not tp[-1]*fp[-1]: raise OneClass("a threshold can only be chosen where there are cells of both classes")
-    if sensitivity is not None: return int(np.argmax(possible & (tp>=sensitivity*tp[-1]-1e-9)))
-    return int(np.flatnonzero(possible & (fp<=(1-specificity)*fp[-1]+1e-9))[-1])
-
+# %% ../nbs/api/12_evaluate.ipynb #dd8ed097
 def choose_threshold(
     valid:pd.DataFrame, # Predictions of validation patients; needs columns `label` and `p`
     positive:str, # Name of the positive class
@@ -492,12 +527,17 @@ def choose_threshold(
     if (sensitivity is None)==(specificity is None): raise ValueError("give either sensitivity= or specificity=")
     aim,wanted = ('sensitivity',sensitivity) if specificity is None else ('specificity',specificity)
     if not 0<=wanted<=1: raise ValueError(f"{aim} must be in [0, 1], got {wanted}")
-    s = _scores(valid, positive)
+    s = _scores(valid, positive, 'cell')
+    tp,fp = (counts[0] for counts in _curve(np.ones((1,len(valid))), s))
+    if not tp[-1]*fp[-1]: raise OneClass("a threshold can only be chosen where there are cells of both classes")
     cuts = _cuts(s.p[s.ends])
-    value = cuts[_wanted(s, ~np.isnan(cuts), sensitivity, specificity)]
+    if aim=='sensitivity': enough = tp>=wanted*tp[-1]-1e-9
+    else: enough = fp<=(1-wanted)*fp[-1]+1e-9
+    steps = np.flatnonzero(enough & ~np.isnan(cuts))
+    value = cuts[steps[0 if aim=='sensitivity' else -1]]
     reached = metrics(valid, positive, value)
-    return _fitted('threshold', value, valid, positive, aim=aim, wanted=float(wanted),
-                   sensitivity=reached['sensitivity'], specificity=reached['specificity'])
+    return _chosen_on(valid, positive, 'threshold', value, aim=aim, wanted=float(wanted),
+                      sensitivity=reached['sensitivity'], specificity=reached['specificity'])
 
 # %% ../nbs/api/12_evaluate.ipynb #d974a3ca
 def apply_threshold(
@@ -507,18 +547,20 @@ def apply_threshold(
     "Decide by a threshold that was chosen on other patients."
     if fitted.kind!='threshold': raise ValueError(f"a threshold is needed, got a {fitted.kind}")
     check_predictions(fitted.check(preds), fitted.positive)
-    return preds.assign(pred=np.where(preds['p'].astype(float)>=fitted.value, fitted.positive, fitted.negative))
+    called = preds['p'].astype(float)>=fitted.value
+    return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
 AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95), ('specificity',.98), ('specificity',.99))
 
-def _decisions(w, s, thresholds):
-    "Sensitivity and specificity (draws,) at each threshold, as columns."
+def _rates_at(w, s, thresholds):
+    "Sensitivity at each threshold, then specificity at each: (draws, 2*thresholds)."
     tp,fp = _curve(w, s)
-    at = [_steps(s, t) for t in thresholds]
-    sens,spec = _ratio(tp[:,at], tp[:,-1:]), _ratio(fp[:,-1:]-fp[:,at], fp[:,-1:])
-    return pd.DataFrame(np.hstack([sens, spec]))
+    at = [_steps_above(s, threshold) for threshold in thresholds]
+    negatives = fp[:,-1:]
+    return np.hstack([_ratio(tp[:,at], tp[:,-1:]), _ratio(negatives-fp[:,at], negatives)])
 
+# %% ../nbs/api/12_evaluate.ipynb #a33608c7
 def operating_points(
     valid:pd.DataFrame, # Predictions of validation patients
     test:pd.DataFrame, # Predictions of other patients
@@ -529,24 +571,17 @@ def operating_points(
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
     fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,wanted in aims]
-    for f in fitted: f.check(test)
-    s,cuts = _scores(test, positive, _by(test)), [f.value for f in fitted]
-    found = _decisions(np.ones((1,len(test))), s, cuts).iloc[0]
-    drawn = pd.concat([_decisions(w, s, cuts) for w in _weights(s, draws, seed)])
-    ci = interval(drawn, s.n_groups) if s.n_groups>1 else {}
-    sens,spec = range(len(cuts)), range(len(cuts), 2*len(cuts))
-    return [dict(aim=f.about['aim'], wanted=f.about['wanted'], threshold=f.value,
-                 sensitivity=_plain(found[i]), sensitivity_ci=ci.get(i), specificity=_plain(found[j]), specificity_ci=ci.get(j))
-            for f,i,j in zip(fitted, sens, spec)]
+    fitted[0].check(test)
+    s,thresholds,k = _scores(test, positive),[each.value for each in fitted],len(fitted)
+    rates = _rates_at(np.ones((1,len(test))), s, thresholds)[0]
+    drawn = [_rates_at(w, s, thresholds) for w in _drawn_weights(s, draws, seed)]
+    ci = interval(pd.DataFrame(np.concatenate(drawn)), s.n_groups)
+    return [dict(aim=each.about['aim'], wanted=each.about['wanted'], threshold=each.value,
+                 sensitivity=_json_number(rates[i]), sensitivity_ci=ci[i],
+                 specificity=_json_number(rates[k+i]), specificity_ci=ci[k+i]) for i,each in enumerate(fitted)]
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
 def _bins(p, bins): return np.minimum((np.asarray(p)*bins).astype(int), bins-1)
-
-def _bin_counts(preds, positive, bins, group):
-    "Cells and positive cells of each group in each bin: two arrays (groups, bins)."
-    at = group*bins+_bins(preds['p'], bins)
-    size,y = (group.max()+1)*bins, (preds['label']==positive).to_numpy(float)
-    return [np.bincount(at, w, minlength=size).reshape(-1, bins) for w in (None, y)]
 
 def reliability(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
@@ -557,38 +592,41 @@ def reliability(
 )->pd.DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
     "Compare `p` with the share of positive cells, bin by bin."
     check_predictions(preds, positive)
-    group = _groups(preds, _by(preds))
-    n,y = _bin_counts(preds, positive, bins, group)
-    drawn = pd.DataFrame(np.concatenate([_ratio(w@y, w@n) for w in resamples(len(n), draws, seed)]))
-    ci = interval(drawn, len(n), undefined=.2) if len(n)>1 else {}
-    lo,hi = np.array([ci.get(i) or [np.nan]*2 for i in range(bins)]).T
-    edges,p = np.linspace(0, 1, bins+1), np.bincount(_bins(preds['p'], bins), preds['p'].astype(float), minlength=bins)
-    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=n.sum(0).astype(int), p_mean=_ratio(p, n.sum(0)),
-                             share=_ratio(y.sum(0), n.sum(0)), lo=lo, hi=hi))
+    group,at = _group_numbers(preds, _drawn_by(preds)),_bins(preds['p'], bins)
+    def count(weights=None):
+        "By group and bin."
+        flat = np.bincount(group*bins+at, weights, minlength=(group.max()+1)*bins)
+        return flat.reshape(-1, bins)
+    n,y = count(),count(preds['label']==positive)
+    drawn = [_ratio(w@y, w@n) for w in resamples(len(n), draws, seed)]
+    ends = _interval_ends(pd.DataFrame(np.concatenate(drawn)), len(n), undefined=.2)
+    edges,total = np.linspace(0, 1, bins+1),n.sum(0)
+    p_mean = _ratio(np.bincount(at, preds['p'], minlength=bins), total)
+    share = _ratio(y.sum(0), total)
+    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=total, p_mean=p_mean, share=share)).join(ends)
 
+# %% ../nbs/api/12_evaluate.ipynb #cdfa2552
 def ece(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     bins:int=15, # Number of bins of equal width over [0,1]
 )->float: # Mean distance of `p` from the share of positive cells, weighted by cells, in [0,1]
     "Compute the expected calibration error of `p`."
-    r = reliability(preds, positive, bins, draws=1)
-    return float((r.n*(r.p_mean-r.share).abs()).sum()/r.n.sum())
+    table = reliability(preds, positive, bins, draws=1)
+    return float((table.n*(table.p_mean-table.share).abs()).sum()/table.n.sum())
 
 # %% ../nbs/api/12_evaluate.ipynb #7cbd33de
-_EPS = 1e-7
-
 def _logit(p):
-    p = np.clip(np.asarray(p, float), _EPS, 1-_EPS)
+    "Log odds of `p`, which is kept 1e-7 away from 0 and 1, the resolution of float32."
+    p = np.clip(np.asarray(p, float), 1e-7, 1-1e-7)
     return np.log(p/(1-p))
 
-def _sigmoid(x): return 1/(1+np.exp(-x))
-
+# %% ../nbs/api/12_evaluate.ipynb #e0decf7b
 def log_loss(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     temperature:float=1., # The logit of `p` is divided by it
-)->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1, the resolution of float32
+)->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1
     "Compute the log loss of `p`."
     x = _logit(preds['p'])/temperature
     return float(np.logaddexp(0, np.where(preds['label']==positive, -x, x)).mean())
@@ -601,11 +639,13 @@ def fit_temperature(
     "Fit the temperature that makes `valid` most likely."
     from scipy.optimize import minimize_scalar
     check_predictions(valid, positive)
-    if valid['label'].nunique()<2: raise OneClass("a temperature can only be fitted where there are cells of both classes")
-    best = minimize_scalar(lambda t: log_loss(valid, positive, np.exp(t)), bounds=np.log([.05,20]), method='bounded')
-    value = float(np.exp(best.x))
-    return _fitted('temperature', value, valid, positive, log_loss=log_loss(valid, positive, value))
+    if valid['label'].nunique()<2:
+        raise OneClass("a temperature can only be fitted where there are cells of both classes")
+    def loss(log_temperature): return log_loss(valid, positive, np.exp(log_temperature))
+    best = minimize_scalar(loss, bounds=np.log([.05,20]), method='bounded')
+    return _chosen_on(valid, positive, 'temperature', np.exp(best.x), log_loss=loss(best.x))
 
+# %% ../nbs/api/12_evaluate.ipynb #2e589d44
 def apply_temperature(
     preds:pd.DataFrame, # Predictions of other patients
     fitted:Fitted, # What `fit_temperature` gave
@@ -613,15 +653,10 @@ def apply_temperature(
     "Soften or sharpen `p` by a temperature that was fitted on other patients."
     if fitted.kind!='temperature': raise ValueError(f"a temperature is needed, got a {fitted.kind}")
     check_predictions(fitted.check(preds), fitted.positive)
-    return preds.assign(p=_sigmoid(_logit(preds['p'])/fitted.value))
+    return preds.assign(p=1/(1+np.exp(-_logit(preds['p'])/fitted.value)))
 
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17
-def _read_risk(wrong, right, grid):
-    "Share of wrong cells among the surest share `grid` of all, per draw."
-    def one(w, r):
-        at = np.searchsorted(w+r, np.maximum(grid*(w[-1]+r[-1])-1e-9, 1e-9), side='left')
-        return w[at]/(w[at]+r[at])
-    return np.stack([one(w, r) for w,r in zip(wrong, right)])
+def _read_risk(wrong, right, grid): return _read_share(wrong, right, wrong+right, grid)
 
 def coverage_risk(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
@@ -633,12 +668,10 @@ def coverage_risk(
 )->pd.DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     check_predictions(preds, positive)
-    wrong = ((preds['p'].astype(float)>=threshold)!=(preds['label']==positive)).to_numpy(bool)
-    sure,group = np.abs(_logit(preds['p'])-_logit(threshold)), _groups(preds, _by(preds))
-    order = np.argsort(-sure, kind='stable')
-    sure = sure[order]
-    s = Scores(wrong[order], sure, group[order], np.flatnonzero(np.append(sure[1:]!=sure[:-1], True)), _by(preds))
-    return _band(s, _read_risk, draws, seed, np.linspace(0, 1, points))
+    wrong = (preds['p'].astype(float)>=threshold)!=(preds['label']==positive)
+    sure = np.abs(_logit(preds['p'])-_logit(threshold))
+    s = _Scores.sort(wrong.to_numpy(bool), sure, _group_numbers(preds, _drawn_by(preds)))
+    return _band(s, _read_risk, draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
 def with_and_without_disputed(
@@ -650,172 +683,38 @@ def with_and_without_disputed(
 )->dict|None: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
     "Evaluate with all cells, and without those whose label is disputed."
     if 'disputed' not in preds or preds['disputed'].isna().all(): return None
-    known = preds['disputed'].astype('boolean')
-    keep = preds[~known.fillna(False).to_numpy(bool)]
-    both = {k: evaluate(t, positive, threshold, draws, seed) if len(t) else None for k,t in (('all',preds), ('undisputed',keep))}
-    return dict(disputed=len(preds)-len(keep), unknown=int(known.isna().sum())) | both
-
-# %% ../nbs/api/12_evaluate.ipynb #07a66fe2
-class InSample(ValueError):
-    "The model may have been trained on these very cells, so it cannot doubt their labels."
-
-def _check_out_of_fold(preds):
-    _need(preds, 'path', 'label', 'p')
-    remedy = "Use the predictions.csv of a cross-validation by patient"
-    if 'fold' not in preds or preds['fold'].isna().any(): raise InSample(
-        f"nothing says in which fold each cell was left out (column fold): the model may know these labels by heart. {remedy}")
-    if 'split' in preds and (n := int((preds['split']=='train').sum())): raise InSample(f"{n:,} rows are training cells. {remedy}")
-    if preds['fold'].nunique()<2: raise InSample(f"all rows are of one fold. {remedy}")
-    if n := int(preds['path'].duplicated().sum()): raise BadPredictions(f"{n:,} paths occur twice: each cell is left out once")
-    if not has_patients(preds): return
-    folds = preds.groupby('patient')['fold'].nunique()
-    if (folds>1).any(): raise InSample(f"{(folds>1).sum()} patients are in several folds, e.g. {folds.index[folds>1][0]!r}: "
-                                       f"the model knew their other cells. {remedy}")
-
-# %% ../nbs/api/12_evaluate.ipynb #a6b9425c
-def _cleanlab():
-    try: from cleanlab import filter as found, rank
-    except ImportError as e:
-        from malaria_fastai.source import install_command
-        raise ImportError(f"the label audit needs cleanlab, which is not installed: {install_command('audit')}") from e
-    return found.find_label_issues, rank.get_label_quality_scores
-
-def review_list(
-    preds:pd.DataFrame, # Out-of-fold predictions; needs columns `path`, `label`, `p`, `fold`, and `patient` if known
-    positive:str, # Name of the positive class
-)->pd.DataFrame: # All cells, the most doubtful label first: rank (from 1), quality in [0,1], suspected (bool), says, then the columns of `preds`
-    "Rank labels by how much an out-of-fold model doubts them. No label is changed."
-    check_predictions(preds, positive)
-    _check_out_of_fold(preds)
-    if preds['label'].nunique()<2: raise OneClass("labels can only be doubted where there are cells of both classes")
-    find,score = _cleanlab()
-    y,p = (preds['label']==positive).to_numpy(int), preds['p'].to_numpy(float)
-    both = np.stack([1-p, p], 1)
-    says = np.where(p>=.5, positive, negative_of(preds, positive))
-    new = dict(quality=score(y, both, method='self_confidence'), suspected=find(y, both, n_jobs=1), says=says)
-    ranked = pd.DataFrame(new, preds.index).join(preds).sort_values(['quality','path'], ignore_index=True)
-    ranked.insert(0, 'rank', ranked.index+1)
-    return ranked
-
-# %% ../nbs/api/12_evaluate.ipynb #ea5b7172
-def flip_labels(
-    cells:pd.DataFrame, # A table with `label` of two classes; rows that are `disputed` are spared
-    share:float=.03, # Share of all rows to flip, in (0,1)
-    seed:int=42, # Same seed, same rows
-)->pd.DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
-    "Plant wrong labels on purpose, for an experiment. Train on the copy; never keep it."
-    if not 0<share<1: raise ValueError(f"share must lie between 0 and 1, got {share}")
-    _need(cells, 'label')
-    names = sorted(cells['label'].unique())
-    if len(names)!=2: raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
-    sure = ~cells['disputed'].fillna(False).to_numpy(bool) if 'disputed' in cells else np.ones(len(cells), bool)
-    n = max(1, round(share*len(cells)))
-    if n>sure.sum(): raise ValueError(f"{n:,} labels were to be flipped, but only {sure.sum():,} are undisputed")
-    flipped = np.zeros(len(cells), bool)
-    flipped[np.random.default_rng(seed).choice(np.flatnonzero(sure), n, replace=False)] = True
-    other = cells['label'].map({names[0]: names[1], names[1]: names[0]})
-    return cells.assign(label=cells['label'].where(~flipped, other), flipped=flipped)
-
-# %% ../nbs/api/12_evaluate.ipynb #4ef4db2c
-def _hits(marked, at):
-    "How many of the first k rows are marked, for each k."
-    found = np.cumsum(marked)
-    for k in at: yield dict(k=int(k), found=int(found[k-1]), precision=float(found[k-1]/k), recall=float(found[k-1]/marked.sum()),
-                            enrichment=float(found[k-1]/k/marked.mean()))
-
-def review_agreement(
-    review:pd.DataFrame, # As `review_list` gives it
-    truth:str='disputed', # Boolean column that marks the labels one hopes to find; rows where it is missing are left out
-    at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; the number of marked rows is added
-    draws:int=2000, # Bootstrap draws of the intervals
-    seed:int=42, # Same seed, same intervals
-)->dict|None: # n, marked, unknown, auc and recall by the list's order, contradicted (share of the marked), by_label, at; None if nothing is marked
-    "Compare the order of the list with labels that are known, or said, to be wrong."
-    known = review[review[truth].notna()]
-    marked = known[truth].to_numpy(bool)
-    if not marked.any() or marked.all(): return None
-    ks = sorted({k for k in (*at, int(marked.sum())) if k<=len(known)})
-    table = known.assign(label=np.where(marked, 'marked', 'other'), p=1-known['quality']).drop(columns='pred', errors='ignore')
-    found = evaluate(table, 'marked', draws=draws, seed=seed)
-    against = (known['label']!=known['says'])[marked].groupby(known['label'][marked]).agg(['size','mean'])
-    return dict(truth=truth, n=len(known), marked=int(marked.sum()), unknown=len(review)-len(known), ci_by=found['ci_by'],
-                auc=found['auc'], auc_ci=found['auc_ci'], contradicted=found['sensitivity'], contradicted_ci=found['sensitivity_ci'],
-                by_label={l: dict(marked=int(r['size']), contradicted=float(r['mean'])) for l,r in against.iterrows()},
-                at=list(_hits(marked, ks)))
-
-# %% ../nbs/api/12_evaluate.ipynb #ef936606
-VERDICTS = ('right','wrong','unsure') # What a reviewer may say of a label; an empty field was not judged yet
-_VERDICT_COLUMNS = ['path','sha256','verdict','note']
-
-class BadVerdicts(ValueError):
-    "A file of verdicts is not what it should be, or is about other pictures."
-
-def _check_verdicts(t):
-    if missing := [c for c in _VERDICT_COLUMNS if c not in t]: raise BadVerdicts(f"the verdicts have no column {missing}, only {list(t)}")
-    if (twice := t['path'].duplicated()).any(): raise BadVerdicts(f"{t['path'][twice].iloc[0]} has two verdicts: keep one")
-    odd = ~t['verdict'].isin(['', *VERDICTS])
-    if odd.any(): raise BadVerdicts(f"the verdict on {t['path'][odd].iloc[0]} is {t['verdict'][odd].iloc[0]!r}: "
-                                    f"it may be {', '.join(VERDICTS)} or empty")
-    return t
-
-def read_verdicts(
-    path, # verdicts.csv
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
-)->pd.DataFrame: # path, sha256, verdict ('' where not judged), note
-    "Read verdicts, and refuse them if a picture is not the one that was judged."
-    t = _check_verdicts(pd.read_csv(path, dtype=str, keep_default_na=False))
-    here = t['path'].map(cells.set_index('path')['sha256'])
-    for bad,why in ((here.isna(), "is not in this set"), (here!=t['sha256'], "is another picture than the one that was judged")):
-        if bad.any(): raise BadVerdicts(f"{t['path'][bad].iloc[0]} {why} ({bad.sum():,} of {len(t):,} verdicts): "
-                                        "take the verdicts that belong to these pictures, or remove the rows")
-    return t
-
-def ask_verdicts(
-    review:pd.DataFrame, # As `review_list` gives it
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
-    k:int=100, # How many of the first rows to ask about
-    known:pd.DataFrame|None=None, # Verdicts that were given before; all are kept
-)->pd.DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
-    "Make the table in which a human writes verdicts."
-    ask = review[['path']].head(k).merge(cells[['path','sha256']], 'left').assign(verdict='', note='')
-    if ask['sha256'].isna().any(): raise BadVerdicts(f"{ask['path'][ask['sha256'].isna()].iloc[0]} is not in the table of cells")
-    both = ask if known is None else pd.concat([known[_VERDICT_COLUMNS], ask])
-    return both.drop_duplicates('path', ignore_index=True)
-
-def with_verdicts(
-    preds:pd.DataFrame, # Any table with `path`
-    verdicts:pd.DataFrame, # As `read_verdicts` gives it
-)->pd.DataFrame: # `preds` with columns verdict ('' where not judged) and note
-    "Put verdicts beside the labels, which stay as they are."
-    t = verdicts.set_index('path')
-    return preds.assign(**{c: preds['path'].map(t[c]).fillna('').astype(str) for c in ('verdict','note')})
+    disputed = preds['disputed'].astype('boolean').fillna(False).to_numpy(bool)
+    rest = preds[~disputed]
+    return dict(disputed=int(disputed.sum()), unknown=int(preds['disputed'].isna().sum()),
+                all=evaluate(preds, positive, threshold, draws, seed),
+                undisputed=evaluate(rest, positive, threshold, draws, seed) if len(rest) else None)
 
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
-def _quantiles(x, at=(0,.05,.25,.5,.75,.95,1)):
-    x = pd.Series(x).dropna()
-    return {f'{q:g}': _plain(x.quantile(q)) for q in at} if len(x) else None
+def _quantiles(x):
+    "What a rate is in the worst, the middle and the best of patients; None if no patient has it."
+    x = x.dropna().quantile([0,.05,.25,.5,.75,.95,1])
+    return None if x.isna().any() else {f'{at:g}': value for at,value in x.items()}
 
-def patient_summary(
-    patients:pd.DataFrame, # As `per_patient` gives it
-)->dict: # infected, controls (counts), quantiles of sensitivity and fpr over patients, share_error, detection; ready for JSON
-    "Sum up how patients differ."
-    sick,well = patients[patients.infected], patients[~patients.infected]
+# %% ../nbs/api/12_evaluate.ipynb #d15aba22
+def _patient_summary(patients):
+    "How patients differ, from what `per_patient` gives; ready for JSON."
+    sick,well = patients[patients.infected],patients[~patients.infected]
+    off = (patients.share_called-patients.share_true).abs().mean()
     return dict(infected=len(sick), controls=len(well), sensitivity=_quantiles(sick.sensitivity),
                 fpr_infected=_quantiles(sick.fpr), fpr_controls=_quantiles(well.fpr),
                 false_positives_controls=int(well.false_positives.sum()), cells_controls=int(well.cells.sum()),
-                share_error=_plain((patients.share_called-patients.share_true).abs().mean()), detection=detection_limit(patients))
+                share_error=_json_number(off), detection=detection_limit(patients))
 
 # %% ../nbs/api/12_evaluate.ipynb #a2e1a950
-def wilson(
-    k:int, # How many of them
-    n:int, # Out of how many independent ones, e.g. patients
-)->list|None: # [low, high] in [0,1]; None for n = 0
-    "Compute the 95 % interval of a share of independent ones, also where it is 0 or 1 (Wilson 1927)."
+def _wilson(k, n):
+    "The 95 % interval of a share, `k` of `n` independent ones, also where it is 0 or 1; None for n = 0. Wilson (1927)."
     if not n: return None
-    z,p = 1.959964, k/n
-    middle,half = (p+z*z/2/n)/(1+z*z/n), z*np.sqrt(p*(1-p)/n+z*z/4/n/n)/(1+z*z/n)
+    z,p = 1.959964,k/n
+    middle = (p+z*z/2/n)/(1+z*z/n)
+    half = z*np.sqrt(p*(1-p)/n+z*z/4/n/n)/(1+z*z/n)
     return [float(max(middle-half, 0)), float(min(middle+half, 1))]
 
+# %% ../nbs/api/12_evaluate.ipynb #d08fe02d
 def patient_rule(
     valid:pd.DataFrame, # Predictions of validation patients
     test:pd.DataFrame, # Predictions of other patients
@@ -826,39 +725,38 @@ def patient_rule(
     seed:int=42, # Same seed, same intervals
 )->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
-    a,b = (patient_scores(t, positive, threshold) for t in (valid, test))
-    if a.label.nunique()<2 or b.label.nunique()<2: return None
-    share = choose_threshold(a, 'infected', specificity=specificity)
-    share.check(b)
-    found = evaluate(b, 'infected', share.value, draws, seed)
-    tn,fp,fn,tp = confusion(b, 'infected', share.value).to_numpy().ravel()
-    kept = {k: found[k] for k in ('n_positive','n_negative','auc','auc_ci','sensitivity','specificity')}
-    return (dict(share=share.value, wanted=specificity) | kept
-            | dict(sensitivity_ci=wilson(tp, tp+fn), specificity_ci=wilson(tn, tn+fp)))
+    chosen_on,judged = (patient_scores(part, positive, threshold) for part in (valid, test))
+    if chosen_on.label.nunique()<2 or judged.label.nunique()<2: return None
+    rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
+    found = evaluate(rule.check(judged), 'infected', rule.value, draws, seed)
+    (tn,fp),(fn,tp) = confusion(judged, 'infected', rule.value).to_numpy()
+    kept = ('n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity', 'specificity')
+    return (dict(share=rule.value, wanted=specificity) | {name: found[name] for name in kept}
+            | dict(sensitivity_ci=_wilson(tp, tp+fn), specificity_ci=_wilson(tn, tn+fp)))
 
-def calibration(
-    valid:pd.DataFrame, # Predictions of validation patients
-    test:pd.DataFrame, # Predictions of other patients
-    positive:str, # Name of the positive class
-)->dict: # temperature, and on `test` ece, brier and log_loss, each [before, after]
-    "Fit a temperature on `valid` and measure on `test` what it does."
+# %% ../nbs/api/12_evaluate.ipynb #50509473
+def _calibration(valid, test, positive):
+    "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
     fitted = fit_temperature(valid, positive)
     tables = [test, apply_temperature(test, fitted)]
-    return dict(temperature=fitted.value, ece=[ece(t, positive) for t in tables],
-                log_loss=[log_loss(t, positive) for t in tables], brier=[metrics(t, positive)['brier'] for t in tables])
+    return dict(temperature=fitted.value, ece=[ece(table, positive) for table in tables],
+                log_loss=[log_loss(table, positive) for table in tables],
+                brier=[metrics(table, positive)['brier'] for table in tables])
 
 # %% ../nbs/api/12_evaluate.ipynb #133cbb1b
 def _choices(valid, test, positive, threshold, draws, seed):
     "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
-    none = dict(rule=None, thresholds=None, calibration=None)
-    for name,t in (('valid',valid), ('test',test)):
-        if t['label'].nunique()<2: return none | dict(refused=f"there are no {name} cells of both classes")
-    try: points = operating_points(valid, test, positive, draws=draws, seed=seed)
-    except PatientOverlap as e: return none | dict(refused=str(e))
-    grouped = has_patients(valid) and has_patients(test)
-    rule = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed) if grouped else None
-    return dict(rule=rule, thresholds=points, calibration=calibration(valid, test, positive), refused=None)
+    found = dict(rule=None, thresholds=None, calibration=None, refused=None)
+    for name,part in (('valid',valid), ('test',test)):
+        if part['label'].nunique()<2: return found | dict(refused=f"there are no {name} cells of both classes")
+        check_predictions(part, positive)
+    try: found['thresholds'] = operating_points(valid, test, positive, draws=draws, seed=seed)
+    except BadPredictions as e: return found | dict(refused=str(e))
+    if has_patients(valid) and has_patients(test):
+        found['rule'] = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed)
+    return found | dict(calibration=_calibration(valid, test, positive))
 
+# %% ../nbs/api/12_evaluate.ipynb #857f8c83
 def examine(
     preds:pd.DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
     positive:str, # Name of the positive class
@@ -867,12 +765,12 @@ def examine(
     seed:int=42, # Same seed, same intervals
 )->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON
     "Look at the predictions of a run from every side."
-    _need(preds, 'split')
-    valid,test = (preds[preds['split']==s] for s in ('valid','test'))
+    _check_columns(preds, 'split')
+    valid,test = (preds[preds['split']==part] for part in ('valid','test'))
     part,shown = ('test',test) if len(test) else ('valid',valid)
-    grouped = has_patients(shown)
-    return dict(part=part,
-        patients=patient_summary(per_patient(shown, positive, threshold)) if grouped else None,
-        **_choices(valid, test, positive, threshold, draws, seed),
-        disputed=with_and_without_disputed(shown, positive, threshold, draws, seed),
-        by_cell=_intervals(shown, positive, threshold, draws, seed, 'cell') if grouped else None)
+    patients = by_cell = None
+    if has_patients(shown):
+        patients = _patient_summary(per_patient(shown, positive, threshold))
+        by_cell = _intervals(shown, positive, threshold, draws, seed, 'cell')
+    return dict(part=part, patients=patients, **_choices(valid, test, positive, threshold, draws, seed),
+                disputed=with_and_without_disputed(shown, positive, threshold, draws, seed), by_cell=by_cell)

@@ -12,16 +12,14 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
-from .cells import open_picture
-from .evaluate import (METRICS, NotBinary, apply_temperature, ask_verdicts, check_predictions, confusion, coverage_risk,
-    curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, read_predictions, read_verdicts,
-    reliability, review_agreement, review_list)
+from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk, curve_band,
+    examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, read_predictions, reliability)
 from .files import write_atomically
 
 # %% auto #0
 __all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
-           'plot_coverage', 'plot_folds', 'plot_robustness', 'plot_review', 'write_review', 'NotARun', 'read_run',
-           'warnings_of', 'write_report', 'examine_run', 'review_run']
+           'plot_coverage', 'plot_folds', 'plot_robustness', 'NotARun', 'read_run', 'warnings_of', 'write_report',
+           'examine_run']
 
 # %% ../nbs/api/13_report.ipynb #ec1f4081
 _BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -363,44 +361,6 @@ def plot_robustness(
     ax.set_yticks(range(len(kinds)), [_figure_text(kind.replace('_', ' ')) for kind in kinds])
     return ax
 
-# %% ../nbs/api/13_report.ipynb #9320c337
-def plot_review(
-    root:str|Path, # The folder that `path` is relative to
-    review:pd.DataFrame, # Rows of `review_list` to show, in their order
-    cols:int=5, # Pictures in a row
-    note:str='', # A line under the sheet, e.g. that the pictures are drawn
-): # The figure
-    "Show cells with the rank in the list, the label, and the probability that the model gives to it."
-    rows = -(-len(review)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=(1.55*cols, 1.95*rows+.35), squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.axis('off')
-    for ax,r in zip(axes.flat, review.itertuples()):
-        ax.imshow(open_picture(Path(root)/r.path))
-        ax.set_title(f'{r.rank}. {_figure_text(r.label)}\np of the label {r.quality:.3f}', fontsize=7.5)
-    told = 'above each: rank in the review list, the label, and how probable the model finds it'
-    fig.supxlabel('\n'.join(o for o in (told, note) if o), fontsize=8, color='0.4')
-    plt.close(fig)
-    return fig
-
-def write_review(
-    folder:str|Path, # Where to; keep it out of any repository, it shows pictures of the set
-    root:str|Path, # The folder that `path` is relative to
-    review:pd.DataFrame, # As `review_list` gives it
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
-    k:int=100, # How many of the first rows to look at
-    a_sheet:int=25, # Pictures on a sheet
-    note:str='', # A line under each sheet
-)->Path: # The folder: review.csv, verdicts.csv to write in (verdicts given before are kept), sheet_001.png and on
-    "Write the whole list, sheets of its first rows, and the file in which a human writes verdicts."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    known = read_verdicts(folder/'verdicts.csv', cells) if (folder/'verdicts.csv').is_file() else None
-    write_atomically(folder/'review.csv', review.to_csv(index=False))
-    write_atomically(folder/'verdicts.csv', ask_verdicts(review, cells, k, known).to_csv(index=False))
-    for i in range(0, min(k, len(review)), a_sheet):
-        plot_review(root, review.iloc[i:min(i+a_sheet, k)], note=note).savefig(folder/f'sheet_{i//a_sheet+1:03}.png', dpi=110)
-    return folder
-
 # %% ../nbs/api/13_report.ipynb #9493b9b9
 _INK = '#010203'
 _SVG_STYLE = {'font.size': 10, 'svg.fonttype': 'none'} | dict.fromkeys(
@@ -637,15 +597,14 @@ def _damages(table):
     return dict(threshold=table.threshold.iloc[0], worst=worst, figures=figures)
 
 # %% ../nbs/api/13_report.ipynb #fb24d898
-def _review_summary(run, draws, seed):
+def _review_summary(run):
     "What the list of doubtful labels comes to, and what a human said of it."
     review,file = run['review'],run['folder']/'verdicts.csv'
     verdicts = pd.read_csv(file, dtype=str, keep_default_na=False)['verdict'].value_counts() if file.is_file() else {}
-    agreement = review_agreement(review, draws=draws, seed=seed) if 'disputed' in review else None
-    return dict(n=len(review), suspected=review['suspected'].sum(), verdicts=dict(verdicts), agreement=agreement)
+    return dict(n=len(review), suspected=review['suspected'].sum(), verdicts=dict(verdicts))
 
-# %% ../nbs/api/13_report.ipynb #0201e982
-def _trials(run, draws, seed):
+# %% ../nbs/api/13_report.ipynb #52e626a6
+def _trials(run):
     "What the sections show of what else was tried."
     found,trials = run['metrics'],{}
     if found.get('by_fold'):
@@ -654,7 +613,7 @@ def _trials(run, draws, seed):
         trials['folds'] = [(f"fold {block['fold']}", block) for block in found['by_fold']]
         trials['fold_figures'] = [_figure('Each fold, and all cells together', plot_folds, {name: found}, size=size)]
     if run['robustness'] is not None: trials['robustness'] = _damages(run['robustness'])
-    if run['review'] is not None: trials['review'] = _review_summary(run, draws, seed)
+    if run['review'] is not None: trials['review'] = _review_summary(run)
     return trials
 
 # %% ../nbs/api/13_report.ipynb #53379ad8
@@ -666,14 +625,14 @@ def _title(run):
     if rule := found.get('split'): words.append('random split' if rule=='random' else f'split by {rule}')
     return f"{run['folder'].resolve().name}: {', '.join(words)}".rstrip(': ')
 
-# %% ../nbs/api/13_report.ipynb #27cd8140
+# %% ../nbs/api/13_report.ipynb #f0f6d3a6
 def _contents(run, draws, seed):
     "Everything that the template shows."
     found,picture,command = run['metrics'],run['folder']/'figures'/'top_losses.png',run['environment'].get('command')
     blocks = _blocks(found)
     headline = [(name, blocks[name]) for name in ('test', 'valid', *blocks) if name in blocks][:1]
     return dict(title=_title(run), found=found, blocks=blocks, headline=headline, warnings=warnings_of(found),
-        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed), **_trials(run, draws, seed),
+        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed), **_trials(run),
         learning=_learning_figures(run['history']), **_fact_tables(run),
         top_losses=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
         command=shlex.join(map(str, command)) if isinstance(command, list) else command or 'unknown')
@@ -704,23 +663,3 @@ def examine_run(
     found = run['metrics'] | dict(examined=examine(run['preds'], positive, threshold, draws, seed))
     write_atomically(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws, seed)
-
-# %% ../nbs/api/13_report.ipynb #4af6df2a
-def review_run(
-    run:str|Path, # Folder of a cross-validation by patient
-    root:str|Path, # The pictures it was made on
-    cells:pd.DataFrame, # Their cells table
-    out:str|Path|None=None, # Where list, sheets and verdicts go; None is the run's folder. Keep it out of any repository
-    k:int=100, # How many of the most doubtful labels to look at
-    note:str='', # A line under each sheet
-)->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
-    "Rank the labels of a cross-validation by how doubtful they are, and write what a reviewer needs."
-    found = read_run(run)
-    positive,split = _reported(found)[2], found['metrics'].get('split')
-    if found['preds'] is None or 'fold' not in found['preds'] or split!='patient':
-        raise NotARun(f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither the cell nor its patient. "
-                      "malaria-fastai crossval DATA --split patient makes one")
-    review = review_list(found['preds'], positive)
-    write_review(out or run, root, review, cells, k, note=note)
-    if out is None or Path(out)==Path(run): write_report(run)
-    return review_agreement(review) if 'disputed' in review else None

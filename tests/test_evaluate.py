@@ -5,6 +5,7 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from sklearn import metrics as sk
 from malaria_fastai import cells,evaluate as ev,split
+from malaria_fastai.extra import audit
 from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples, simulate_predictions
 
 POS = 'Parasitized'
@@ -75,7 +76,7 @@ def test_resamples_do_not_depend_on_the_block_size():
 # --- wrong tables
 
 @pytest.mark.parametrize('change, error, says', [
-    (lambda t: t[:0], ev.EmptyPredictions, 'no row'),
+    (lambda t: t[:0], ev.BadPredictions, 'no row'),
     (lambda t: t.drop(columns='p'), ev.BadPredictions, "no column ['p']"),
     (lambda t: t.drop(columns='label'), ev.BadPredictions, "no column ['label']"),
     (lambda t: t.assign(p=t.p.where(t.index>0)), ev.BadPredictions, "{'p': 1}"),
@@ -243,7 +244,7 @@ def test_what_was_chosen_is_refused_on_its_own_patients(parts):
     for f,use in ((cut, ev.apply_threshold), (heat, ev.apply_temperature)):
         assert len(use(test, f))==len(test)
         for bad in (valid, valid.assign(split='test'), one_shared):
-            with pytest.raises(ev.PatientOverlap): use(bad, f)
+            with pytest.raises(ev.BadPredictions): use(bad, f)
         with pytest.raises(ValueError): use(test, heat if f is cut else cut)
     json.dumps(cut.to_dict(), allow_nan=False)
 
@@ -334,7 +335,7 @@ def left_out(t, folds=5): return t.drop(columns='split').assign(fold=pd.factoriz
 def test_review_ranks_every_label_by_the_probability_it_was_given(drawn):
     y,p,who = zip(*drawn)
     t = table(y, p, who)
-    r = ev.review_list(t.assign(fold=who), POS)
+    r = audit.review_list(t.assign(fold=who), POS)
     given_p = np.where(t.label==POS, t.p, 1-t.p)
     assert sorted(r.path)==sorted(t.path) and r['rank'].tolist()==list(range(1, len(t)+1))
     assert r.quality.to_numpy()==pytest.approx(np.sort(given_p)) and r.quality.to_numpy()==pytest.approx(given_p[r.path.str.extract(r'/(\d+)\.')[0].astype(int)])
@@ -342,32 +343,32 @@ def test_review_ranks_every_label_by_the_probability_it_was_given(drawn):
     assert (r.says[r.suspected]!=r.label[r.suspected]).all()
 
 @pytest.mark.parametrize('change, error, says', [
-    (lambda t: t.drop(columns='fold'), ev.InSample, 'column fold'),
-    (lambda t: t.assign(fold=t.fold.where(t.index>0)), ev.InSample, 'column fold'),
-    (lambda t: t.assign(fold=0), ev.InSample, 'one fold'),
-    (lambda t: t.assign(split=np.where(t.index==0, 'train', 'test')), ev.InSample, '1 rows are training cells'),
-    (lambda t: t.assign(fold=np.arange(len(t))%5), ev.InSample, 'in several folds'),
+    (lambda t: t.drop(columns='fold'), ev.BadPredictions, 'column fold'),
+    (lambda t: t.assign(fold=t.fold.where(t.index>0)), ev.BadPredictions, 'column fold'),
+    (lambda t: t.assign(fold=0), ev.BadPredictions, 'one fold'),
+    (lambda t: t.assign(split=np.where(t.index==0, 'train', 'test')), ev.BadPredictions, '1 rows are training cells'),
+    (lambda t: t.assign(fold=np.arange(len(t))%5), ev.BadPredictions, 'in several folds'),
     (lambda t: pd.concat([t, t[:1]]), ev.BadPredictions, 'occur twice'),
     (lambda t: t.drop(columns='path'), ev.BadPredictions, 'path'),
     (lambda t: t[t.label==POS], ev.OneClass, 'both classes'),
-    (lambda t: t[:0], ev.EmptyPredictions, 'no row')])
+    (lambda t: t[:0], ev.BadPredictions, 'no row')])
 def test_probabilities_that_cannot_doubt_a_label_are_refused(change, error, says):
     t = left_out(simulate_predictions(patients=10, cells=10))
-    assert len(ev.review_list(t, POS))==len(t)
-    with pytest.raises(error) as e: ev.review_list(change(t), POS)
+    assert len(audit.review_list(t, POS))==len(t)
+    with pytest.raises(error) as e: audit.review_list(change(t), POS)
     assert says in str(e.value)
 
 def test_without_cleanlab_the_error_names_the_extra(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'cleanlab', None)
-    with pytest.raises(ImportError, match=r"malaria_fastai\[audit\]"): ev.review_list(left_out(simulate_predictions(patients=10, cells=10)), POS)
+    with pytest.raises(ImportError, match=r"malaria_fastai\[audit\]"): audit.review_list(left_out(simulate_predictions(patients=10, cells=10)), POS)
 
 def test_agreement_is_what_a_plain_count_gives():
-    t = ev.flip_labels(left_out(simulate_predictions(patients=30, cells=30)), .05).drop(columns='disputed')
+    t = audit.flip_labels(left_out(simulate_predictions(patients=30, cells=30)), .05).drop(columns='disputed')
     t['flipped'] = t.flipped.astype('boolean')
     t.loc[t.index[:9], 'flipped'] = pd.NA
-    r = ev.review_list(t, POS)
-    found = ev.review_agreement(r, 'flipped', at=(10, 40, 10_000), draws=30)
+    r = audit.review_list(t, POS)
+    found = audit.review_agreement(r, 'flipped', at=(10, 40, 10_000), draws=30)
     known = r[r.flipped.notna()]
     mark = known.flipped.astype(bool)
     assert found['auc']==pytest.approx(sk.roc_auc_score(mark, -known.quality)) and found['unknown']==9 and found['marked']==mark.sum()
@@ -378,25 +379,25 @@ def test_agreement_is_what_a_plain_count_gives():
     assert found['contradicted']==pytest.approx((known.label!=known.says)[mark].mean())
     assert sum(o['marked'] for o in found['by_label'].values())==mark.sum()
     assert json.loads(json.dumps(found, allow_nan=False))==found
-    assert ev.review_agreement(r.assign(flipped=False), 'flipped') is None
+    assert audit.review_agreement(r.assign(flipped=False), 'flipped') is None
 
 @pytest.mark.parametrize('seed', range(5))
 def test_flips_are_as_many_as_asked_and_spare_disputed_labels(seed):
     t = simulate_predictions(patients=20, cells=20, seed=seed)
     before = t.copy()
-    f = ev.flip_labels(t, .1, seed)
+    f = audit.flip_labels(t, .1, seed)
     pd.testing.assert_frame_equal(t, before)
     assert f.flipped.sum()==40 and ((f.label!=t.label)==f.flipped).all() and not (f.flipped & f.disputed).any()
-    assert ev.flip_labels(t, .1, seed).equals(f) and not ev.flip_labels(t, .1, seed+1).equals(f)
-    with pytest.raises(ValueError, match='undisputed'): ev.flip_labels(t.assign(disputed=True), .1)
-    with pytest.raises(ev.NotBinary): ev.flip_labels(t.assign(label='one'), .1)
+    assert audit.flip_labels(t, .1, seed).equals(f) and not audit.flip_labels(t, .1, seed+1).equals(f)
+    with pytest.raises(ValueError, match='undisputed'): audit.flip_labels(t.assign(disputed=True), .1)
+    with pytest.raises(ev.NotBinary): audit.flip_labels(t.assign(label='one'), .1)
 
 def recall_of_flips(seed):
     "The share of planted flips that a review finds, by trees that have seen the flips (inside) and by trees that have not."
     from sklearn.ensemble import ExtraTreesClassifier
     t = simulate_predictions(patients=40, cells=40, separation=2.5, spread=.4, seed=seed)
     x = np.c_[ev._logit(t.p), np.random.default_rng(seed).normal(size=(len(t), 3))]
-    f = left_out(ev.flip_labels(t.drop(columns='pred'), .03))
+    f = left_out(audit.flip_labels(t.drop(columns='pred'), .03))
     inside,outside = f.p.copy(), f.p.copy()
     for k in range(5):
         mine = f.fold==k
@@ -404,7 +405,7 @@ def recall_of_flips(seed):
         outside[mine] = fit(~mine).predict_proba(x[mine])[:,1]
     inside[:] = fit(np.ones(len(f), bool)).predict_proba(x)[:,1]
     n = int(f.flipped.sum())
-    return {name: ev.review_list(f.assign(p=p), POS).flipped[:n].mean() for name,p in (('inside',inside), ('outside',outside))}
+    return {name: audit.review_list(f.assign(p=p), POS).flipped[:n].mean() for name,p in (('inside',inside), ('outside',outside))}
 
 def test_planted_flips_come_up_out_of_fold_and_stay_hidden_in_sample():
     "Flips are in the training labels too: trees that have seen them agree with them. tests/margins.py: how far from failing."
@@ -416,7 +417,7 @@ def test_planted_flips_come_up_out_of_fold_and_stay_hidden_in_sample():
 def asked(k=4):
     t = left_out(simulate_predictions(patients=10, cells=10))
     cells = t[['path']].assign(sha256=[f'{i:064x}' for i in range(len(t))])
-    return ev.ask_verdicts(ev.review_list(t, POS), cells, k), cells
+    return audit.ask_verdicts(audit.review_list(t, POS), cells, k), cells
 
 @pytest.mark.parametrize('change, says', [
     (lambda t: t.assign(sha256='0'*64), 'another picture'), (lambda t: t.assign(path='gone.png').head(1), 'not in this set'),
@@ -424,22 +425,22 @@ def asked(k=4):
 def test_wrong_verdicts_are_refused(tmp_path, change, says):
     sheet,cells = asked()
     sheet.to_csv(tmp_path/'v.csv', index=False)
-    assert ev.read_verdicts(tmp_path/'v.csv', cells).equals(sheet)
+    assert audit.read_verdicts(tmp_path/'v.csv', cells).equals(sheet)
     change(sheet).to_csv(tmp_path/'v.csv', index=False)
-    with pytest.raises(ev.BadVerdicts) as e: ev.read_verdicts(tmp_path/'v.csv', cells)
+    with pytest.raises(ev.BadPredictions) as e: audit.read_verdicts(tmp_path/'v.csv', cells)
     assert says in str(e.value)
 
 def test_a_verdict_is_never_lost_nor_a_label_changed(tmp_path):
     sheet,cells = asked(2)
     sheet.loc[0, ['verdict','note']] = 'wrong', 'a "speck", not a parasite\nsecond line'
     sheet.to_csv(tmp_path/'v.csv', index=False)
-    known = ev.read_verdicts(tmp_path/'v.csv', cells)
-    review = ev.review_list(left_out(simulate_predictions(patients=10, cells=10)), POS)
-    later = ev.ask_verdicts(review.iloc[::-1], cells, 5, known) # the order has changed altogether
+    known = audit.read_verdicts(tmp_path/'v.csv', cells)
+    review = audit.review_list(left_out(simulate_predictions(patients=10, cells=10)), POS)
+    later = audit.ask_verdicts(review.iloc[::-1], cells, 5, known) # the order has changed altogether
     assert later[:2].equals(sheet) and len(later)==7 and (later.verdict[2:]=='').all()
-    seen = ev.with_verdicts(review, known)
+    seen = audit.with_verdicts(review, known)
     assert seen[list(review)].equals(review) and (seen.verdict!='').sum()==1
-    with pytest.raises(ev.BadVerdicts, match='table of cells'): ev.ask_verdicts(review, cells[3:], 100)
+    with pytest.raises(ev.BadPredictions, match='table of cells'): audit.ask_verdicts(review, cells[3:], 100)
 
 def test_examine_is_json_and_refuses_to_choose_on_a_leaky_split():
     t = simulate_predictions(patients=20, cells=20)

@@ -29,7 +29,7 @@ MAY_IMPORT = dict(
     transforms = 'files source sample cells',
     data       = 'files source sample cells split transforms',
     datablock  = 'files source sample cells split transforms data',
-    backbone   = 'files source sample cells split transforms data',
+    backbone   = 'files source sample transforms',
     learner    = 'files source sample cells split transforms data datablock backbone',
     resume     = 'files source sample cells split transforms data backbone learner',
     interpret  = 'files source sample cells split transforms data backbone learner',
@@ -107,9 +107,10 @@ def copy(tree, to):
 
 def siblings(path):
     "The modules of this package that the file at `path` imports, at its top or inside a function."
+    here = [PKG, 'extra'] if path.parent.name=='extra' else [PKG]
     for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(o, ast.ImportFrom):
-            base = '.'.join([PKG]*bool(o.level) + [o.module or '']*bool(o.module))
+            base = '.'.join(here[:len(here)+1-o.level]*bool(o.level) + [o.module or '']*bool(o.module))
             names = [f'{base}.{a.name}' for a in o.names] if base==PKG else [base]
         elif isinstance(o, ast.Import): names = [a.name for a in o.names]
         elif isinstance(o, ast.Call) and re.search(r'import', ast.unparse(o.func)):

@@ -5,7 +5,9 @@ import matplotlib; matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, pytest
 from malaria_fastai import files, report as rp
-from malaria_fastai.evaluate import ask_verdicts, evaluate, examine, paired_difference, review_list, simulate_predictions
+from malaria_fastai.evaluate import evaluate, examine, paired_difference, simulate_predictions
+from malaria_fastai.extra.audit import ask_verdicts, review_list
+from malaria_fastai.extra.contact_sheets import write_review
 from malaria_fastai.report import NotARun, examine_run, warnings_of, write_report
 
 POS = 'Parasitized'
@@ -234,16 +236,16 @@ def test_review_is_written_and_verdicts_outlive_it(tmp_path):
     from hashlib import sha256
     cells = preds[['path']].assign(sha256=[sha256((tmp_path/'set'/p).read_bytes()).hexdigest() for p in preds.path])
     review = review_list(preds.assign(fold=pd.factorize(preds.patient)[0]%3), POS)
-    out = rp.write_review(tmp_path/'review', tmp_path/'set', review, cells, k=7, a_sheet=4)
+    out = write_review(tmp_path/'review', tmp_path/'set', review, cells, k=7, a_sheet=4)
     assert sorted(p.name for p in out.iterdir())==['review.csv','sheet_001.png','sheet_002.png','verdicts.csv']
     t = pd.read_csv(out/'verdicts.csv', dtype=str, keep_default_na=False)
     assert t.path.tolist()==review.path[:7].tolist()
     t.loc[2, 'verdict'] = 'unsure'
     t.to_csv(out/'verdicts.csv', index=False)
-    rp.write_review(out, tmp_path/'set', review.iloc[::-1], cells, k=2)
+    write_review(out, tmp_path/'set', review.iloc[::-1], cells, k=2)
     again = pd.read_csv(out/'verdicts.csv', dtype=str, keep_default_na=False)
     assert len(again)==9 and again.verdict.tolist()==['','','unsure']+['']*6
-    with pytest.raises(ValueError, match='another picture'): rp.write_review(out, tmp_path/'set', review, cells.assign(sha256='0'*64))
+    with pytest.raises(ValueError, match='another picture'): write_review(out, tmp_path/'set', review, cells.assign(sha256='0'*64))
 
 def test_robustness_shows_each_number_and_a_sign(tmp_path):
     ax = rp.plot_robustness(changes())
