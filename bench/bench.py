@@ -31,13 +31,14 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
 
-from malaria_fastai.cells import read_cells, locate
-from malaria_fastai.data import ImageDataBunch, PictureLoader, ResizeMethod, get_transforms
+from malaria_fastai.cells import read_cells, locate, ResizeMethod
+from malaria_fastai.data import ImageDataBunch, PictureLoader
 from malaria_fastai.interpret import ClassificationInterpretation
 from malaria_fastai.learner import cnn_learner
 from malaria_fastai.recipes import RECIPES
-from malaria_fastai.split import split_by
 from malaria_fastai.run import environment, fit_recipe, recipe_data, recipe_learner
+from malaria_fastai.split import split_by
+from malaria_fastai.transforms import get_transforms
 
 # ---- stock fastai 2: its tutorial code, with the transforms of the malaria tutorial (flips and light)
 

@@ -15,38 +15,41 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .data import DatasetType, n_views, view
-from .learner import CNNLearner, layer_blocks
+from .backbone import layer_blocks
+from .data import DatasetType
+from .learner import CNNLearner
+from .transforms import n_views, view
 
 # %% ../nbs/api/11_interpret.ipynb #edee0460
 def _forward(model, x):
     "Logits, and the map after each block of the body."
     maps = []
-    def keep(m, i, o):
-        maps.append(o)
-        return o.clone() # what follows may change its input in place
-    hooks = [b.register_forward_hook(keep) for b in layer_blocks(model[0])]
+    def keep(block, given, made):
+        maps.append(made)
+        return made.clone() # what follows may change its input in place
+    hooks = [block.register_forward_hook(keep) for block in layer_blocks(model[0])]
     try: return model(x.detach().requires_grad_()),maps
     finally:
-        for h in hooks: h.remove()
+        for hook in hooks: hook.remove()
 
 
 def _log_odds(out, classes):
     "log(p/(1-p)) of one class a picture."
-    c = classes[:, None].to(out.device)
-    return out.gather(1, c)[:, 0] - out.scatter(1, c, -torch.inf).logsumexp(1)
+    column = classes[:, None].to(out.device)
+    return out.gather(1, column)[:, 0] - out.scatter(1, column, -torch.inf).logsumexp(1)
 
-
+# %% ../nbs/api/11_interpret.ipynb #a4aa36b4
 def _one_view(model, x, classes, min_map):
     "What the two deepest wide maps say for a class, float32 (n, h', w') each."
     with torch.enable_grad():
         out,maps = _forward(model, x)
-        maps = ([o for o in maps if min(o.shape[-2:]) >= min_map] or maps[:1])[-2:]
-        grads = torch.autograd.grad(_log_odds(out, classes).sum(), maps)
-    return [F.relu((a.detach()*g).sum(1)) for a,g in zip(maps, grads)]
+        wide = [values for values in maps if min(values.shape[-2:]) >= min_map] or maps[:1]
+        deepest = wide[-2:]
+        grads = torch.autograd.grad(_log_odds(out, classes).sum(), deepest)
+    return [F.relu((values.detach()*grad).sum(1)) for values,grad in zip(deepest, grads)]
 
-
-def _scaled(x): return x/x.amax((1, 2), keepdim=True).clamp(min=1e-12)
+# %% ../nbs/api/11_interpret.ipynb #73b1de8b
+def _scaled(cams): return cams/cams.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def grad_cam(
@@ -58,10 +61,13 @@ def grad_cam(
 )->np.ndarray: # float32 (n, h', w') in [0, 1]: 1 where the picture speaks most for the class
     "Heat maps for one class a picture."
     model.eval()
-    x = x.detach().as_subclass(torch.Tensor)
-    each = [[view(o, k, back=True) for o in _one_view(model, view(x, k), classes, min_map)] for k in range(min(views, n_views(x.shape[-2:])))]
-    cams = [torch.stack(o).mean(0) for o in zip(*each)]
-    wide = [F.interpolate(_scaled(o)[:, None], size=cams[0].shape[-2:], mode='bilinear') for o in cams]
+    x,seen = x.detach().as_subclass(torch.Tensor),[]
+    for k in range(min(views, n_views(x.shape[-2:]))):
+        maps = _one_view(model, view(x, k), classes, min_map)
+        seen.append([view(values, k, back=True) for values in maps])
+    cams = [torch.stack(values).mean(0) for values in zip(*seen)]
+    size = cams[0].shape[-2:]
+    wide = [F.interpolate(_scaled(cam)[:, None], size=size, mode='bilinear') for cam in cams]
     return _scaled(torch.cat(wide, 1).sum(1)).cpu().numpy()
 
 # %% ../nbs/api/11_interpret.ipynb #c2af0417
@@ -75,7 +81,8 @@ class ClassificationInterpretation:
         ds_type:DatasetType=DatasetType.Valid   # The part they belong to
     ):
         self.learn,self.preds,self.y_true,self.losses,self.ds_type = learn,preds,y_true,losses,ds_type
-        self.dl,self.classes,self.pred_class = learn.dls.dl(ds_type or DatasetType.Fix),learn.dls.classes,preds.argmax(1)
+        self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
+        self.dl = learn.dls.dl(ds_type or DatasetType.Fix)
 
     @classmethod
     def from_learner(cls,
@@ -90,20 +97,23 @@ class ClassificationInterpretation:
         largest:bool=True  # The worst; False: the best
     )->tuple: # (float32 (k,) losses, int64 (k,) positions in the part)
         "The largest losses and where they are."
-        return self.losses.topk(min(k, len(self.losses)) if k else len(self.losses), largest=largest)
+        n = len(self.losses)
+        return self.losses.topk(min(k or n, n), largest=largest)
 
     def confusion_matrix(self)->np.ndarray: # int64 (classes, classes): rows are the truth, columns the prediction
         "Count truth against prediction."
-        c = len(self.classes)
-        return torch.bincount(self.y_true.long()*c + self.pred_class, minlength=c*c).view(c, c).numpy()
+        n = len(self.classes)
+        return torch.bincount(self.y_true.long()*n + self.pred_class, minlength=n*n).view(n, n).numpy()
 
     def most_confused(self,
         min_val:int=1 # Smallest count to list
     )->list: # (truth, prediction, count), most frequent first
         "The mistakes, sorted."
-        cm = self.confusion_matrix()
-        np.fill_diagonal(cm, 0)
-        return sorted(((self.classes[i], self.classes[j], int(cm[i, j])) for i,j in zip(*np.where(cm >= min_val))), key=lambda o: -o[2])
+        counts = self.confusion_matrix()
+        np.fill_diagonal(counts, 0)
+        places = np.argwhere(counts >= min_val)
+        found = [(self.classes[i], self.classes[j], int(counts[i, j])) for i,j in places]
+        return sorted(found, key=lambda mistake: -mistake[2])
 
     def grad_cam(self,
         idxs,             # Positions in the part
@@ -112,22 +122,23 @@ class ClassificationInterpretation:
         views:int=8       # Views to average, as in `grad_cam`
     )->np.ndarray: # float32 (n, h', w') in [0, 1]
         "Heat maps of some pictures."
-        if of not in ('actual', 'predicted'): raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
+        explained = dict(actual=self.y_true, predicted=self.pred_class)
+        if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
         idxs = torch.as_tensor(idxs)
-        return grad_cam(self.learn.model, self._batch(idxs)[0], (self.y_true if of == 'actual' else self.pred_class)[idxs], min_map, views)
+        return grad_cam(self.learn.model, self._pictures(idxs), explained[of][idxs], min_map, views)
 
-    def _batch(self, idxs):
+    def _pictures(self, idxs):
         self.dl.before_iter()
-        return self.dl.load(0, np.asarray(idxs))
+        return self.dl.load(0, np.asarray(idxs))[0]
 
 # %% ../nbs/api/11_interpret.ipynb #95fb293e
-def _titles(interp, idxs):
-    "Prediction and truth, loss and the probability of the actual class, in two lines a picture."
-    for i in idxs:
-        truth,pred = (interp.classes[int(o[i])] for o in (interp.y_true, interp.pred_class))
-        yield f"{pred} / {truth}\n{interp.losses[i]:.2f} / {interp.preds[i, interp.y_true[i]]:.2f}"
+def _title(interp, i):
+    "Prediction and truth, loss and the probability of the actual class, in two lines."
+    truth,pred = int(interp.y_true[i]),int(interp.pred_class[i])
+    names = f'{interp.classes[pred]} / {interp.classes[truth]}'
+    return f'{names}\n{interp.losses[i]:.2f} / {interp.preds[i, truth]:.2f}'
 
-
+# %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch
 def plot_top_losses(self:ClassificationInterpretation,
     k:int,                    # How many pictures
@@ -135,32 +146,37 @@ def plot_top_losses(self:ClassificationInterpretation,
     figsize:tuple|None=None,  # Inches; None is 2.3 a picture
     heatmap:bool=False,       # Lay Grad-CAM over the pictures
     of:str='actual',          # What the heat map explains: the 'actual' class, as in v1, or the 'predicted' one
-    alpha:float=.6,           # How opaque the heat map is where it is hottest, in [0, 1]; where it is cold, the picture shows
+    alpha:float=.6,           # How opaque the heat map is where it is hottest, in [0, 1]
     cmap:str='magma',         # Colours of the heat map
     min_map:int=16,           # Smallest side of a map that the heat map reads, in places
     views:int=8               # Views that the heat map averages, as in `grad_cam`
 )->plt.Figure:
     "Show the pictures with the largest losses, and what was said about them."
-    losses,idxs = self.top_losses(k, largest)
-    images = self.learn.dls.denormalize(self._batch(idxs)[0])
-    maps = self.grad_cam(idxs, of, min_map, views) if heatmap else [None]*len(idxs)
+    idxs = self.top_losses(k, largest)[1]
+    images = self.learn.dls.denormalize(self._pictures(idxs))
     cols = int(np.ceil(np.sqrt(len(idxs))))
     rows = -(-len(idxs)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize or (max(4.2, 2.3*cols), 2.6*rows + .6), squeeze=False, layout='constrained')
+    size = figsize or (max(4.2, 2.3*cols), 2.6*rows + .6)
+    fig,axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout='constrained')
     fig.get_layout_engine().set(h_pad=.12, w_pad=.08) # inches
-    font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is as wide as its picture, or a little less
-    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False) # the layout keeps room for titles only while an axis is on
-    for ax,im,cam,title in zip(axes.flat, images, maps, _titles(self, idxs)):
-        ax.imshow(im)
-        if cam is not None: ax.imshow(cam, alpha=alpha*cam, cmap=cmap, extent=(0, im.shape[1], im.shape[0], 0), interpolation='bilinear', vmin=0, vmax=1)
-        ax.set_title(title, fontsize=font)
-    note = ['above each: prediction / actual,', 'loss / probability of the actual class'] + ([f'heat map: what speaks for the {of} class'] if heatmap else [])
-    if self.learn.dls.drawn_note: note.append(self.learn.dls.drawn_note)
-    fig.supxlabel('\n'.join(note), fontsize=font, color='0.4')
+    font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is about as wide as its picture
+    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False) # only an axis that is on keeps room for a title
+    for ax,image,i in zip(axes.flat, images, idxs):
+        ax.imshow(image)
+        ax.set_title(_title(self, i), fontsize=font)
+    notes = ['above each: prediction / actual,', 'loss / probability of the actual class']
+    if heatmap:
+        notes.append(f'heat map: what speaks for the {of} class')
+        height,width = images[0].shape[:2]
+        look = dict(cmap=cmap, extent=(0, width, height, 0), interpolation='bilinear', vmin=0, vmax=1)
+        maps = self.grad_cam(idxs, of, min_map, views)
+        for ax,cam in zip(axes.flat, maps): ax.imshow(cam, alpha=alpha*cam, **look) # where it is cold, the picture shows
+    if self.learn.dls.drawn_note: notes.append(self.learn.dls.drawn_note)
+    fig.supxlabel('\n'.join(notes), fontsize=font, color='0.4')
     plt.close(fig)
     return fig
 
-
+# %% ../nbs/api/11_interpret.ipynb #3ae5d39c
 @patch
 def plot_confusion_matrix(self:ClassificationInterpretation,
     normalize:bool=False,     # Shares of each row instead of counts
@@ -172,19 +188,20 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     dpi:int|None=None         # Dots an inch
 )->plt.Figure:
     "Draw the confusion matrix: rows are the truth, columns the prediction."
-    cm = self.confusion_matrix()
-    shares = cm/cm.sum(1, keepdims=True).clip(1)
-    fig,ax = plt.subplots(figsize=figsize or (2.4 + .8*len(cm),)*2, dpi=dpi, layout='constrained')
+    counts = self.confusion_matrix()
+    shares = counts/counts.sum(1, keepdims=True).clip(1)
+    ticks,few = range(len(counts)),len(counts) < 3
+    size = figsize or (2.4 + .8*len(counts),)*2
+    fig,ax = plt.subplots(figsize=size, dpi=dpi, layout='constrained')
     fig.get_layout_engine().set(h_pad=.12, w_pad=.12) # inches
     ax.imshow(shares, cmap=cmap, vmin=0, vmax=1)
-    ticks,few = range(len(cm)),len(cm) < 3
     ax.set(xlabel='Predicted', ylabel='Actual', title=title, xticks=ticks, yticks=ticks)
     ax.set_xticklabels(self.classes, rotation=0 if few else 90)
     ax.set_yticklabels(self.classes, rotation=90 if few else 0, va='center')
     if self.learn.dls.drawn_note: fig.supxlabel(self.learn.dls.drawn_note, fontsize=8, color='0.4')
     if plot_txt:
-        for i,j in np.ndindex(cm.shape):
-            text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{cm[i, j]:,}'
+        for i,j in np.ndindex(counts.shape):
+            text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{counts[i, j]:,}'
             ax.text(j, i, text, ha='center', va='center', color='white' if shares[i, j] > .6 else 'black')
     plt.close(fig)
     return fig

@@ -1,4 +1,4 @@
-"""`cnn_learner` for any backbone, v1's one cycle, freezing, the learning rate finder, curves, and a model file that can be trusted.
+"""`cnn_learner` for any backbone, one cycle, the learning rate finder, curves, and a model file that can be trusted.
 
 Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 
@@ -47,8 +47,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .backbone import ModelSpec, arch_name, split_params
-from .data import DatasetType, ImageDataBunch, ResizeMethod, derive_seed, n_views, seed_torch, seeded, show_grid, view
+from .cells import ResizeMethod
+from .data import DatasetType, ImageDataBunch, show_grid
 from .files import ModelRefused, digest, replacing
+from .transforms import derive_seed, n_views, seed_torch, seeded, view
 
 # %% ../nbs/api/09_learner.ipynb #ff48bfec
 def _half_cosine(start, end, share): return start + (end - start)/2*(1 - np.cos(np.pi*share)) # exactly `start` at 0
@@ -96,7 +98,7 @@ class OneCycle(Callback):
 
 # %% ../nbs/api/09_learner.ipynb #36c11d1c
 class _SmoothLoss(AvgSmoothLoss):
-    "fastai's running mean of the training loss, kept where the loss is: fetching it would wait for the GPU after every batch."
+    "fastai's running mean of the training loss, kept where the loss is: fetching it would wait for the GPU."
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
         if learn.dl.share[1] > 1: loss = maybe_gather(loss)
@@ -180,7 +182,7 @@ class _Progress(Callback):
 
 # %% ../nbs/api/09_learner.ipynb #d2298657
 class _Draws(Callback):
-    "Name the chance of every batch: order and transforms through the loader, dropout through the key (seed, stage, epoch, batch)."
+    "Name the chance of every batch: order and transforms through the loader, dropout through a key."
     order = -20
     def before_train(self):
         loader = self.dls.train
@@ -219,7 +221,7 @@ class CNNLearner(Learner):
 
     def all_batches(self):
         self.n_iter = len(self.dl)
-        for numbered in enumerate(self.dl, self.dl.first_batch): self.one_batch(*numbered)
+        for numbered in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(*numbered)
 
     @contextmanager
     def no_bar(self):
@@ -237,7 +239,7 @@ def rate(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #0b45bde1
 def _cycle(cbs, lr, n_epoch):
-    "What the rates of a fit follow, in plain numbers: our cycle, fastai's schedules, or nothing, and then the fit has no end."
+    "What the rates follow, in plain numbers: our cycle, fastai's schedules, or nothing, and then the fit has no end."
     for cb in cbs:
         if isinstance(cb, OneCycle): return cb.config()
     schedules = {}
@@ -291,10 +293,10 @@ def _go_on(self:CNNLearner):
     if self.first_epoch == 'last' and False in back: return self.begin_stage()
     rec = self.recorder
     last = rec.history[-1] if rec.history else {}
-    just_done = (last.get('stage'), last.get('epoch')) == (self.stage, self.first_epoch-1)
+    just_done = (last.get('stage'), last.get('epoch', -1) + 1) == (self.stage, self.first_epoch)
     if just_done and len(rec.losses) == rec.iters[-1]: return
-    raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=[SaveModelCallback(learn, "
-                     "every='epoch', name=…)] with the name the run was saved under")
+    raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=["
+                     "SaveModelCallback(learn, every='epoch', name=…)] with the name the run was saved under")
 
 # %% ../nbs/api/09_learner.ipynb #70102f14
 class _FusedAdam(OptimWrapper):
@@ -351,7 +353,7 @@ FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=
 def cnn_learner(
     data:ImageDataBunch,      # Where batches come from
     base_arch,                # A torchvision function such as `models.resnet18`, or a torchvision or timm name
-    pretrained:bool=True,     # Start from ImageNet weights, the body frozen; False starts from random weights, all trained
+    pretrained:bool=True,     # Start from ImageNet weights, the body frozen; False: from random ones, all trained
     lin_ftrs:list|None=None,  # Widths of the head's hidden layers; None is [512]
     ps:float|list=.5,         # Dropout, in [0, 1): before the last layer, or one per layer
     custom_head:nn.Module|None=None, # A head of your own; such a model cannot be exported
@@ -360,7 +362,7 @@ def cnn_learner(
     head_bias:bool=True,      # Biases in the head's linear layers (v1); fastai 2 leaves them out
     head:str='fastai',        # 'fastai', 'dense', 'flat' or 'own', as in `ModelSpec.kind`
     log_softmax:bool=False,   # The head ends in a log-softmax
-    weights:str|None=None,    # A torchvision weights name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
+    weights:str|None=None,    # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the usual ones
     cut:int|None=None,        # Keep so many parts of the body, counted from the front; None keeps all
     normalize:bool=True,      # False: pictures in [0, 1], as the 2019 tutorial left them
     metrics=None,             # fastai metrics, such as `accuracy`
@@ -379,7 +381,8 @@ def cnn_learner(
     if not normalize: data = data.unnormalized()
     widths = tuple(lin_ftrs) if lin_ftrs is not None else None
     drops = tuple(ps) if isinstance(ps, (list, tuple)) else ps
-    spec = ModelSpec(arch_name(base_arch), data.c, widths, drops, concat_pool, bn_final, head_bias, head, log_softmax, cut)
+    spec = ModelSpec(arch_name(base_arch), data.c, widths, drops, concat_pool,
+                     bn_final, head_bias, head, log_softmax, cut)
     model = spec.build(pretrained, weights, data.seed)
     if custom_head is not None: model,spec = nn.Sequential(model[0], custom_head),None
     learn = CNNLearner(
@@ -402,8 +405,8 @@ def _one_of(**pairs):
 # %% ../nbs/api/09_learner.ipynb #2e9ed8df
 @patch
 def fit_one_cycle(self:CNNLearner,
-    cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle, unless `tot_epochs` is
-    max_lr=None,                 # Peak rate: a float, or slice(first, last) or slice(last) over groups; None is `rate()`
+    cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle
+    max_lr=None,                 # Peak rate: a float, slice(first, last) or slice(last) over groups; None is `rate()`
     moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
     div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
     pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
@@ -430,7 +433,7 @@ def fit_one_cycle(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #0cb37ce2
 def _row_of_axes(rec, n=1, width=4.5, height=2.8):
-    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown once, by whoever gets it."
+    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown only once."
     fig,axes = plt.subplots(1, n, figsize=(width*n, height), layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
     plt.close(fig)
@@ -662,7 +665,7 @@ def predict_cells(self:CNNLearner,
     "The predictions table of some cells."
     classes,cells = self.dls.classes,cells.reset_index(drop=True)
     if positive not in classes: raise ValueError(f"positive={positive!r} is none of the classes {classes}")
-    probs,_,loss = self.get_preds(dl=self.dls.cells_dl(cells, labelled=True), with_loss=True)
+    probs,_,loss = self.get_preds(dl=self.dls.cells_dl(cells), with_loss=True)
     pred = [classes[i] for i in probs.argmax(1)]
     return cells.assign(pred=pred, p=probs[:, classes.index(positive)].double().numpy(), loss=loss.numpy())
 
@@ -752,7 +755,7 @@ def to_bf16(self:CNNLearner):
 
 # %% ../nbs/api/09_learner.ipynb #877ac25e
 def half_precision()->list: # [] or one callback for `fit_one_cycle(callbacks=)`
-    "Products in half precision where the hardware gains from them: float16 on CUDA, bfloat16 on processors that multiply it."
+    "Half precision where the hardware gains from it: float16 on CUDA, bfloat16 on processors that multiply it."
     if torch.cuda.is_available(): return [MixedPrecision()]
     able = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return [Bfloat16()]*any(getattr(torch.cpu, name, bool)() for name in able)
@@ -774,7 +777,7 @@ def alone(
 # %% ../nbs/api/09_learner.ipynb #798fddf5
 @contextmanager
 def writer_first():
-    "Let the first of several processes do this before the others, who find what it wrote and do not repeat what it says."
+    "Let the first of several processes do this before the others, who find what it wrote and repeat nothing."
     if num_distrib() < 2: yield
     elif is_writer():
         yield
@@ -786,7 +789,7 @@ def writer_first():
 # %% ../nbs/api/09_learner.ipynb #2abadcd0
 @patch
 def distributed(self:CNNLearner):
-    "Train, inside, with all processes that were launched together, which `extra.distributed` can; where there is one, as always."
+    "Train, inside, with all processes that were launched together; `extra.distributed` can."
     if num_distrib() < 2: return nullcontext(self)
     raise ImportError("several processes were launched: let each of them begin with "
                       "`from malaria_fastai.extra.distributed import join; join()`")
@@ -801,10 +804,12 @@ def export(self:CNNLearner,
     extra:dict|None=None        # More facts for the description, as plain JSON values
 )->Path:
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
-    if self.spec is None: raise ValueError("a learner with a head of your own cannot be exported: save its weights with learn.save")
+    if self.spec is None:
+        raise ValueError("a learner with a head of your own cannot be exported: save its weights with learn.save")
     tensors = {name: value.detach().cpu().contiguous() for name,value in self.model.state_dict().items()}
     versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
-    about = dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(), pretrained=self.pretrained, versions=versions)
+    about = dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
+                 pretrained=self.pretrained, versions=versions)
     if about.keys() & (extra or {}).keys(): raise ValueError(f"extra: the names {', '.join(about)} are taken")
     text = json.dumps({**about, **(extra or {})})
     header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
@@ -850,8 +855,8 @@ def load_learner(
         raise ModelRefused(f"{file.name} is a pickle: loading it runs whatever code it contains. "
                            "If you made it yourself, pass trust_pickle=True, and export it anew")
     about,tensors = read_model(file)
-    spec = ModelSpec(**{name: tuple(value) if isinstance(value, list) else value for name,value in about['spec'].items()})
-    said = about['data']
+    said,words = about['data'],about['spec']
+    spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words.items()})
     data = ImageDataBunch.single_from_classes(
         file.parent, said['classes'], size=tuple(said['size']) if said['size'] else None,
         resize_method=ResizeMethod[said['resize_method']], normalize=said['stats'] or False,
@@ -860,5 +865,5 @@ def load_learner(
     model.load_state_dict(tensors)
     learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_fitting_loss(None, spec.log_softmax))
     learn.pretrained,learn.about = about['pretrained'],about
-    learn.model.to(data.device, memory_format=torch.channels_last) # as `cnn_learner` left it: the same sums, to the last bit
+    learn.model.to(data.device, memory_format=torch.channels_last) # as `cnn_learner` left it, for the last bit
     return learn

@@ -15,10 +15,12 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
-from malaria_fastai.data import ImageDataBunch,ResizeMethod,get_transforms
+from malaria_fastai.cells import ResizeMethod
+from malaria_fastai.data import ImageDataBunch
 from malaria_fastai.learner import cnn_learner, weights_hash
 from malaria_fastai.resume import SaveModelCallback
 from malaria_fastai.sample import draw_sample
+from malaria_fastai.transforms import get_transforms
 
 BS,VAL_BS,EVERY_NTH = 24,16,4 # a quarter of the drawn sample: 6 training and 3 validation batches an epoch
 

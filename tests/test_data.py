@@ -7,11 +7,12 @@ from fasttransform import Pipeline, Transform
 from fastai.vision.core import imagenet_stats
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from malaria_fastai.cells import BadPicture, read_cells
+from malaria_fastai.cells import BadPicture, NoCells, ResizeMethod, Resizing, read_cells
 from malaria_fastai import data as D
+from malaria_fastai.data import DatasetType, ImageDataBunch, Pictures, load_data
 from malaria_fastai.files import replacing
-from malaria_fastai.data import (DatasetType, Dihedral, Flip, ImageDataBunch, Lighting, Pictures, ResizeMethod, Stain,
-    Resizing, TooFewCells, derive_seed, get_transforms, load_data, n_views, seed_torch, seeded, transformed, view)
+from malaria_fastai.transforms import (Dihedral, Flip, Lighting, Stain, derive_seed, get_transforms, n_views, seed_torch,
+    seeded, transformed, view)
 from malaria_fastai.source import extract
 
 CLASSES = 'bad', 'good', 'ugly'
@@ -194,7 +195,7 @@ def test_from_cells_checks_its_table(root):
     with pytest.raises(ValueError, match='label is missing'): make(cells.drop(columns='label'))
     with pytest.raises(ValueError, match="'valid' or 'test'.*validation"): make(cells.assign(split=cells.split.replace('valid', 'validation')))
     with pytest.raises(ValueError, match='without a label'): make(cells.assign(label=cells.label.mask(cells.index == 3)))
-    with pytest.raises(TooFewCells, match="'valid'"): make(cells[cells.split == 'train'])
+    with pytest.raises(NoCells, match="'valid'"): make(cells[cells.split == 'train'])
 
 # v1's parameters that mean nothing here: an error, never ignored.
 GONE = dict(one_batch='detach', normalize='do_x do_y', show_batch='reverse')
@@ -289,7 +290,7 @@ def test_batch_sizes(root):
     assert [len(y) for _,y in data.train_dl] == [10]*4                     # 48 cells: the last 8 are left out, as in v1
     assert [len(y) for _,y in data.valid_dl] == [7, 5]
     assert bunch(root, bs=10).valid.bs == 10 and bunch(root, bs=48).train.n == 48
-    with pytest.raises(TooFewCells, match='bs=48 or less'): bunch(root, bs=49)
+    with pytest.raises(NoCells, match='bs=48 or less'): bunch(root, bs=49)
 
 def test_classes(root):
     assert bunch(root).classes == list(CLASSES) and bunch(root).c == 3
@@ -470,7 +471,7 @@ def test_picture_file_round_trip(tmp_path_factory, sizes, seed):
     xs = [rng.randint(0, 256, (*s, 3)).astype(np.uint8) for s in sizes]
     file = tmp_path_factory.mktemp('store')/'a.pictures'
     D._PictureFile.write(file, np.arange(len(xs))*7, xs)
-    stored,rows = D._opened_store(file, np.array([7*len(xs) - 7, 5], np.uint64))
+    stored,rows = D._opened_pictures(file, np.array([7*len(xs) - 7, 5], np.uint64))
     assert len(stored.table) == len(xs) and all((stored[i] == x).all() for i,x in enumerate(xs)) and rows.tolist() == [len(xs)-1, -1]
 
 def cached(root, folder, **kw): return bunch(root, cache=folder, **kw).train_ds.pictures
@@ -489,11 +490,11 @@ def test_damaged_cache_is_made_again(root, tmp_path, capsys):
     assert file.read_bytes() == whole
 
 def test_a_file_that_another_process_made_of_other_pictures_is_not_taken(root, tmp_path, monkeypatch, capsys):
-    made = Pictures._make
+    made = Pictures._decode_all
     def overtaken(self, file, keys, store, rows):
         made(self, file, keys, store, rows)
         D._PictureFile.write(file, keys[:-1], [np.zeros((16, 16, 3), np.uint8)]*(len(keys) - 1))
-    monkeypatch.setattr(Pictures, '_make', overtaken)
+    monkeypatch.setattr(Pictures, '_decode_all', overtaken)
     pics = cached(root, tmp_path)
     assert pics.store is None and 'No picture cache: another process' in capsys.readouterr().out
     assert (pics.batch([0, 5]) == cached(root, False).batch([0, 5])).all()
@@ -558,7 +559,8 @@ def test_what_a_killed_build_left_is_cleared_away(root, tmp_path):
 
 BUILD = """
 import os,resource,signal,sys
-from malaria_fastai.data import Pictures, ResizeMethod, Resizing
+from malaria_fastai.cells import ResizeMethod, Resizing
+from malaria_fastai.data import Pictures
 from pathlib import Path
 root,folder,limit = Path(sys.argv[1]),Path(sys.argv[2]),int(sys.argv[3])
 files = sorted(p.relative_to(root).as_posix() for p in root.rglob('*.png'))
@@ -928,7 +930,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback, CancelFitException
 from torch import nn
-from malaria_fastai.data import ImageDataBunch, Pictures, ResizeMethod, Resizing, _TABLE_ROW, _cache_name, get_transforms
+from malaria_fastai.cells import ResizeMethod, Resizing
+from malaria_fastai.data import ImageDataBunch, Pictures, _TABLE_ROW, _cache_name
+from malaria_fastai.transforms import get_transforms
 from malaria_fastai.learner import CNNLearner
 
 torch.set_num_threads(1)

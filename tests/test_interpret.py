@@ -10,9 +10,11 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn import functional as F
 from types import SimpleNamespace
-from malaria_fastai.data import DatasetType, ImageDataBunch, ResizeMethod
+from malaria_fastai.backbone import ModelSpec
+from malaria_fastai.cells import ResizeMethod
+from malaria_fastai.data import DatasetType, ImageDataBunch
 from malaria_fastai.interpret import ClassificationInterpretation, grad_cam, hottest
-from malaria_fastai.learner import CNNLearner, ModelSpec
+from malaria_fastai.learner import CNNLearner
 
 # --- a network made by hand: what it looks at is known, and nothing is trained ---------------------------------
 
