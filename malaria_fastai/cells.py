@@ -32,19 +32,20 @@ from PIL import Image, ImageFile, ImageOps
 
 from .files import digest
 from .sample import draw_sample
-from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root, download, extract,
-                                   facts, progress as bar)
+from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root,
+                                   download, extract, facts, progress as bar)
 
 # %% ../nbs/api/03_cells.ipynb #b6521695
 def _unknown_source(text):
     "What to say to a word that means nothing here, with a name like it among the records and the files beside it."
     path = Path(text)
     beside = path.parent.iterdir() if path.name and path.parent.is_dir() else ()
-    names = {file.name.lower(): str(file) for file in beside} | {name: name for name in RECORDS}
+    names = {file.name.lower(): str(file) for file in beside} | dict(zip(RECORDS, RECORDS))
     near = get_close_matches(path.name.lower(), names, 1)
     hint = f'; did you mean {names[near[0]]}?' if near else '.'
-    return (f"{text or 'an empty name'}: no such folder or file, and no data set of this name{hint} Give a folder with "
-            f"one folder per class, a zip, an http(s) address, or one of: {', '.join(RECORDS)}")
+    return (f"{text or 'an empty name'}: no such folder or file, and no data set of this "
+            f"name{hint} Give a folder with one folder per class, a zip, an http(s) address, "
+            f"or one of: {', '.join(RECORDS)}")
 
 # %% ../nbs/api/03_cells.ipynb #f0b1a6a2
 def locate(
@@ -62,16 +63,19 @@ def locate(
     else: raise DataNotFound(_unknown_source(text))
     done = extract(archive, folder)
     left_out = ', '.join(f'{n:,} {reason}' for reason,n in done.left_out.items())
-    print(f"{archive.name}: {done.n_files:,} pictures" + (f"; left out: {left_out}" if left_out else ''))
+    if left_out: left_out = f'; left out: {left_out}'
+    print(f'{archive.name}: {done.n_files:,} pictures{left_out}')
     return class_root(done.root)
 
 # %% ../nbs/api/03_cells.ipynb #98e2c826
 def default_source()->str: # 'sample', 'nih', or whatever MALARIA_DATA holds
     "The data set that notebooks run on: the variable MALARIA_DATA, else the full set in Colab, else the drawn sample."
-    return os.environ.get('MALARIA_DATA') or ('nih' if 'google.colab' in sys.modules else 'sample')
+    usual = 'nih' if 'google.colab' in sys.modules else 'sample'
+    return os.environ.get('MALARIA_DATA') or usual
 
 # %% ../nbs/api/03_cells.ipynb #64cbb8ac
-_PHOTO = re.compile(r'(?P<photo>(?P<slide>.+?)_IMG_.+)_cell_\d+\.\w+') # One photograph: all before the cell's number
+# One photograph: all of the name before the cell's number
+_PHOTO = re.compile(r'(?P<photo>(?P<slide>.+?)_IMG_.+)_cell_\d+\.\w+')
 
 def identity(
     name:str # File name of a picture, without folders
@@ -109,38 +113,48 @@ def _check_png(data, name):
         pos = end+4
 
 # %% ../nbs/api/03_cells.ipynb #639b753c
-_MAX_SCANS = 200 # More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
+# More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
+_MAX_SCANS = 200
 
 def _check_jpeg(data, name):
     "Refuse a JPEG whose scans or EXIF blocks are too many to be honest; counted roughly, and at most too high."
     for mark,what in ((b'\xff\xda', 'scans'), (b'Exif\0\0', 'EXIF blocks')):
         if data.count(mark) <= _MAX_SCANS: continue
-        raise BadPicture(name, f"more than {_MAX_SCANS} {what}, made to keep a program busy",
-                         "Save it again as a plain JPEG or PNG")
+        reason = f"more than {_MAX_SCANS} {what}, made to keep a program busy"
+        raise BadPicture(name, reason, "Save it again as a plain JPEG or PNG")
 
 # %% ../nbs/api/03_cells.ipynb #00c0596f
-_FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP' # What a picture may be, whatever its extension says
-_SIGNED = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'II*\0', b'MM\0*', b'BM' # How files of the four formats begin
-_KNOWN = {b'GIF8': 'a GIF', b'RIFF': 'a WebP or another RIFF file', b'PK\x03\x04': 'a zip archive', b'%PDF': 'a PDF',
-          b'<': 'a web page or another text',
-          b'version https://git-lfs': 'a Git LFS pointer (`git lfs pull` gets the picture)'}
+# What a picture may be, whatever its extension says, and how files of these formats begin
+_FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP'
+_SIGNED = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'II*\0', b'MM\0*', b'BM'
+_KNOWN = {
+    b'GIF8': 'a GIF',
+    b'RIFF': 'a WebP or another RIFF file',
+    b'PK\x03\x04': 'a zip archive',
+    b'%PDF': 'a PDF',
+    b'<': 'a web page or another text',
+    b'version https://git-lfs': 'a Git LFS pointer (`git lfs pull` gets the picture)'}
 
 def _refuse_other(data, name):
     "Say what a file that is no picture seems to be."
-    reason = "damaged near its beginning" if data.startswith(_SIGNED) else "the content is no picture"
+    reason = "the content is no picture"
+    if data.startswith(_SIGNED): reason = "damaged near its beginning"
     for start,kind in _KNOWN.items():
-        if data.lstrip()[:30].startswith(start): reason = f"it is {kind}"
+        if data.lstrip().startswith(start): reason = f"it is {kind}"
     raise BadPicture(name, f"{reason}; expected {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
 
 # %% ../nbs/api/03_cells.ipynb #8ebe2400
 def _to_rgb(im, name):
     "Bring any colour mode to RGB."
-    if im.mode == 'F': raise BadPicture(name, "floating-point pixels have no known range", "Save it with 8 bits per colour")
+    if im.mode == 'F':
+        reason = "floating-point pixels have no known range"
+        raise BadPicture(name, reason, "Save it with 8 bits per colour")
     if im.mode.startswith('I'):
         grey = np.asarray(im).astype(np.int64) # 16-bit grey: 0 to 65,535
         low,high = grey.min(),grey.max()
         if low < 0 or high > 65535:
-            raise BadPicture(name, f"grey values from {low} to {high}, beyond 16 bits", "Save it with 8 bits")
+            reason = f"grey values from {low} to {high}, beyond 16 bits"
+            raise BadPicture(name, reason, "Save it with 8 bits")
         im = Image.fromarray(((grey+128)//257).astype(np.uint8))
     if not im.has_transparency_data: return im.convert('RGB')
     im = im.convert('RGBA')
@@ -151,17 +165,20 @@ def _decode(data, name, max_pixels):
     "Decode the bytes of one picture; any exception may leave here."
     if not data: raise BadPicture(name, "the file is empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise BadPicture(name, "Pillow is told to accept cut-off pictures", "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
+        reason = "Pillow is told to accept cut-off pictures"
+        raise BadPicture(name, reason, "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
     if data.startswith(_SIGNED[1]): _check_jpeg(data, name)
     try: im = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
     width,height = im.size
     if width*height > max_pixels:
-        raise BadPicture(name, f"{width} x {height} pixels are more than {max_pixels:,}",
-                         "Make it smaller, or raise `max_pixels`")
-    if getattr(im, 'is_animated', False) and im.format != 'MPO': # `n_frames` would walk along all pages
-        raise BadPicture(name, "animated or paged: more than one picture in the file", "Save each picture in a file of its own")
+        reason = f"{width} x {height} pixels are more than {max_pixels:,}"
+        raise BadPicture(name, reason, "Make it smaller, or raise `max_pixels`")
+    animated = getattr(im, 'is_animated', False) # `n_frames` would walk along all pages
+    if animated and im.format != 'MPO':
+        reason = "animated or paged: more than one picture in the file"
+        raise BadPicture(name, reason, "Save each picture in a file of its own")
     im.load()
     return _to_rgb(ImageOps.exif_transpose(im), name)
 
@@ -173,7 +190,8 @@ def _open(data, name, max_pixels):
     except Image.DecompressionBombError as error:
         raise BadPicture(name, "far too many pixels", "Make it smaller") from error
     except Exception as error:
-        raise BadPicture(name, f"it does not decode ({type(error).__name__}: {error})") from error
+        reason = f"it does not decode ({type(error).__name__}: {error})"
+        raise BadPicture(name, reason) from error
 
 # %% ../nbs/api/03_cells.ipynb #0277191e
 def _read(file):
@@ -181,10 +199,12 @@ def _read(file):
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
-        raise BadPicture(file, f"it cannot be read ({error.strerror or error})", "Check path and permissions") from error
+        reason = f"it cannot be read ({error.strerror or error})"
+        raise BadPicture(file, reason, "Check path and permissions") from error
 
 # %% ../nbs/api/03_cells.ipynb #8da1cb73
-MAX_PIXELS = 12_000_000 # Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
+# Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
+MAX_PIXELS = 12_000_000
 
 def open_picture(
     file, # Path, or an open binary file
@@ -207,16 +227,20 @@ class Resizing:
 
     @classmethod
     def of(cls, size, method=None, padding_mode='zeros'):
-        "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None leaves pictures alone."
+        "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
         pair = isinstance(size, (tuple, list))
-        if method is None: method = ResizeMethod.NO if size is None else ResizeMethod.SQUISH if pair else ResizeMethod.CROP
-        if not isinstance(method, ResizeMethod): raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
-        if padding_mode not in _PADDING: raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
+        if size is None: method = method or ResizeMethod.NO
+        method = method or (ResizeMethod.SQUISH if pair else ResizeMethod.CROP)
+        if not isinstance(method, ResizeMethod):
+            raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
+        if padding_mode not in _PADDING:
+            raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
         if method == ResizeMethod.NO: return cls(None, method, padding_mode)
-        hw = tuple(size) if pair else (size, size)
-        if len(hw) != 2 or not all(isinstance(o, (int, np.integer)) and o > 0 for o in hw):
+        sides = size if pair else (size, size)
+        whole = [isinstance(side, (int, np.integer)) and side > 0 for side in sides]
+        if whole != [True, True]:
             raise ValueError(f"size: a number of pixels or a pair (height, width), got {size!r}")
-        return cls(tuple(int(o) for o in hw), method, padding_mode)
+        return cls(tuple(map(int, sides)), method, padding_mode)
 
     @property
     def one_shape(self)->bool:
@@ -227,22 +251,20 @@ class Resizing:
         im:Image.Image # An RGB picture
     )->np.ndarray: # uint8 (height, width, 3), RGB in 0..255
         "Apply the part of the rule that is the same in every epoch."
-        if self.method != ResizeMethod.NO:
-            im = im.resize(self._target(*im.size), Image.Resampling.BILINEAR)
-        x = np.asarray(im)
-        return self._padded(x) if self.method == ResizeMethod.PAD else x
+        if self.method == ResizeMethod.NO: return np.asarray(im)
+        pixels = np.asarray(im.resize(self._target(*im.size), Image.Resampling.BILINEAR))
+        if self.method != ResizeMethod.PAD: return pixels
+        gaps = np.subtract(self.size, pixels.shape[:2])
+        around = [(gap//2, gap - gap//2) for gap in gaps]
+        return np.pad(pixels, [*around, (0, 0)], mode=_PADDING[self.padding_mode])
 
-    def _target(self, w, h):
-        (th,tw) = self.size
-        if self.method == ResizeMethod.SQUISH: return tw,th
-        ratio = (max if self.method == ResizeMethod.CROP else min)(tw/w, th/h)
+    def _target(self, width, height):
+        "Width and height of the scaled picture, before it is cut or padded."
+        high,wide = self.size
+        if self.method == ResizeMethod.SQUISH: return wide,high
         fit = max if self.method == ResizeMethod.CROP else min
-        return max(1, fit(tw, round(w*ratio))),max(1, fit(th, round(h*ratio)))
-
-    def _padded(self, x):
-        (h,w),(th,tw) = x.shape[:2],self.size
-        top,left = (th-h)//2,(tw-w)//2
-        return np.pad(x, ((top, th-h-top), (left, tw-w-left), (0, 0)), mode=_PADDING[self.padding_mode])
+        ratio = fit(wide/width, high/height)
+        return max(1, fit(wide, round(width*ratio))),max(1, fit(high, round(height*ratio)))
 
     def crop(self,
         x:np.ndarray, # uint8 (height, width, 3)
@@ -251,9 +273,10 @@ class Resizing:
     )->np.ndarray: # uint8 of `self.size`
         "Cut the final shape out of `x`; does nothing unless the method is CROP."
         if self.method != ResizeMethod.CROP: return x
-        (th,tw) = self.size
-        top,left = (min(int((n-m+1)*o), n-m) for n,m,o in zip(x.shape, self.size, (row, col))) # every place as likely as any other, as in v1
-        return x[top:top+th, left:left+tw]
+        high,wide = self.size
+        free = np.subtract(x.shape[:2], self.size) # every place is as likely as any other, as in v1
+        top,left = np.minimum(((free + 1)*[row, col]).astype(int), free)
+        return x[top:top+high, left:left+wide]
 
 # %% ../nbs/api/03_cells.ipynb #a90fe7b7
 class NoCells(ValueError):
@@ -273,7 +296,8 @@ def _find(root):
         for path in (Path(folder, name) for name in names if name != 'data_save.pkl'):
             reason = _no_picture(path.name)
             if reason is None and path.parent in parts:
-                found.append((path.relative_to(root).as_posix(), path.parent.name, parts[path.parent]))
+                name = path.relative_to(root).as_posix()
+                found.append((name, path.parent.name, parts[path.parent]))
             else: left_out[reason or 'picture outside a class folder'] += 1
     return sorted(found),dict(sorted(left_out.items()))
 
@@ -283,7 +307,7 @@ def _manifest():
     "Read the manifest once."
     known = pd.read_csv(facts('manifest.csv.gz'), dtype=dict(disputed=bool))
     ids = pd.DataFrame(map(identity, known.filename), dtype='string')
-    return pd.concat([known[['filename', 'label']], ids, known.drop(columns=['filename', 'label'])], axis=1)
+    return pd.concat([known.iloc[:, :2], ids, known.iloc[:, 2:]], axis=1)
 
 # %% ../nbs/api/03_cells.ipynb #e0b03944
 def manifest(
@@ -297,8 +321,9 @@ def _disputed(cells):
     known = _manifest()
     names = pd.MultiIndex.from_arrays([cells.path.map(basename), cells.label])
     by_name = known.set_index(['filename', 'label']).disputed.reindex(names)
+    by_name = pd.Series(by_name.to_numpy(), cells.index, 'boolean')
     by_content = cells.sha256.map(known.set_index('sha256').disputed)
-    return pd.Series(by_name.to_numpy(), cells.index, 'boolean').fillna(by_content.astype('boolean'))
+    return by_name.fillna(by_content.astype('boolean'))
 
 # %% ../nbs/api/03_cells.ipynb #7a862992
 def _look(root, path, max_pixels):
@@ -306,51 +331,60 @@ def _look(root, path, max_pixels):
     try:
         data,_ = _read(root/path)
         width,height = _open(data, path, max_pixels).size
-    except BadPicture as error: return dict(width=0, height=0, bytes=0, sha256='', reason=error.reason)
+    except BadPicture as error:
+        return dict(width=0, height=0, bytes=0, sha256='', reason=error.reason)
     return dict(width=width, height=height, bytes=len(data), sha256=digest(data), reason=None)
 
 # %% ../nbs/api/03_cells.ipynb #466a2444
 def _two_labels(cells):
     "For each picture whose bytes stand under two labels: the sentence that says so, by its SHA-256."
-    labels = cells.drop_duplicates(['sha256', 'label']).sort_values('label').groupby('sha256').label
+    labels = cells.drop_duplicates(['sha256', 'label']).sort_values('label')
+    labels = labels.groupby('sha256').label
     both = labels.agg(' and in '.join)[labels.size() > 1]
     return {sha256: f'the same picture is in {names}' for sha256,names in both.items()}
 
 # %% ../nbs/api/03_cells.ipynb #95081ddf
 def _look_at_all(root, found, max_pixels, progress):
     "Decode all pictures in threads, since Pillow lets several run at once: a table, with a `reason` where one is bad."
-    table = pd.DataFrame(found, columns=['path', 'label', 'folder_split']).astype(dict(folder_split='string'))
+    table = pd.DataFrame(found, columns=['path', 'label', 'folder_split'])
+    table['folder_split'] = table.folder_split.astype('string')
     ids = pd.DataFrame([identity(basename(path)) for path in table.path], dtype='string')
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: _look(root, path, max_pixels), table.path)
-        looks = pd.DataFrame(bar(looks, 'checking pictures', len(table), quiet=not progress))
+        looks = bar(looks, 'checking pictures', len(table), quiet=not progress)
+        looks = pd.DataFrame(looks).astype(dict(reason=object))
     table = pd.concat([table, ids, looks], axis=1)
     two_labels = table.sha256.map(_two_labels(table[table.reason.isna()]))
-    return table.assign(reason=table.reason.astype(object).fillna(two_labels.astype(object)))
+    table['reason'] = table.reason.fillna(two_labels.astype(object))
+    return table
 
 # %% ../nbs/api/03_cells.ipynb #45d0754a
 def _warn_same_names(cells):
     "Warn of a file name that occurs in two classes."
     labels = cells.label.groupby(cells.path.map(basename)).nunique()
     twice = labels.index[labels > 1]
-    if len(twice):
-        warnings.warn(f"{len(twice):,} file names occur in more than one class: {', '.join(twice[:5])}", stacklevel=3)
+    if not len(twice): return
+    warnings.warn(f"{len(twice):,} file names occur in more than one class: "
+                  f"{', '.join(twice[:5])}", stacklevel=3)
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
 def _check_classes(root, labels):
     "Refuse a folder with fewer than two classes."
     if len(labels) > 1: return
-    seen = f"only the class {labels[0]!r}" if len(labels) else "no picture in any class folder"
-    raise NoCells(f"{root}: {seen}. Give the folder that holds one folder of pictures per class, for example "
-                  "`Parasitized` and `Uninfected`.")
+    seen = "no picture in any class folder"
+    if len(labels): seen = f"only the class {labels[0]!r}"
+    raise NoCells(f"{root}: {seen}. Give the folder that holds one folder of pictures per "
+                  "class, for example `Parasitized` and `Uninfected`.")
 
 # %% ../nbs/api/03_cells.ipynb #42b5c41b
 def _report(cells, left_out, bad):
     "One line: what is in the table and what is not."
     patients = cells.patient.nunique()
     who = f" of {patients} patient{'s'*(patients > 1)}" if patients else ""
-    gone = [f"{n:,} {reason}" for reason,n in left_out.items()] + [f"{len(bad):,} bad"]*bool(bad)
-    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {', '.join(gone) or 'nothing'}")
+    gone = [f"{n:,} {reason}" for reason,n in left_out.items()]
+    if bad: gone.append(f"{len(bad):,} bad")
+    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; "
+          f"left out: {', '.join(gone) or 'nothing'}")
     for line in bad[:10]: print(f"  bad: {line}")
 
 # %% ../nbs/api/03_cells.ipynb #3668be5a
@@ -358,23 +392,28 @@ def _bad_pictures(lines):
     "The error that lists bad pictures, each with its reason."
     n = len(lines)
     if n > 10: lines = [*lines[:10], f'and {n-10:,} more']
-    return BadPicture(f"{n:,} bad picture{'s'*(n > 1)}", '\n  '.join(['', *lines]),
-                      "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
+    return BadPicture(
+        f"{n:,} bad picture{'s'*(n > 1)}",
+        '\n  '.join(['', *lines]),
+        "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
 
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
-_COLUMNS = 'path label patient slide photo width height bytes sha256 disputed folder_split'.split()
+_COLUMNS = ['path', 'label', 'patient', 'slide', 'photo', 'width', 'height', 'bytes',
+            'sha256', 'disputed', 'folder_split']
 
 def read_cells(
     root, # Folder that holds the class folders, or train, valid and test folders above them
     on_bad:str='raise', # With bad pictures: 'raise' a `BadPicture` that lists them, or 'skip' and report them
     progress:bool=True, # Show a progress bar with the time left
     max_pixels:int=MAX_PIXELS # A picture with more pixels is bad
-)->pd.DataFrame: # One row per picture: path, label, patient, slide, photo, width, height, bytes, sha256, disputed, folder_split
+)->pd.DataFrame: # One row per picture, with the columns of the table above: path, label, patient, slide, photo, …
     "Check every picture below `root` and list them in one table, sorted by path."
-    if on_bad not in ('raise', 'skip'): raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
+    if on_bad not in ('raise', 'skip'):
+        raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
     root = Path(root)
     if not root.is_dir():
-        raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, an address or a data set's name.")
+        raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
+                      "an address or a data set's name.")
     found,left_out = _find(root)
     _check_classes(root, sorted({label for _,label,_ in found}))
     table = _look_at_all(root, found, max_pixels, progress)
@@ -411,9 +450,12 @@ class Verified:
 
     def __repr__(self):
         changed,extra,missing = map(len, (self.changed, self.extra, self.missing))
-        if not self.same+changed: return f"not the NIH cells: none of {extra:,} file names is in the manifest"
-        kind = "complete" if self.complete else f"a part: {missing:,} missing" if missing else "all names present"
-        return f"{self.same:,} of {self.total:,} original cells ({kind}), {changed:,} changed, {extra:,} extra"
+        if not self.same+changed:
+            return f"not the NIH cells: none of {extra:,} file names is in the manifest"
+        kind = f"a part: {missing:,} missing" if missing else "all names present"
+        if self.complete: kind = "complete"
+        return (f"{self.same:,} of {self.total:,} original cells ({kind}), "
+                f"{changed:,} changed, {extra:,} extra")
 
 # %% ../nbs/api/03_cells.ipynb #1c6f63a8
 def verify(
@@ -427,11 +469,16 @@ def verify(
     originals = known.reindex(names)[['sha256', 'label']].to_numpy()
     is_extra = ~names.isin(known.index)
     same = (originals == cells[['sha256', 'label']].to_numpy()).all(1)
-    changed = [*cells.path[~is_extra & ~same]]
-    found = Verified(len(known), int(same.sum()), sorted({*known.index}-{*names}), [*cells.path[is_extra]], changed)
-    if changed and strict:
-        raise ChangedCells(f"{found}: {', '.join(changed[:5])}. These are not the original files: get the archive "
-                           "again, or pass strict=False to look at them.")
+    found = Verified(
+        total=len(known),
+        same=int(same.sum()),
+        missing=sorted({*known.index} - {*names}),
+        extra=[*cells.path[is_extra]],
+        changed=[*cells.path[~is_extra & ~same]])
+    if found.changed and strict:
+        raise ChangedCells(
+            f"{found}: {', '.join(found.changed[:5])}. These are not the original files: "
+            "get the archive again, or pass strict=False to look at them.")
     return found
 
 # %% ../nbs/api/03_cells.ipynb #a27791b9
@@ -448,7 +495,8 @@ def _describe(cells):
         megabytes=round(cells.bytes.sum()/1e6, 1),
         extensions=', '.join(f'{name} {n:,}' for name,n in extensions.items()))
     for side in ('width', 'height'):
-        for name,share in _QUANTILES.items(): row[f'{side}_{name}'] = int(cells[side].quantile(share))
+        for name,share in _QUANTILES.items():
+            row[f'{side}_{name}'] = int(cells[side].quantile(share))
     return row
 
 # %% ../nbs/api/03_cells.ipynb #cdcaf96e
@@ -457,12 +505,12 @@ def describe(
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
     tables = [*cells.groupby('label'), ('total', cells)]
-    rows = pd.DataFrame([dict(label=label) | _describe(table) for label,table in tables]).set_index('label')
-    return rows.astype(dict(patients='Int64', photos='Int64', disputed='Int64'))
+    rows = [dict(label=label) | _describe(table) for label,table in tables]
+    return pd.DataFrame(rows).set_index('label').astype(dict(patients='Int64', photos='Int64', disputed='Int64'))
 
 # %% ../nbs/api/03_cells.ipynb #9ed15520
 # Okabe and Ito (2008): colours that colour-blind readers can tell apart
-_OKABE_ITO = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9', '#F0E442', '#000000'
+_OKABE_ITO = '#0072B2 #E69F00 #009E73 #CC79A7 #D55E00 #56B4E9 #F0E442 #000000'.split()
 
 def plot_sizes(
     cells:pd.DataFrame, # Cells table
@@ -471,19 +519,24 @@ def plot_sizes(
 ): # The two matplotlib axes
     "Plot width, height and longer side of the cells by class, with the sizes one may choose."
     import matplotlib.pyplot as plt
-    figure,(shapes,longest) = plt.subplots(1, 2, figsize=(8, 3.2), dpi=72, layout='constrained')
+    figure = plt.figure(figsize=(8, 3.2), dpi=72, layout='constrained')
+    shapes,longest = figure.subplots(1, 2)
     for i,(label,table) in enumerate(cells.groupby('label')):
-        colour,some = _OKABE_ITO[i%8],table.sample(min(len(table), 300), random_state=42)
-        shapes.scatter(some.width, some.height, s=12, alpha=.5, linewidths=0, c=colour, marker='o^sDvPX*'[i%8])
-        longest.ecdf(table[['width', 'height']].max(axis=1), c=colour, ls=('-', '--', ':', '-.')[i%4], label=label)
+        colour,mark,dashes = _OKABE_ITO[i%8],'o^sDvPX*'[i%8],('-', '--', ':', '-.')[i%4]
+        some = table.sample(min(len(table), 300), random_state=42)
+        shapes.scatter(some.width, some.height, s=12, alpha=.5, lw=0, c=colour, marker=mark)
+        longer = table[['width', 'height']].max(axis=1)
+        longest.ecdf(longer, c=colour, ls=dashes, label=label)
+    line,white = dict(c='.4', lw=.8, ls='--'),dict(fc='w', ec='none', pad=1)
     for side in sizes:
-        shapes.plot([0, side, side], [side, side, 0], c='.4', lw=.8, ls='--')
+        shapes.plot([0, side, side], [side, side, 0], **line)
         shapes.text(2, side, side, c='.3', size=8, va='bottom')
-        longest.axvline(side, c='.4', lw=.8, ls='--')
-        longest.text(side, .9, side, c='.3', size=8, ha='center', bbox=dict(fc='w', ec='none', pad=1))
-    shapes.set(xlabel='width, pixels', ylabel='height, pixels', title='Up to 300 cells per class', aspect='equal',
-               xlim=(0, None), ylim=(0, None))
-    longest.set(xlabel='longer side, pixels', ylabel='cells up to this size', title='Left of a line: scaled up')
+        longest.axvline(side, **line)
+        longest.text(side, .9, side, c='.3', size=8, ha='center', bbox=white)
+    shapes.set(xlabel='width, pixels', ylabel='height, pixels', aspect='equal',
+               title='Up to 300 cells per class', xlim=(0, None), ylim=(0, None))
+    longest.set(xlabel='longer side, pixels', ylabel='cells up to this size',
+                title='Left of a line: scaled up')
     longest.yaxis.set_major_formatter('{x:.0%}')
     longest.legend(loc='lower right', framealpha=1, edgecolor='w')
     figure.suptitle(title)

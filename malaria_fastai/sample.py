@@ -24,9 +24,10 @@ def _colours(codes):
     return np.array([ImageColor.getrgb(code) for code in codes.split()], float)
 
 # %% ../nbs/api/02_sample.ipynb #cac033a0
-_BODIES = _colours('#d89c9e #e0a896 #ce92a4 #c8ac9e #da84ac #b0a8ca #a8a0d0 #a86c9e #bab8c8') # Cells, by eye
-_PURPLES = _colours('#7e1a7c #58208c') # The two ends of Giemsa's colour for chromatin, by eye
-_PIGMENT = _colours('#46321e')         # What a parasite leaves of the blood's red, by eye
+# Of cells, the two ends of Giemsa's colour for chromatin, and what a parasite leaves of the blood's red
+_BODIES = _colours('#d89c9e #e0a896 #ce92a4 #c8ac9e #da84ac #b0a8ca #a8a0d0 #a86c9e #bab8c8')
+_PURPLES = _colours('#7e1a7c #58208c')
+_PIGMENT = _colours('#46321e')
 
 # %% ../nbs/api/02_sample.ipynb #e52739c7
 def _stain(rng):
@@ -61,17 +62,19 @@ def _outline(rng, angle):
 # %% ../nbs/api/02_sample.ipynb #c1c5e3cf
 def _light(cell, stain):
     "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
-    shape,depth = cell.edge.shape,np.clip(cell.edge, 0, 1)
+    depth = np.clip(cell.edge, 0, 1)
     hollow = np.exp(-(np.abs(cell.places)/cell.uniform(.3, .55))**2)
     pallor = hollow*cell.rng.choice([0, 12, 30], p=[.4, .35, .25])
     rim = stain['rim']*np.exp(-depth*stain['rim_width'])
     tilt = cell.uniform(-7, 7)*cell.places.real
-    light = pallor + rim + tilt + 3.5*_noise(cell.rng, shape, 12) + 2*_noise(cell.rng, shape, 4)
+    light = pallor + rim + tilt
+    for scale,strength in ((12, 3.5), (4, 2)):
+        light += strength*_noise(cell.rng, light.shape, scale)
     return cell.rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9]
 
 # %% ../nbs/api/02_sample.ipynb #d9f919fd
 class _Canvas:
-    "A cell being drawn. A place in it is a complex number, x + iy from its centre; all lengths are in radii of the cell."
+    "A cell being drawn. A place in it is a complex number, x + iy from its centre; lengths are in radii."
     def __init__(self, rng, radius, stain):
         self.rng,self.uniform,self.radius = rng,rng.uniform,radius
         angle = np.linspace(0, 2*np.pi, 361)
@@ -81,10 +84,12 @@ class _Canvas:
         rows,columns = np.mgrid[-1:height-1, -1:width-1]
         self.corner = complex(*border.min(1))
         self.places = self.corner + (columns + 1j*rows)/radius
-        self.edge = np.interp(np.angle(self.places) % (2*np.pi), angle, outline) - np.abs(self.places)
+        border = np.interp(np.angle(self.places) % (2*np.pi), angle, outline)
+        self.edge = border - np.abs(self.places)
         if rng.random() < .08: # a neighbour took a piece
             direction,bite = self.direction(),self.uniform(.3, .6)
-            self.edge = np.minimum(self.edge, np.abs(self.places - direction*(1 + bite*.4)) - bite)
+            away = self.places - direction*(1 + bite*.4)
+            self.edge = np.minimum(self.edge, np.abs(away) - bite)
         self.rgb = stain['body'] + _light(self, stain)
 
     def direction(self):
@@ -102,7 +107,8 @@ class _Canvas:
     def spot(self, place, radius, rough=.25):
         "Coverage of an uneven spot."
         away = self.places - place
-        waves = np.cos(np.multiply.outer(np.angle(away), [2, 3, 5]) + self.uniform(0, 7, 3)) @ [.6, .4, .2]
+        turns = np.multiply.outer(np.angle(away), [2, 3, 5])
+        waves = np.cos(turns + self.uniform(0, 7, 3)) @ [.6, .4, .2]
         return self.soft(radius*(1 + rough*waves) - np.abs(away))
 
     def paint(self, cover, colour, alpha):
@@ -117,7 +123,8 @@ def _ring(cell, purple, alpha):
     inside = radius - np.hypot(away.real, away.imag*cell.uniform(.8, 1.25))
     gap = np.cos(np.angle(away) - cell.uniform(0, 7))*3 + cell.uniform(.6, 2.6)
     cell.paint(cell.soft(inside), 255, alpha*.1)
-    cell.paint(cell.soft(.035 + .5/cell.radius - np.abs(inside))*np.clip(gap, 0, 1), purple + 25, alpha)
+    line = cell.soft(.035 + .5/cell.radius - np.abs(inside))
+    cell.paint(line*np.clip(gap, 0, 1), purple + 25, alpha)
     for _ in range(cell.rng.choice([1, 2], p=[.75, .25])):
         dot = cell.spot(place + radius*cell.direction(), cell.uniform(.045, .07))
         cell.paint(dot, purple - 15, min(1, alpha*1.25))
@@ -160,9 +167,11 @@ def _specks(cell, purple):
         if cell.rng.random() < .06:
             turned = (cell.places - place)*np.exp(-1j*cell.uniform(0, np.pi))
             bent = turned.imag + turned.real**2*cell.uniform(-1, 1)
-            thread = cell.soft(radius*.4 - np.abs(bent))*cell.soft(radius*4 - np.abs(turned.real))
-            cell.paint(thread, purple - 10, cell.uniform(.4, .8))
-        else: cell.paint(cell.spot(place, radius, .4), purple - cell.uniform(0, 40), cell.uniform(.5, .95))
+            narrow,short = radius*.4 - np.abs(bent),radius*4 - np.abs(turned.real)
+            cell.paint(cell.soft(narrow)*cell.soft(short), purple - 10, cell.uniform(.4, .8))
+        else:
+            speck = cell.spot(place, radius, .4)
+            cell.paint(speck, purple - cell.uniform(0, 40), cell.uniform(.5, .95))
 
 # %% ../nbs/api/02_sample.ipynb #1f3fec51
 def _photograph(cell, stain):
@@ -198,8 +207,10 @@ def draw_cell(
 # %% ../nbs/api/02_sample.ipynb #ec45dbc9
 _CELLS = { # (infected, healthy) cells of a slide, and the slides
     (8, 5): 'C947P908thin_Original_Motic C947P908thinOriginalOlympusCX21', # one patient, two microscopes
-    (4, 10): 'C937BP902_thinF C951AP912thinF C961P922N_ThinF C973P934NThinF C901P931ThinF C9012P932thinF',
-    (20, 10): 'C933P901thinF_original C934P9011thin_original C935P903ReThinF C936P904ThinF C938P905thinF C939P906ThinF',
+    (4, 10): 'C937BP902_thinF C951AP912thinF C961P922N_ThinF C973P934NThinF '
+             'C901P931ThinF C9012P932thinF',
+    (20, 10): 'C933P901thinF_original C934P9011thin_original C935P903ReThinF '
+              'C936P904ThinF C938P905thinF C939P906ThinF',
     (40, 10): 'C940P907_thinF C941P909ThinF C942P910thinF C943P911ThinF C944P913ThinF',
     (0, 30): 'C912NThinF C914thinF C91_thinF C916ThinF C9171thinF C918thin_original'} # controls
 _SLIDES = [(slide, *counts) for counts,slides in _CELLS.items() for slide in slides.split()]
@@ -215,7 +226,8 @@ def _draw_slide(folder, seed, i):
         k = n % 5
         photo = f"{slide}_IMG_203106{1+i:02}_1{k}4{10+k}{k}{'a'*(k == 3)}"
         path = f'{label}/{photo}_cell_{100+n}.png'
-        with replacing(folder/path) as part: picture.save(part, 'png', compress_level=1) # a third of the time
+        with replacing(folder/path) as part:
+            picture.save(part, 'png', compress_level=1) # a third of the time
         yield path,label,*(np.round(where, 1).tolist() if where else ['']*3)
 
 # %% ../nbs/api/02_sample.ipynb #460ca7c3
@@ -229,15 +241,19 @@ def draw_sample(
 )->Path: # The folder with `Parasitized`, `Uninfected` and `truth.csv`, which says where the parasites are
     "Draw the sample: 720 cells of 24 patients, in the layout of the NIH set."
     folder = Path(folder)
-    mark,about = folder/_MARK,json.dumps(dict(drawing=_DRAWING, seed=seed, note=DRAWN_NOTE))
+    mark = folder/_MARK
+    about = json.dumps(dict(drawing=_DRAWING, seed=seed, note=DRAWN_NOTE))
     if mark.is_file():
-        if mark.read_text() == about and len([*folder.glob('*/*.png')]) >= sum(SAMPLE.counts.values()): return folder
+        n = len([*folder.glob('*/*.png')])
+        if n >= sum(SAMPLE.counts.values()) and mark.read_text() == about: return folder
     elif any(folder.glob('[!.]*')):
-        raise DataNotFound(f"{folder}: it holds other files. Name an empty or a new folder for the drawn sample")
+        raise DataNotFound(f"{folder}: it holds other files. "
+                           "Name an empty or a new folder for the drawn sample")
     write_atomically(mark, 'half drawn')
-    rows = sorted(row for i in progress(range(len(_SLIDES)), 'drawing') for row in _draw_slide(folder, seed, i))
+    rows = []
+    for i in progress(range(len(_SLIDES)), 'drawing'): rows += _draw_slide(folder, seed, i)
     with replacing(folder/'truth.csv') as part, open(part, 'w', newline='') as file:
-        csv.writer(file).writerows([('path', 'label', 'x', 'y', 'radius'), *rows])
+        csv.writer(file).writerows([('path', 'label', 'x', 'y', 'radius'), *sorted(rows)])
     for label in SAMPLE.labels: write_atomically(folder/label/'Thumbs.db', 'not a picture')
     write_atomically(mark, about)
     return folder
