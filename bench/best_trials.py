@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import malaria_fastai.extra.packaged_weights # noqa: F401  (the networks of the recipes start from them)
 from malaria_fastai.files import replacing
 from malaria_fastai.evaluate import metrics, paired_difference
 from malaria_fastai.recipes import RECIPES, Recipe

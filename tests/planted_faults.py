@@ -45,7 +45,7 @@ CLI      = asks('18_cli', 'tests/test_run.py')
 
 FAULTS = [
     Fault('source', 'a name that leaves the folder is let in', "if '..' in name.split('/')", "if '...' in name.split('/')", SOURCE),
-    Fault('source', 'a zip bomb is compared the wrong way', 'size > MAX_RATIO*max(1, packed)', 'size < MAX_RATIO*max(1, packed)', SOURCE),
+    Fault('source', 'a zip bomb is compared the wrong way', 'size > _MAX_RATIO*max(1, packed)', 'size < _MAX_RATIO*max(1, packed)', SOURCE),
     Fault('cells', 'a picture under two labels passes', '[labels.size() > 1]', '[labels.size() > 2]', CELLS),
     Fault('cells', 'a name in two classes is not told', 'twice = labels.index[labels > 1]', 'twice = labels.index[labels > 2]', CELLS),
     Fault('split', 'one patient too many in a part', 'round(n*share)) for share', 'round(n*share)+1) for share', SPLIT),

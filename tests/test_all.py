@@ -3,7 +3,7 @@ from importlib import import_module
 import pytest
 from malaria_fastai import all as everything
 
-@pytest.mark.parametrize('module', 'cells data interpret learner resume run source split'.split())
+@pytest.mark.parametrize('module', 'backbone cells data interpret learner resume run source split'.split())
 def test_these_modules_are_there_whole(module):
     names = import_module(f'malaria_fastai.{module}').__all__
     assert [name for name in names if name not in everything.__all__]==[]

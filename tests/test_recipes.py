@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -492,7 +493,7 @@ def test_a_budget_stops_and_the_same_command_goes_on_exactly(whole, few, tmp_pat
     none = compare(few, tmp_path, rows, budget=1e-9, **words)
     assert none.state.str.contains('budget').all() and 'accuracy' not in none
     run = study._train_one
-    monkeypatch.setattr(study, '_train_one', lambda job, folder, root, positive, until: run(job, folder, root, positive, 0))
+    monkeypatch.setattr(study, '_train_one', lambda job, root, positive, until: run(job, root, positive, 0))
     cut = compare(few, tmp_path, rows, **words)
     assert 'budget' in cut.state[1] and any(tmp_path.rglob('stage1_0.state'))
     monkeypatch.undo()
@@ -515,7 +516,7 @@ def test_folds_hold_every_cell_once(rule, all_cells):
 
 
 def test_train_runs_a_recipe(few, tmp_path, capsys):
-    words = dict(recipe=RECIPES['squeezenet1_1_scratch'].but(size=32, bs=16, epochs=1), limit=60, split='patient', draws=20)
+    words = dict(recipe='squeezenet1_1', pretrained='no', size=32, bs=16, epochs=1, limit=60, split='patient', draws=20)
     found = json.loads((train(few, tmp_path/'run', **words)/'metrics.json').read_text())
     assert (found['recipe'], found['arch']) == ('squeezenet1_1_scratch', 'squeezenet1_1') and '32 of 128 px' in found['shortened']
     train(few, tmp_path/'run', resume=True, **words)
