@@ -14,13 +14,12 @@ import os
 import re
 import shutil
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import copy
 from enum import IntEnum
 from errno import ENOSPC
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,17 +31,17 @@ from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Norm
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device, to_detach
 from fastai.vision.core import PILImage, imagenet_stats
-from fastcore.basics import patch
+from fastai.vision.data import get_grid
+from fastcore.basics import chunked, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from PIL import Image
 
 from .cells import NoCells, ResizeMethod, Resizing, open_picture
 from .files import digest, replacing, write_atomically
 from .sample import DRAWN_NOTE, is_drawn
 from .source import progress as bar
 from .split import split_random
-from .transforms import derive_seed, get_transforms, seeded, transformed
+from .transforms import _tfm_name, derive_seed, get_transforms, seeded, transformed
 
 # %% ../nbs/api/06_data.ipynb #e15466f0
 _LAYOUT = 3 # Changes when the layout of a picture file does, or the way pictures are decoded
@@ -79,30 +78,25 @@ class _PictureFile:
             os.fsync(opened.fileno())
 
 # %% ../nbs/api/06_data.ipynb #27eeb1c8
-def _map_ahead(f, items, workers, ahead=64):
-    "`map` with threads (0: without), at most `ahead` items ahead of what was asked for."
-    items = iter(items)
-    if not workers: yield from map(f, items)
+def _map_ahead(f, items, workers):
+    "`map` with threads, a block of items at a time."
     with ThreadPoolExecutor(workers or 1) as pool:
-        waiting = deque(pool.submit(f, item) for item in islice(items, ahead))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(f, item) for item in islice(items, 1))
+        for block in chunked(items, 64): yield from pool.map(f, block)
 
 # %% ../nbs/api/06_data.ipynb #01ea4586
 class Pictures:
     "The pictures of a data set as uint8 arrays of one rule, decoded on demand or once."
     def __init__(self,
-        files:list,         # Paths of the pictures, or open pictures (PIL), for which no file is made
+        files:list,         # Paths of the pictures; or open pictures or arrays, for which no file is made
         rule:Resizing,      # How they become arrays
         cache:Path|None=None, # Folder of the picture file; None decodes afresh in every epoch
         num_workers:int=2,  # Threads that decode; the pictures are the same for any number
         root:Path|None=None,# The folder that `files` are relative to
-        verify:bool=False   # Decode every picture, and compare it with the one in the picture file
+        verify:bool=False   # Make the picture file anew, and say what was wrong in it
     ):
         self.files,self.rule,self.num_workers,self.root = list(files),rule,num_workers,root
         self.store,self.rows = None,None
-        if cache is not None and self.files: self._keep(Path(cache), verify)
+        if cache is not None and self.files: self._open_or_make(Path(cache), verify)
 
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return self.decode(i) if self.store is None else self.store[self.rows[i]]
@@ -118,7 +112,8 @@ class Pictures:
     )->np.ndarray: # uint8 (height, width, 3)
         "Decode and resize one picture."
         source = self.path(i)
-        return self.rule.fixed(source.convert('RGB') if isinstance(source, Image.Image) else open_picture(source))
+        is_file = isinstance(source, (str, Path))
+        return self.rule.fixed(open_picture(source) if is_file else PILImage.create(source).convert('RGB'))
 
     def batch(self,
         idxs,        # Positions of the pictures
@@ -127,7 +122,8 @@ class Pictures:
         "Gather pictures of one shape into one tensor."
         if self.store is not None and self.rule.one_shape:
             return torch.from_numpy(self.store.pixels.reshape(-1, *self.rule.size, 3)[self.rows[idxs]])
-        pictures = _map_ahead(self.__getitem__, idxs, self.num_workers if self.store is None else 0)
+        pictures = map(self.__getitem__, idxs)
+        if self.store is None: pictures = _map_ahead(self.decode, idxs, self.num_workers)
         if places is None: places = [(.5, .5)]*len(idxs)
         cut = [self.rule.crop(picture, *place) for picture,place in zip(pictures, places)]
         if len({picture.shape for picture in cut}) > 1:
@@ -137,10 +133,9 @@ class Pictures:
 
 # %% ../nbs/api/06_data.ipynb #9a6a9ade
 def _cache_name(rule, root, folder):
-    "One name for each data set, size and method. A data set may move together with its own `.cache`."
-    where = '' if root is None else os.path.relpath(Path(root).resolve(), folder.resolve())
-    size = 'x'.join(map(str, rule.size)) if rule.size else 'any'
-    return f"{rule.method.name.lower()}_{size}_{digest(f'{where}|{rule.padding_mode}|{_LAYOUT}')[:8]}.pictures"
+    "One name for each data set and rule. A data set may move together with its own `.cache`."
+    about = os.path.relpath(root or folder, folder),rule,_LAYOUT
+    return f"{rule.method.name.lower()}_{digest(str(about))[:12]}.pictures"
 
 # %% ../nbs/api/06_data.ipynb #7258ec3d
 @patch
@@ -167,8 +162,7 @@ def _opened_pictures(file, keys):
 def _nbytes(self:Pictures):
     "How many bytes all pictures have; about, from a hundred of them, where shapes differ."
     if self.rule.one_shape: return 3*len(self)*math.prod(self.rule.size)
-    some = np.unique(np.linspace(0, len(self)-1, 100).astype(int))
-    return len(self)*np.mean([picture.nbytes for picture in _map_ahead(self.decode, some, self.num_workers)])
+    return len(self)*np.mean([self.decode(i).nbytes for i in range(0, len(self), len(self)//100 + 1)])
 
 # %% ../nbs/api/06_data.ipynb #17e3d07c
 @patch
@@ -186,36 +180,32 @@ def _decode_all(self:Pictures, file, keys, store, rows):
     pictures = (next(fresh) if row < 0 else store[row] for row in rows)
     _PictureFile.write(file, keys, bar(pictures, 'decoding', len(keys), quiet=len(missing) < 500))
 
-# %% ../nbs/api/06_data.ipynb #30e02d99
+# %% ../nbs/api/06_data.ipynb #570b3082
 @patch
-def _verified(self:Pictures, store, rows):
-    "`rows`, with -1 for each picture that decodes to something else than what is kept of it."
-    def same(i): return np.array_equal(self.decode(i), store[rows[i]])
-    kept = np.flatnonzero(rows >= 0)
-    checked = bar(_map_ahead(same, kept, self.num_workers), 'verifying', len(kept), quiet=len(kept) < 500)
-    wrong = kept[~np.array([*checked], bool)]
-    if len(wrong):
-        print(f"{len(wrong):,} of {len(rows):,} pictures are not what the picture file says, "
+def _tell_changed(self:Pictures, old, before, store, rows):
+    "Say how many pictures of the old file were not what their sources are."
+    places = enumerate(zip(before, rows))
+    wrong = [i for i,(was,row) in places if was >= 0 and not np.array_equal(old[was], store[row])]
+    if wrong:
+        print(f"{len(wrong):,} of {len(self):,} pictures are not what the picture file says, "
               f"for example {Path(self.files[wrong[0]]).name}")
-    rows[wrong] = -1
-    return rows
 
 # %% ../nbs/api/06_data.ipynb #369dc180
 @patch
-def _keep(self:Pictures, folder, verify):
+def _open_or_make(self:Pictures, folder, verify):
     "Open the picture file, or make it if it lacks a picture."
     file,keys = folder/_cache_name(self.rule, self.root, folder),self.keys()
     try:
-        store,rows = _opened_pictures(file, keys)
-        if verify: rows = self._verified(store, rows)
-        if (rows < 0).any():
-            self._decode_all(file, keys, store, rows)
+        old,before = store,rows = _opened_pictures(file, keys)
+        if verify or (rows < 0).any():
+            self._decode_all(file, keys, old, np.full_like(before, -1) if verify else before)
             store,rows = _opened_pictures(file, keys)
         if (rows < 0).any(): raise OSError("another process made it of other pictures")
+        if verify: self._tell_changed(old, before, store, rows)
         self.store,self.rows = store,rows
     except OSError as error:
-        print(f"No picture cache: {error.strerror or error}. Training goes on, and decodes every picture in every epoch. "
-              "Free some space, mend the permissions, or name another folder: cache='folder'.")
+        print(f"No picture cache: {error.strerror or error}. Training goes on, and decodes every picture "
+              "in every epoch. Free some space, mend the permissions, or name another folder: cache='folder'.")
 
 # %% ../nbs/api/06_data.ipynb #8feee3f3
 class LabelList:
@@ -229,7 +219,7 @@ class LabelList:
         random_crop:bool=False # Cut at a random place while `split_idx` is 0 (only with `ResizeMethod.CROP`)
     ):
         self.pictures,self.rule,self.cells,self.split_idx = pictures,pictures.rule,cells,split_idx
-        self.vocab = CategoryMap(classes, sort=False)
+        self.classes,self.c,self.vocab = classes,len(classes),CategoryMap(classes, sort=False)
         self.random_crop = random_crop and self.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
         self.labelled = 'label' in cells and bool(cells.label.notna().all())
@@ -237,15 +227,10 @@ class LabelList:
 
     @property
     def items(self): return L(self.pictures.path(i) for i in self.positions)
-    @property
-    def classes(self): return list(self.vocab)
-    @property
-    def c(self): return len(self.vocab)
 
     def __len__(self): return len(self.positions)
     def __getitem__(self, i):
-        pixels = self.rule.crop(self.pictures[self.positions[i]])
-        image = PILImage.create(np.ascontiguousarray(pixels))
+        image = PILImage.create(self.rule.crop(self.pictures[self.positions[i]]))
         return (image, Category(self.vocab[int(self.y[i])])) if self.labelled else (image,)
 
     def __repr__(self):
@@ -270,9 +255,6 @@ class PictureLoader(TfmdDL):
                     after_batch=self.after_batch)
         return (cls or type(self))(self.dataset if dataset is None else dataset, **{**kept, **kwargs})
 
-    def _one_pass(self):
-        self._n_inp,self._types = 1,{tuple: [TensorImage, TensorCategory][:1 + self.dataset.labelled]}
-
     def get_idxs(self):
         "The order of this epoch."
         if not self.shuffle: return list(range(self.n))
@@ -288,12 +270,6 @@ class PictureLoader(TfmdDL):
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but nothing is gathered, and a single number stays on its device: fetching it waits for the GPU."
         return to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=False)
-
-    def one_batch(self):
-        "The first batch of this epoch."
-        if len(self) == 0: raise ValueError(f"no batch: {self.n} cells and batches of {self.bs}")
-        self.before_iter()
-        return self.load(0, self.get_idxs()[:self.bs])
 
 # %% ../nbs/api/06_data.ipynb #7c04e2a0
 @patch
@@ -325,7 +301,8 @@ def _mine(self:PictureLoader, idxs):
     return np.pad(idxs, (0, n*k - len(idxs)), mode='edge')[rank*k:(rank+1)*k]
 
 # %% ../nbs/api/06_data.ipynb #5e9ee6b6
-DatasetType = IntEnum('DatasetType', 'Train Valid Test Fix', start=0) # Fix: the training cells in file order, untransformed
+# Fix: the training cells in file order, untransformed
+DatasetType = IntEnum('DatasetType', 'Train Valid Test Fix', start=0)
 
 
 class ImageDataBunch(DataLoaders):
@@ -339,12 +316,13 @@ class ImageDataBunch(DataLoaders):
     def drawn_note(self)->str: return DRAWN_NOTE if is_drawn(self.path) else ''
 
     def dl(self,
-        ds_type:DatasetType=DatasetType.Valid # Which part; `Fix` is the training part as the network sees it in validation
+        ds_type:DatasetType=DatasetType.Valid # Which part; `Fix` is that for training, untransformed
     )->PictureLoader:
         "The loader of one part."
         if ds_type == DatasetType.Fix: return self.cells_dl(self.train_ds.cells)
         if ds_type >= len(self):
-            raise ValueError("this bunch has no test part: name its folder with test=, or give cells of the split 'test'")
+            raise ValueError("this bunch has no test part: "
+                             "name its folder with test=, or give cells of the split 'test'")
         return self.loaders[ds_type]
 
     def one_batch(self,
@@ -361,16 +339,15 @@ class ImageDataBunch(DataLoaders):
 def _with_split(cells, valid_pct, seed):
     "Cells sorted by path, each of a part that is drawn if they have none."
     missing = sorted({'path', 'label'} - set(cells.columns))
-    if missing: raise ValueError(f"the table of cells needs the columns path and label; {', '.join(missing)} is missing")
+    if missing:
+        raise ValueError(f"the table of cells needs the columns path and label; {', '.join(missing)} is missing")
     if not cells.path.is_monotonic_increasing: cells = cells.sort_values('path')
     cells = cells.reset_index(drop=True)
     twice = cells.path[cells.path.duplicated()]
     if len(twice): raise ValueError(f"{len(twice)} pictures are listed twice, for example {twice.iloc[0]}")
     if 'split' not in cells: return _draw_valid(cells, valid_pct, seed)
-    other = cells[~cells.split.isin(['train', 'valid', 'test'])]
-    if len(other):
-        raise ValueError(f"split is 'train', 'valid' or 'test'; for {len(other)} cells it is not: "
-                         f"{other.path.iloc[0]} has {other.split.iloc[0]}")
+    other = set(cells.split) - {'train', 'valid', 'test'}
+    if other: raise ValueError(f"split is 'train', 'valid' or 'test'; some cells have {', '.join(map(str, other))}")
     return cells
 
 
@@ -390,9 +367,8 @@ def _checked_classes(cells, classes):
 # %% ../nbs/api/06_data.ipynb #7ba189e6
 def _check_sizes(cells, bs, val_bs):
     "Refuse parts and batches that cannot be; a bunch without pictures, to predict with, can."
-    for name,size in (('bs', bs), ('val_bs', val_bs)):
-        if not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"{name} is a number of pictures, at least 1; got {size!r}")
+    if min(bs, val_bs) < 1:
+        raise ValueError(f"bs and val_bs are numbers of pictures, at least 1; got {bs} and {val_bs}")
     if not len(cells): return
     for part in ('valid', 'train'):
         own = cells[cells.split == part]
@@ -416,20 +392,21 @@ def from_cells(cls:ImageDataBunch,
     cells:pd.DataFrame,       # One row per picture: `path`, `label`, and `split` ('train', 'valid', 'test'), else drawn
     valid_pct:float=.2,       # Share of validation pictures, in (0, 1), where `cells` has no column `split`
     seed:int=42,              # Names the split, the order and every draw
-    ds_tfms:tuple|None=None,  # What `get_transforms` returns, or any pair (training, validation) of lists of fastai transforms
+    ds_tfms:tuple|None=None,  # From `get_transforms`, or a pair (training, validation) of lists of fastai's
     size:int|tuple|None=None, # Pixels: one number (CROP), a pair (height, width) (SQUISH), or None (as they are)
     resize_method:ResizeMethod|None=None, # Overrides what `size` implies
     bs:int=64,                # Pictures in a training batch
     val_bs:int|None=None,     # Pictures in a validation batch; None is `bs`
     num_workers:int|None=None,# Threads that decode; None is one per core. Results do not depend on it
     classes:list|None=None,   # Class names in the order of the outputs; None is alphabetical
-    normalize:tuple|bool=True,# (mean, std) of three channels; True is ImageNet's, until `.normalize` is called; False is off
+    normalize:tuple|bool=True,# (mean, std) of three channels; True is ImageNet's, until `.normalize`; False is off
     cache:bool|str|Path=True, # Keep decoded pictures: True in `path/.cache`, a folder, or False
     verify:bool=False,        # Decode every picture, and compare it with the one that is kept
     padding_mode:str='zeros', # What PAD fills in: 'zeros' (black), 'border', 'reflection' (v1)
     device=None               # Where batches go; None is the GPU if there is one
 )->ImageDataBunch:
     "Batches from a checked table of cells: the constructor that all others end in."
+    given = {name: value for name,value in locals().items() if name != 'cls'}
     path,device = Path(path),_checked_device(device)
     cells,val_bs = _with_split(cells, valid_pct, seed),bs if val_bs is None else val_bs
     classes,rule = _checked_classes(cells, classes),Resizing.of(size, resize_method, padding_mode)
@@ -446,7 +423,7 @@ def from_cells(cls:ImageDataBunch,
         loaders.append(PictureLoader(items, size, shuffle=training, drop_last=training, seed=seed, device=device,
                                      after_batch=[IntToFloatTensor(), *tfms]))
     data = cls(*loaders, path=path, device=device)
-    data.cells,data.seed,data.ds_tfms = cells,seed,ds_tfms
+    data.cells,data.seed,data.ds_tfms,data._given = cells,seed,ds_tfms,given
     data._set_stats(imagenet_stats if normalize is True else normalize or None)
     data._normalize_chosen = normalize not in (True, False)
     return data
@@ -477,7 +454,7 @@ def _in_colour(self:ImageDataBunch, x):
 # %% ../nbs/api/06_data.ipynb #c8817d44
 @patch
 def normalize(self:ImageDataBunch,
-    stats:tuple|None=None # (mean, std), three numbers each, of pixels in [0, 1]; None measures them on one batch, as in v1
+    stats:tuple|None=None # (mean, std), three numbers each; None measures them on one batch, as in v1
 )->ImageDataBunch:
     "Choose the statistics that pictures are normalised with, once; a second call is an error, as in v1."
     if self._normalize_chosen: raise ValueError("normalize was called already: pictures would be normalised twice")
@@ -511,12 +488,9 @@ def resized(self:ImageDataBunch,
     **kwargs        # Other arguments of `from_cells` to change, such as `bs`
 )->ImageDataBunch:
     "The same cells, split and transforms with pictures of another size."
-    pictures,rule = self.pictures,self.rule
-    same = dict(
-        seed=self.seed, ds_tfms=self.ds_tfms, resize_method=rule.method, padding_mode=rule.padding_mode, bs=self.bs,
-        val_bs=self.valid.bs, num_workers=pictures.num_workers, classes=self.classes, normalize=self.stats or False,
-        device=self.device, cache=False if pictures.store is None else pictures.store.file.parent)
-    new = type(self).from_cells(self.path, self.cells, size=size, **{**same, **kwargs})
+    now = dict(cells=self.cells, size=size, resize_method=self.rule.method, normalize=self.stats or False,
+               classes=self.classes, device=self.device)
+    new = type(self).from_cells(**{**self._given, **now, **kwargs})
     new._normalize_chosen = self._normalize_chosen
     return new
 
@@ -549,7 +523,7 @@ def from_folder(cls:ImageDataBunch,
     train:str='train',          # Name of the training folder
     valid:str='valid',          # Name of the validation folder
     test:str|None=None,         # Name of a folder with test pictures; its pictures are kept apart
-    valid_pct:float|None=None,  # Draw this share, in (0, 1), for validation; None: the folder `valid` if there is one, else .2
+    valid_pct:float|None=None,  # Draw this share for validation; None: the folder `valid` if there is one, else .2
     seed:int=42,                # Names the split, the order and every draw
     **kwargs                    # As in `from_cells`
 )->ImageDataBunch:
@@ -563,8 +537,9 @@ def from_folder(cls:ImageDataBunch,
             raise FileNotFoundError(f"{part}={folder!r}: no such folder with pictures in {path}")
     if 'train' in parts:
         outside = cells.path[cells.split.isna()]
-        if len(outside): print(f"{len(outside)} pictures outside the folders for training, validation and test "
-                               f"are left out, for example {outside.iloc[0]}")
+        if len(outside):
+            print(f"{len(outside)} pictures outside the folders for training, validation and test are left out, "
+                  f"for example {outside.iloc[0]}")
         cells = cells[cells.split.notna()]
     if valid_pct is not None or 'valid' not in parts:
         rest = cells[cells.split != 'test'].drop(columns='split').reset_index(drop=True)
@@ -581,8 +556,8 @@ def _relative(name, path):
 def _check_files(path, names):
     "Refuse names without a file."
     missing = [name for name in names if not (Path(path)/name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures are not under {path}: {', '.join(missing[:3])}")
+    if not missing: return
+    raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures are not under {path}: {', '.join(missing[:3])}")
 
 # %% ../nbs/api/06_data.ipynb #99b1c1de
 @patch(cls_method=True)
@@ -713,12 +688,11 @@ def show_grid(
     note:str=''              # A line under the grid
 )->plt.Figure:
     "Draw pictures in a grid, nothing cut off."
-    rows = -(-len(images)//cols)
-    figsize = figsize or (1.5*cols, 1.65*rows)
-    fig,axes = plt.subplots(rows, cols, figsize=figsize, squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.axis('off')
-    for ax,image,title in zip(axes.flat, images, titles):
+    figsize = figsize or (1.5*cols, 1.65*-(-len(images)//cols))
+    fig,axes = get_grid(len(images), ncols=cols, figsize=figsize, return_fig=True, layout='constrained')
+    for ax,image,title in zip(axes, images, titles):
         ax.imshow(image)
+        ax.axis('off')
         ax.set_title(title, fontsize=8)
     if note: fig.supxlabel(note, fontsize=8, color='0.4')
     plt.close(fig)
@@ -751,22 +725,17 @@ def show_batch(self:ImageDataBunch,
 # %% ../nbs/api/06_data.ipynb #f35b5e07
 @patch
 def test_dl(self:ImageDataBunch,
-    test_items,             # Paths, PIL pictures or uint8 arrays (h, w, 3); or a table of cells with `path` (and `label`)
+    test_items,             # Paths, PIL pictures or uint8 arrays (h, w, 3); or a table of cells with `path`
     with_labels:bool=False, # The table has labels that the loader shall serve
-    bs:int|None=None,       # Pictures in a batch; None is the validation size
-    num_workers:int|None=None # Threads that decode; None is as in training
+    bs:int|None=None        # Pictures in a batch; None is the validation size
 )->PictureLoader:
     "A loader over other pictures, prepared like the validation part."
     if isinstance(test_items, pd.DataFrame):
-        cells = test_items if with_labels else test_items.drop(columns='label', errors='ignore')
-        files = [self.path/name for name in cells.path]
-    else:
-        files = [item if isinstance(item, (str, Path, Image.Image)) else Image.fromarray(np.asarray(item))
-                 for item in test_items]
-        cells = pd.DataFrame(dict(path=[str(i) for i in range(len(files))]))
-    workers = self.pictures.num_workers if num_workers is None else num_workers
-    part = LabelList(Pictures(files, self.rule, num_workers=workers), cells.reset_index(drop=True), self.classes, 1)
-    return self.valid.new(part, bs=bs or self.valid.bs)
+        cells,files = test_items.reset_index(drop=True),[self.path/name for name in test_items.path]
+    else: cells,files = pd.DataFrame(dict(path=[*map(str, range(len(test_items)))])),test_items
+    if not with_labels: cells = cells.drop(columns='label', errors='ignore')
+    pictures = Pictures(files, self.rule, num_workers=self.pictures.num_workers)
+    return self.valid.new(LabelList(pictures, cells, self.classes, 1), bs=bs or self.valid.bs)
 
 # %% ../nbs/api/06_data.ipynb #b1e8c9bb
 @patch
@@ -784,29 +753,15 @@ def fingerprint(self:ImageDataBunch)->str: # 64 hex digits
     path,label,split = (self.cells[name].fillna('').astype(str) for name in ('path', 'label', 'split'))
     return digest('\n'.join([*(path + '|' + label + '|' + split), *map(str, self.classes)]))
 
-# %% ../nbs/api/06_data.ipynb #ee3b21d1
-def _spelled(tfm):
-    "The name of a transform; a function prints its address, which is another in each process."
-    return getattr(tfm, '__qualname__', None) or str(tfm)
-
-
-def _described(tfms):
-    "Transforms in plain words: the arguments of `get_transforms`, or the names of others."
-    if tfms is None: return None
-    args = getattr(tfms, 'args', None)
-    if args is None: return [_spelled(tfm) for tfm in chain(*tfms)]
-    plain = {name: value for name,value in args.items() if name != 'xtra_tfms'}
-    extra = [_spelled(tfm) for tfm in args['xtra_tfms'] or []]
-    return {**plain, 'xtra_tfms': extra} if extra else plain
-
 # %% ../nbs/api/06_data.ipynb #c152d927
 @patch
 def config(self:ImageDataBunch)->dict:
     "What a batch depends on beside the cells, in plain numbers and names."
-    rule = self.rule
+    rule,tfms = self.rule,self.ds_tfms
+    if tfms is not None: tfms = getattr(tfms, 'args', None) or [_tfm_name(tfm) for tfm in chain(*tfms)]
     return dict(classes=self.classes, size=rule.size and list(rule.size), resize_method=rule.method.name,
                 padding_mode=rule.padding_mode, bs=self.bs, val_bs=self.valid.bs, seed=self.seed, stats=self.stats,
-                tfms=_described(self.ds_tfms))
+                tfms=tfms)
 
 # %% ../nbs/api/06_data.ipynb #f6f22415
 _SAVED = 'malaria_fastai data 1' # Changes when the layout of the file does
@@ -822,7 +777,8 @@ def save(self:ImageDataBunch,
         raise ValueError("only transforms that `get_transforms` made, without xtra_tfms, can be written to a file")
     kept = [name for name in ('path', 'label', 'split', 'patient', 'slide', 'photo') if name in self.cells]
     cells = self.cells[kept].astype(object)
-    saved = dict(format=_SAVED, **config, fingerprint=self.fingerprint(), cells=cells.where(cells.notna(), None).to_dict('list'))
+    cells = cells.where(cells.notna(), None).to_dict('list')
+    saved = dict(format=_SAVED, **config, fingerprint=self.fingerprint(), cells=cells)
     write_atomically(self.path/file, json.dumps(saved, indent=1))
     return self.path/file
 
@@ -839,14 +795,14 @@ def load_data(
     try: saved = json.loads((Path(path)/file).read_text('utf-8'))
     except ValueError: saved = None
     if not isinstance(saved, dict) or saved.get('format') != _SAVED:
-        raise ValueError(f"{file}: not a file that `data.save` of this library wrote; make the bunch anew and save it again")
+        raise ValueError(f"{file}: not a file that `data.save` of this library wrote; "
+                         "make the bunch anew and save it again")
     cells,tfms = pd.DataFrame(saved['cells']),saved['tfms']
     _check_files(path, cells.path)
+    same = {name: saved[name] for name in ('seed', 'size', 'padding_mode', 'classes')}
     data = ImageDataBunch.from_cells(
-        path, cells, seed=saved['seed'], size=saved['size'], resize_method=ResizeMethod[saved['resize_method']],
-        padding_mode=saved['padding_mode'], ds_tfms=None if tfms is None else get_transforms(**tfms),
-        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], classes=saved['classes'],
-        normalize=saved['stats'] or False, **kwargs)
+        path, cells, resize_method=ResizeMethod[saved['resize_method']], ds_tfms=tfms and get_transforms(**tfms),
+        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], normalize=saved['stats'] or False, **same, **kwargs)
     data._normalize_chosen = False # v1's code calls `.normalize(…)` after loading
     if data.fingerprint() != saved['fingerprint']:
         raise ValueError(f"{file}: its table was changed by hand; make the bunch anew")

@@ -187,6 +187,11 @@ class _Pair(tuple):
     "v1's pair (training, validation) of lists of transforms, which remembers the arguments it was made from."
     args: dict|None = None
 
+# %% ../nbs/api/05_transforms.ipynb #df5d6866
+def _tfm_name(tfm):
+    "How a transform is written down; a function would print its address, which is another in each process."
+    return getattr(tfm, '__qualname__', None) or str(tfm)
+
 # %% ../nbs/api/05_transforms.ipynb #f950e452
 def get_transforms(
     do_flip:bool=True,        # Mirror left to right with probability .5
@@ -202,7 +207,7 @@ def get_transforms(
     max_stain:float|None=None # Largest change of each channel for itself, in [0, 1), with `p_lighting`; v1 had none
 )->tuple: # (for training, for validation)
     "v1's data augmentation: a pair of lists of transforms, `None` meaning off."
-    args = dict(locals())
+    args = {name: value for name,value in locals().items() if name != 'xtra_tfms'}
     rotate,zoom,warp = max_rotate or 0.,max_zoom or 1.,max_warp or 0.
     for name in ('p_affine', 'p_lighting'):
         if not 0 <= args[name] <= 1: raise ValueError(f"{name} is a probability, in [0, 1]; got {args[name]}")
@@ -220,5 +225,5 @@ def get_transforms(
         train += aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=warp,
                                 p_affine=p_affine, pad_mode=padding_mode)
     pair = _Pair((train + list(xtra_tfms or []), []))
-    pair.args = args
+    pair.args = args | dict(xtra_tfms=[*map(_tfm_name, xtra_tfms)]) if xtra_tfms else args
     return pair
