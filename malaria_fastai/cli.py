@@ -26,7 +26,8 @@ _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a d
 # %% ../nbs/api/18_cli.ipynb #0c5a25ca
 def number(text):
     "A whole number."
-    if not text.isdigit(): raise argparse.ArgumentTypeError(f'a whole number is needed, got {text!r}')
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'a whole number is needed, got {text!r}')
     return int(text)
 
 
@@ -43,7 +44,8 @@ def names(text): return tuple(name.strip() for name in text.split(',') if name.s
 _Out = Annotated[str, dict(opt=True, required=True)]
 _Data = Annotated[str, _SOURCE]
 _DataDir = Annotated[str, 'where archives are downloaded and extracted']
-_OnBad = Annotated[str, 'with pictures that cannot be read: stop, or count them and go on', dict(choices=('raise', 'skip'))]
+_OnBad = Annotated[
+    str, 'with pictures that cannot be read: stop, or count them and go on', dict(choices=('raise', 'skip'))]
 _Class = Annotated[str, "the positive class (that of the data set's record unless given)"]
 
 # %% ../nbs/api/18_cli.ipynb #17eeedaa
@@ -52,23 +54,26 @@ class Command:
     def __init__(self, typed): self.typed = typed
 
 # %% ../nbs/api/18_cli.ipynb #3b2f0881
-def _training(
+def _run_options(
     recipe:str=None, # train a recipe (malaria-fastai recipes lists them); the words below override its fields
     arch:str=None,   # a torchvision or timm network (resnet18 unless given)
     size:count=None, # side of the pictures, in pixels (128 unless given)
-    bs:count=None,        # pictures in a batch (64 unless given)
-    epochs:count=None,    # epochs of the first stage: the head on a frozen body with ImageNet weights, everything without them (3 unless given)
-    finetune_epochs:number=None, # epochs of the second stage: everything, with rates that rise from the first layers to the head (2 unless given)
-    lr:float=None, # peak learning rate of the first stage (0.003 unless given)
-    seed:number=42,       # same seed, same run
-    pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and says what it did
-    limit:count=None,     # use at most N cells, for a quick try (all unless given)
+    bs:count=None,   # pictures in a batch (64 unless given)
+    # epochs of the first stage: the head on a frozen body with ImageNet weights, everything without them (3 unless
+    # given)
+    epochs:count=None,
+    # epochs of the second stage: everything, with rates that rise from the first layers to the head (2 unless given)
+    finetune_epochs:number=None,
+    lr:float=None,   # peak learning rate of the first stage (0.003 unless given)
+    seed:number=42,  # same seed, same run
+    pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and tells
+    limit:count=None, # use at most N cells, for a quick try (all unless given)
     positive:_Class=None,
-    cache:bool=True,   # decode the pictures in every epoch instead of keeping them
+    cache:bool=True, # decode the pictures in every epoch instead of keeping them
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
     resume:bool=False, # go on with the run in DIR exactly where it was interrupted; start if there is none
-    every:every='epoch', # write the training state after so many batches, or after each epoch
+    every:every='epoch' # write the training state after so many batches, or after each epoch
 ):
     "The options that `train` and `crossval` share."
 
@@ -84,11 +89,14 @@ def _import_extras(*recipes):
 
 # %% ../nbs/api/18_cli.ipynb #7ba9e339
 @patch
-@delegates(_training)
+@delegates(_run_options)
 def train(self:Command,
     source:_Data,
     out:_Out, # the run folder to make
-    split:str=None, # how cells are divided 60/20/20 (that of the recipe, or patient, unless given): patient (no patient on two sides), random (by cell, as in most tutorials), folder (train, valid and test folders), fold:K (pinned fold K of 0 to 4 is the test part), patient:K/N or random:K/N (fold K of N drawn ones)
+    # how cells are divided 60/20/20 (that of the recipe, or patient, unless given): patient (no patient on two sides),
+    # random (by cell, as in most tutorials), folder (train, valid and test folders), fold:K (pinned fold K of 0 to 4 is
+    # the test part), patient:K/N or random:K/N (fold K of N drawn ones)
+    split:str=None,
     **options
 ):
     "Train a network, judge it on unseen patients, write a report."
@@ -98,23 +106,27 @@ def train(self:Command,
     from malaria_fastai.export import pack
     folder = run.train(source=source, out=out, split=split, command=self.typed, **options)
     if not run.is_writer(): return # the first of several processes does the rest
-    if (folder/'model').exists(): pack(folder, locate(source, folder=options['data_dir'])) # colours alone leave no model
+    if (folder/'model').exists(): # colours alone leave no model
+        pack(folder, locate(source, folder=options['data_dir']))
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #cb6b6cbf
 @patch
-@delegates(_training)
+@delegates(_run_options)
 def crossval(self:Command,
     source:_Data,
     out:_Out, # the run folder to make
-    split:Annotated[str, dict(choices=('patient', 'random'))]='patient', # what the folds are made of: patients, or cells, as in most tutorials
+    # what the folds are made of: patients, or cells, as in most tutorials
+    split:Annotated[str, dict(choices=('patient', 'random'))]='patient',
     folds:count=5, # how many folds; five by patient are the pinned ones where all patients have one
     **options
 ):
     "Train once a fold, so that every cell is judged once; one table of predictions, one report."
     _import_extras(options['recipe'])
     from malaria_fastai import run
-    print(run.summary(run.cross_validate(source=source, out=out, split=split, folds=folds, command=self.typed, **options)))
+    folder = run.cross_validate(
+        source=source, out=out, split=split, folds=folds, command=self.typed, **options)
+    print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #197da82b
 @patch
@@ -124,7 +136,9 @@ def recipes(self:Command,
     "List the recipes: what each older tutorial trained, and what it reported."
     from malaria_fastai.recipes import find_recipe, recipes_table
     if name is None: print(recipes_table().drop(columns='source').to_string())
-    else: print('\n'.join(f'{field:<16}{value}' for field,value in vars(find_recipe(name)).items()))
+    else:
+        print(
+            '\n'.join(f'{field:<16}{value}' for field,value in vars(find_recipe(name)).items()))
 
 # %% ../nbs/api/18_cli.ipynb #544a7ca0
 @patch
@@ -132,7 +146,8 @@ def compare(self:Command,
     source:_Data,
     recipes:Annotated[names, dict(opt=True, required=True)], # names of recipes; differences are taken to the first
     out:_Out, # the folder to fill
-    splits:names=('random', 'patient'), # random and patient stand side by side; folder for sets with train and test folders
+    # random and patient stand side by side; folder for sets with train and test folders
+    splits:names=('random', 'patient'),
     folds:count=1, # how many of the five folds
     seeds:count=1,      # how many seeds
     seed:number=42,     # the first of them
@@ -167,7 +182,8 @@ def evaluate(self:Command,
     from malaria_fastai import run
     from malaria_fastai.extra.robustness import stress_test
     look = partial(stress_test, n=corrupt)
-    folder = run.evaluate_run(folder, data, out, look, data_dir=data_dir, on_bad=on_bad, command=self.typed)
+    folder = run.evaluate_run(
+        folder, data, out, look, data_dir=data_dir, on_bad=on_bad, command=self.typed)
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #3eef5abd
@@ -185,11 +201,15 @@ def review(self:Command,
     from malaria_fastai.extra.contact_sheets import review_run
     from malaria_fastai.sample import DRAWN_NOTE, is_drawn
     root = locate(source, folder=data_dir)
-    agreed = review_run(folder, root, read_cells(root, on_bad=on_bad), out, K, DRAWN_NOTE if is_drawn(root) else '')
+    agreed = review_run(
+        folder, root, read_cells(root, on_bad=on_bad), out, K,
+        DRAWN_NOTE if is_drawn(root) else '')
     if agreed:
-        print(f"{agreed['marked']:,} labels of {agreed['n']:,} are disputed already; AUC of the list {agreed['auc']:.3f}")
+        print(
+            '{marked:,} labels of {n:,} are disputed already; AUC of the list {auc:.3f}'.format(**agreed))
         for row in agreed['at']:
-            print('  first {k:,}: {found:,} of them ({precision:.0%}), recall {recall:.0%}'.format(**row))
+            print(
+                '  first {k:,}: {found:,} of them ({precision:.0%}), recall {recall:.0%}'.format(**row))
     print(f'List, sheets and verdicts.csv: {out or folder}')
 
 # %% ../nbs/api/18_cli.ipynb #8dfa3e31
@@ -217,22 +237,27 @@ def export(self:Command,
     "Write a run's model folder: model.json, a card, and ONNX files if asked for."
     from malaria_fastai.cells import locate
     from malaria_fastai.export import export_onnx, pack
-    if quantize and not data: raise ValueError("--quantize needs pictures to choose ranges with: name the data of the run with --data")
+    if quantize and not data:
+        raise ValueError(
+            '--quantize needs pictures to choose ranges with: name the data of the run with --data')
     root = data and locate(data, folder=data_dir)
     folder = pack(run_folder, root)
     if onnx or quantize: export_onnx(folder, root)
     if quantize:
         from malaria_fastai.extra.quantize import quantize as write_int8
         write_int8(folder, root)
-    for path in sorted(folder.iterdir()): print(f'{path.stat().st_size/1e6:8.2f} MB  {path}')
+    for path in sorted(folder.iterdir()):
+        print(f'{path.stat().st_size/1e6:8.2f} MB  {path}')
 
 # %% ../nbs/api/18_cli.ipynb #614ed32a
 @patch
 def predict(self:Command,
     model:str, # a model folder, or a run folder that has one
-    paths:Annotated[str, dict(nargs='+')], # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
+    # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
+    paths:Annotated[str, dict(nargs='+')],
     Out:_Out, # the table to write: path, label, p, decision, reason
-    engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None, # what computes (onnx where there is one unless given)
+    # what computes (onnx where there is one unless given)
+    engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None,
     bs:count=32 # pictures in a batch
 ):
     "Say for each picture: a class, unsure, or not a cell."
@@ -252,14 +277,16 @@ def _visible(text):
 def _one_line(error):
     "What went wrong, in one line."
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename: text = f'{error.strerror}: {error.filename}'
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f'{error.strerror}: {error.filename}'
     return _visible(' '.join(text.split()))
 
 # %% ../nbs/api/18_cli.ipynb #87da796a
 def _done_by_one(word):
     "Say no where a launcher started several processes for what one does."
     n = int(os.environ.get('WORLD_SIZE', 1)) # as the launchers say it
-    if n > 1: raise ValueError(f"{word} is done by one process, and {n} were launched: start it without a launcher. `train` is what several can share")
+    if n > 1: raise ValueError(f'{word} is done by one process, and {n} were launched: start it without a launcher. '
+                               '`train` is what several can share')
 
 # %% ../nbs/api/18_cli.ipynb #161523c0
 _WORDS = 'train', 'crossval', 'recipes', 'compare', 'evaluate', 'review', 'data', 'export', 'predict'
@@ -270,11 +297,15 @@ def parser(
     typed:str='' # What was typed
 )->argparse.ArgumentParser:
     "The grammar of a word, or that of the list of words."
-    if word: grammar = anno_parser(getattr(Command(typed), word), prog=f'malaria-fastai {word}')
+    if word:
+        grammar = anno_parser(
+            getattr(Command(typed), word), prog=f'malaria-fastai {word}')
     else:
-        grammar = argparse.ArgumentParser('malaria-fastai', description='Learn, and do, malaria cell classification with fastai.')
+        about = 'Learn, and do, malaria cell classification with fastai.'
+        grammar = argparse.ArgumentParser('malaria-fastai', description=about)
         words = grammar.add_subparsers(dest='word', required=True, metavar='COMMAND')
-        for name in _WORDS: words.add_parser(name, help=getattr(Command, name).__doc__)
+        for name in _WORDS:
+            words.add_parser(name, help=getattr(Command, name).__doc__)
     grammar.epilog = _NOTICE
     return grammar
 
@@ -285,10 +316,11 @@ def main(
     "Run the command."
     argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
     word = parser().parse_args(argv[:1]).word
     options = vars(parser(word).parse_args(argv[1:]))
-    options = {name: value for name,value in options.items() if name not in ('pdb', 'xtra')} # fastcore's own
+    del options['pdb'], options['xtra'] # fastcore's own
     typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')
     try:
         if word != 'train': _done_by_one(word)

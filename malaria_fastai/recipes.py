@@ -27,13 +27,29 @@ WORDS = dict( # Field -> its words, and what they mean
         flat="the last map, 7 by 7 places, in one row, then plain linear layers",
         own="the network's own classifier, its last layer new"),
     frozen=_FROZEN, finetune_frozen=_FROZEN,
-    activation=dict(softmax="p is the softmax of the output", log_softmax="the network ends in a log-softmax, p is its exponential"),
-    loss=dict(cross_entropy="cross entropy of logits", nll="negative log likelihood of log-probabilities", log_loss="of gradient boosting"),
-    schedule=dict(one_cycle="v1's one cycle", constant="one rate throughout", steps="a tenth of the rate after every seven epochs"),
-    opt=dict(adam="Adam, eps 1e-5", adam_v1="Adam, eps 1e-8, as in fastai v1", sgd="momentum .9", boosting="gradient boosting, no optimizer"),
-    stats=dict(imagenet="mean and deviation of ImageNet", half="mean .5, deviation .5", none="pixels in [0, 1]"),
-    precision=dict(single="float32 throughout",
-                   half="products in half precision while training, where the hardware gains from it (*mixed precision*)"))
+    activation=dict(
+        softmax="p is the softmax of the output",
+        log_softmax="the network ends in a log-softmax, p is its exponential"),
+    loss=dict(
+        cross_entropy="cross entropy of logits",
+        nll="negative log likelihood of log-probabilities",
+        log_loss="of gradient boosting"),
+    schedule=dict(
+        one_cycle="v1's one cycle",
+        constant="one rate throughout",
+        steps="a tenth of the rate after every seven epochs"),
+    opt=dict(
+        adam="Adam, eps 1e-5",
+        adam_v1="Adam, eps 1e-8, as in fastai v1",
+        sgd="momentum .9",
+        boosting="gradient boosting, no optimizer"),
+    stats=dict(
+        imagenet="mean and deviation of ImageNet",
+        half="mean .5, deviation .5",
+        none="pixels in [0, 1]"),
+    precision=dict(
+        single="float32 throughout",
+        half="products in half precision while training, where the hardware gains from it (*mixed precision*)"))
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):
@@ -55,7 +71,7 @@ class Recipe:
     published: str=''             # The number its author printed
     published_split: str=''       # What that number was measured on
     pretrained: bool=True         # Start from ImageNet weights
-    weights: str|None=None        # Which: a torchvision name, 'packaged' (from a Python package), or None, the library's default
+    weights: str|None=None        # Which: a torchvision name, 'packaged' (a Python package's), or None, the default
     cut: int|None=None            # Parts of the body that are kept, from the front; None keeps all
     head: str='fastai'            # One of `WORDS['head']`
     lin_ftrs: tuple|None=(512,)   # Widths of the head's hidden layers; None is that of `cnn_learner`
@@ -78,11 +94,11 @@ class Recipe:
     frozen: str='body'            # First stage: one of `WORDS['frozen']`
     train_bn: bool=True           # Batch norm of frozen layers goes on learning
     epochs: int=10                # Of the first stage
-    lr: float|tuple=3e-3          # Peak rate; (a, b) is `slice(a, b)` from the first layers to the head, (a,) is `slice(a)`
+    lr: float|tuple=3e-3          # Peak rate; (a, b) is `slice(a, b)` from first layers to head, (a,) is `slice(a)`
     finetune_epochs: int=0        # Of the second stage
     finetune_lr: float|tuple=1e-4 # The same for the second stage
     finetune_frozen: str='nothing'# The same for the second stage
-    best: str=''                  # Weights of which epoch are kept: the best by this column of the history, or '' for the last
+    best: str=''                  # Which epoch is kept: the best by this column of the history; '' is the last
     patience: int=0               # Epochs without a better `best` until training stops (*early stopping*); 0 is never
     metrics: tuple=('accuracy',)  # Shown after every epoch
     note: str=''                  # What was mended, and what its source leaves open
@@ -97,19 +113,25 @@ class Recipe:
     )->'Recipe':
         "The same recipe with other values in some fields."
         for name in fields.keys() - vars(self):
-            raise UnknownRecipe(f'a recipe has no field {name!r}{_or_near(name, list(vars(self)))}')
+            raise UnknownRecipe(
+                f'a recipe has no field {name!r}{_or_near(name, list(vars(self)))}')
         return replace(self, **fields)
 
     def __post_init__(self):
         for name,words in WORDS.items():
             value = getattr(self, name)
-            if value not in words: raise UnknownRecipe(f"{self.name}: {name}={value!r}; there is {', '.join(words)}")
+            if value not in words:
+                raise UnknownRecipe(
+                    f"{self.name}: {name}={value!r}; there is {', '.join(words)}")
         if (self.activation == 'log_softmax') != (self.loss == 'nll'):
-            raise UnknownRecipe(f'{self.name}: the loss nll goes with log_softmax, and only with it')
+            raise UnknownRecipe(
+                f'{self.name}: the loss nll goes with log_softmax, and only with it')
         if min(self.epochs, self.finetune_epochs, self.patience) < 0:
-            raise UnknownRecipe(f'{self.name}: epochs, finetune_epochs and patience are a number of epochs, 0 or more')
+            raise UnknownRecipe(
+                f'{self.name}: epochs, finetune_epochs and patience are a number of epochs, 0 or more')
         if min(self.size, self.bs) < 1 or not 0 <= self.ps < 1:
-            raise UnknownRecipe(f'{self.name}: size and bs are at least 1, ps lies in [0, 1)')
+            raise UnknownRecipe(
+                f'{self.name}: size and bs are at least 1, ps lies in [0, 1)')
 
 # %% ../nbs/api/14_recipes.ipynb #32ddbdc2
 RECIPES = {} # Name -> record, in the order of this page
@@ -120,71 +142,100 @@ def _add(*recipes):
     for recipe in recipes: RECIPES[recipe.name] = recipe
 
 # %% ../nbs/api/14_recipes.ipynb #6ef33470
-_add(Recipe('colour_floor', 'This project: what colours alone can do', '', '93.2 % random, 91.2 % by patient',
-    'five folds of all 27,558 cells', pretrained=False, head='none', lin_ftrs=(), ps=0., loss='log_loss', stats='none',
+_add(Recipe(
+    'colour_floor', 'This project: what colours alone can do',
+    '', '93.2 % random, 91.2 % by patient', 'five folds of all 27,558 cells',
+    pretrained=False, head='none', lin_ftrs=(), ps=0., loss='log_loss', stats='none',
     opt='boosting', schedule='constant', frozen='nothing', epochs=0,
     note="Nine deciles and the deviation of red, green and blue over the pixels that are not black."))
 
 # %% ../nbs/api/14_recipes.ipynb #512256de
 _FLIPS = dict(max_rotate=None, max_zoom=None, max_warp=None, max_lighting=None)
-_FASTAI = dict(source='A. von Wangenheim 2019, Deep learning and medical image analysis for malaria detection with fastai',
-    published_split='random 80/20, validation', opt='adam_v1', wd_bn_bias=True, stats='none', tfms=_FLIPS,
-    weights='IMAGENET1K_V1', parts=(.8, .2, 0.), lr=(3e-3,))
+_FASTAI = dict(
+    source='A. von Wangenheim 2019, Deep learning and medical image analysis for malaria detection with fastai',
+    published_split='random 80/20, validation',
+    weights='IMAGENET1K_V1', stats='none', tfms=_FLIPS, parts=(.8, .2, 0.),
+    opt='adam_v1', wd_bn_bias=True, lr=(3e-3,))
 _add(
-    Recipe('fastai_resnet34', arch='resnet34', published='96.4 %', bs=256, **_FASTAI,
-        note="The text promises flips; its code also changed light and contrast (max_lighting=.2). Normalisation was forgotten, "
-             "and is left out here too."),
-    Recipe('fastai_resnet18', arch='resnet18', published='96.1 %', bs=512, **_FASTAI,
+    Recipe(
+        'fastai_resnet34', arch='resnet34', published='96.4 %', bs=256, **_FASTAI,
+        note="The text promises flips; its code also changed light and contrast (max_lighting=.2). Normalisation was "
+             "forgotten, and is left out here too."),
+    Recipe(
+        'fastai_resnet18', arch='resnet18', published='96.1 %', bs=512, **_FASTAI,
         note="As ResNet34. Its callback saved the weights of the other network."),
-    Recipe('fastai_resnet18_finetuned', arch='resnet18', published='97.0 %', bs=512, finetune_epochs=30,
-        finetune_lr=(1e-4, 1e-5), **_FASTAI,
-        note="The slice is the wrong way round: the first layers get the highest rate. Validation loss rises from about "
-             "epoch 20; the last epoch was kept."))
+    Recipe(
+        'fastai_resnet18_finetuned', arch='resnet18', published='97.0 %', bs=512, **_FASTAI,
+        finetune_epochs=30, finetune_lr=(1e-4, 1e-5),
+        note="The slice is the wrong way round: the first layers get the highest rate. Validation loss rises from "
+             "about epoch 20; the last epoch was kept."))
 
 # %% ../nbs/api/14_recipes.ipynb #c450d6bf
-_vgg16 = Recipe('vgg16_pytorch', 'Transfer learning using PyTorch, a beginners approach (Analytics Vidhya)', 'vgg16', '95.74 %',
-    'random, validation (best of all epochs)', head='own', lin_ftrs=(), size=224, tfms=_FLIPS, bs=32, opt='sgd', wd=0.,
-    schedule='steps', lr=1e-3, epochs=25, best='accuracy', parts=(.8, .2, 0.), weights='IMAGENET1K_V1',
-    note="Its code is pictures that cannot be read here. Rate, momentum and steps are those of the PyTorch tutorial that it "
-         "follows; batch size, number of epochs and the share of validation are assumed.")
-_add(_vgg16, _vgg16.but(name='vgg16_pytorch_finetuned', published='', published_split='described, no number printed', frozen='nothing'))
+_vgg16 = Recipe(
+    'vgg16_pytorch',
+    'Transfer learning using PyTorch, a beginners approach (Analytics Vidhya)',
+    'vgg16', '95.74 %', 'random, validation (best of all epochs)',
+    weights='IMAGENET1K_V1', head='own', lin_ftrs=(),
+    size=224, tfms=_FLIPS, parts=(.8, .2, 0.), bs=32,
+    opt='sgd', wd=0., schedule='steps', epochs=25, lr=1e-3, best='accuracy',
+    note="Its code is pictures that cannot be read here. Rate, momentum and steps are those of the PyTorch tutorial "
+         "that it follows; batch size, number of epochs and the share of validation are assumed.")
+_add(_vgg16, _vgg16.but(
+    name='vgg16_pytorch_finetuned', published='', published_split='described, no number printed', frozen='nothing'))
 
 # %% ../nbs/api/14_recipes.ipynb #8085e57c
-_mobilenet = Recipe('mobilenetv2_features',
-    'Using transfer learning to detect malaria diseases (Towards AI); netsatsawat/Malaria-Detection', 'mobilenetv2_140',
-    '94.05 %, F1 .9413', 'random, test', head='dense', lin_ftrs=(), ps=0., size=224, stats='half', bs=32, wd=0.,
-    tfms=_FLIPS | dict(max_zoom=1.2), schedule='constant', lr=1e-3, epochs=30, train_bn=False, best='valid_loss', patience=5,
-    note="The zoom is about a drawn point, so it shifts too. Batch size, rate, most epochs and patience are assumed. It "
-         "printed an AUC equal to its accuracy, because it was computed from decisions, not from probabilities.")
-_add(_mobilenet, _mobilenet.but(name='mobilenetv2_top', published='', published_split='proposed, no number printed',
+_mobilenet = Recipe(
+    'mobilenetv2_features',
+    'Using transfer learning to detect malaria diseases (Towards AI); netsatsawat/Malaria-Detection',
+    'mobilenetv2_140', '94.05 %, F1 .9413', 'random, test',
+    head='dense', lin_ftrs=(), ps=0.,
+    size=224, stats='half', tfms=_FLIPS | dict(max_zoom=1.2), bs=32,
+    wd=0., schedule='constant', train_bn=False, epochs=30, lr=1e-3, best='valid_loss', patience=5,
+    note="The zoom is about a drawn point, so it shifts too. Batch size, rate, most epochs and patience are assumed. "
+         "It printed an AUC equal to its accuracy, because it was computed from decisions, not from probabilities.")
+_add(_mobilenet, _mobilenet.but(
+    name='mobilenetv2_top', published='', published_split='proposed, no number printed',
     finetune_epochs=10, finetune_lr=1e-5, finetune_frozen='early'))
 
 # %% ../nbs/api/14_recipes.ipynb #50cc2125
-_add(Recipe('densenet121_head', 'A PyTorch project on transfer learning (Heartbeat; Chinese edition 2019)', 'densenet121',
-    '90 % (2,483 of 2,756)', 'random, test', head='dense', lin_ftrs=(460,), ps=.4, activation='log_softmax', loss='nll',
-    size=224, bs=32, wd=0., schedule='constant', epochs=10, train_bn=False, parts=(.7, .2, .1), best='valid_loss', patience=3,
-    tfms=_FLIPS | dict(max_rotate=15., max_zoom=1.25, p_affine=1.), weights='IMAGENET1K_V1',
+_add(Recipe(
+    'densenet121_head', 'A PyTorch project on transfer learning (Heartbeat; Chinese edition 2019)',
+    'densenet121', '90 % (2,483 of 2,756)', 'random, test',
+    weights='IMAGENET1K_V1', head='dense', lin_ftrs=(460,), ps=.4, activation='log_softmax', loss='nll',
+    size=224, tfms=_FLIPS | dict(max_rotate=15., max_zoom=1.25, p_affine=1.), parts=(.7, .2, .1), bs=32,
+    wd=0., schedule='constant', train_bn=False, epochs=10, best='valid_loss', patience=3,
     note="Mended: the body is really frozen (a misspelt attribute left it free), validation and test pictures are not "
-         "augmented, the network predicts in evaluation mode. Early stopping is promised in the text; its patience is assumed."))
+         "augmented, the network predicts in evaluation mode. Early stopping is promised in the text; its patience is "
+         "assumed."))
 
 # %% ../nbs/api/14_recipes.ipynb #7e0eea84
 _SHEARED = _FLIPS | dict(max_zoom=1.2, max_warp=.2)
-_add(Recipe('xray_vgg16', 'Introduction to transfer learning (Towards Data Science); ajaymuktha/DeepLearning', 'vgg16',
-    '97.7 % train, 91.5 % validation', 'folders; its validation is the test folder', head='flat', lin_ftrs=(), ps=0., size=224,
-    bs=32, wd=0., schedule='constant', lr=1e-3, epochs=5, tfms=_SHEARED, split='folder', parts=(.8, .2, 0.),
-    best='valid_loss', weights='IMAGENET1K_V1',
-    note="Mended: no picture is turned upside down; validation is drawn from the training folder, the test folder is looked at "
-         "once; pictures are normalised as the weights expect (its code divided by 255 only); shear is a perspective warp; the "
-         "best of the five epochs is kept, not the last."))
+_add(Recipe(
+    'xray_vgg16', 'Introduction to transfer learning (Towards Data Science); ajaymuktha/DeepLearning',
+    'vgg16', '97.7 % train, 91.5 % validation', 'folders; its validation is the test folder',
+    weights='IMAGENET1K_V1', head='flat', lin_ftrs=(), ps=0.,
+    size=224, tfms=_SHEARED, split='folder', parts=(.8, .2, 0.), bs=32,
+    wd=0., schedule='constant', epochs=5, lr=1e-3, best='valid_loss',
+    note="Mended: no picture is turned upside down; validation is drawn from the training folder, the test folder is "
+         "looked at once; pictures are normalised as the weights expect (its code divided by 255 only); shear is a "
+         "perspective warp; the best of the five epochs is kept, not the last."))
 
 # %% ../nbs/api/14_recipes.ipynb #57fae496
 _EIGHT = dict(max_rotate=None, max_zoom=None, max_warp=None, flip_vert=True)
-_lite0 = Recipe('efficientnet_lite0', 'This project', 'tf_efficientnet_lite0', weights='packaged', stats='half', tfms=_EIGHT,
-    bs=32, epochs=2, finetune_epochs=8, finetune_lr=(1e-4, 1e-3), note="Head first, then all layers.")
-_add(_lite0,
-    Recipe('squeezenet1_1', 'This project', 'squeezenet1_1', weights='packaged', tfms=_EIGHT, bs=32, epochs=2, lr=1e-3,
-        finetune_epochs=8, finetune_lr=(3e-5, 3e-4), note="It has no batch norm, and large features: low rates."),
-    _lite0.but(name='xray_lite0', tfms=_SHEARED, split='folder', parts=(.8, .2, 0.), note="As for cells, without upside-down flips."))
+_lite0 = Recipe(
+    'efficientnet_lite0', 'This project', 'tf_efficientnet_lite0',
+    weights='packaged', stats='half', tfms=_EIGHT, bs=32,
+    epochs=2, finetune_epochs=8, finetune_lr=(1e-4, 1e-3),
+    note="Head first, then all layers.")
+_add(
+    _lite0,
+    Recipe(
+        'squeezenet1_1', 'This project', 'squeezenet1_1', weights='packaged', tfms=_EIGHT, bs=32,
+        epochs=2, lr=1e-3, finetune_epochs=8, finetune_lr=(3e-5, 3e-4),
+        note="It has no batch norm, and large features: low rates."),
+    _lite0.but(
+        name='xray_lite0', tfms=_SHEARED, split='folder', parts=(.8, .2, 0.),
+        note="As for cells, without upside-down flips."))
 
 # %% ../nbs/api/14_recipes.ipynb #c589e1c0
 def from_scratch(
@@ -192,25 +243,35 @@ def from_scratch(
     lr:float=3e-3       # Peak rate of the one cycle
 )->Recipe:
     "The same network and head without ImageNet weights, every layer trained for ten epochs, under a name that says so."
-    return recipe.but(name=f'{recipe.name}_scratch', published='', published_split='', pretrained=False, weights=None,
-                      frozen='nothing', train_bn=True, epochs=10, lr=lr, schedule='one_cycle', opt='adam', finetune_epochs=0,
-                      best='', patience=0, stats='imagenet', note=f'The network of {recipe.name} from random weights, one cycle for all layers.')
+    return recipe.but(
+        name=f'{recipe.name}_scratch', published='', published_split='',
+        pretrained=False, weights=None, stats='imagenet', frozen='nothing', train_bn=True,
+        opt='adam', schedule='one_cycle', epochs=10, lr=lr, finetune_epochs=0, best='', patience=0,
+        note=f'The network of {recipe.name} from random weights, one cycle for all layers.')
 
 # %% ../nbs/api/14_recipes.ipynb #5efa0e7c
 _STAINED = _EIGHT | dict(max_stain=.3)
-_best = Recipe('best', 'This project', 'tf_efficientnet_lite0', weights='packaged', stats='half', size=96, tfms=_STAINED, epochs=1,
-    finetune_epochs=6, finetune_lr=(3e-4, 3e-3), split='patient',
-    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on validation patients. Ask it for "
-         "eight views: `malaria-fastai evaluate`.")
-_scratch = Recipe('best_resnet18', 'This project', 'resnet18', pretrained=False, frozen='nothing', size=64, tfms=_STAINED,
-    wd_bn_bias=True, precision='half', split='patient', note="The best of the same trials among those from random weights.")
-_progressive = _scratch.but(name='progressive_resnet18', size_first=32, epochs=5, finetune_epochs=5, finetune_lr=3e-3,
-    note="Progressive resizing: as best_resnet18, but half of the epochs see pictures of 32 px. Measured beside it in results/progressive.csv.")
+_best = Recipe(
+    'best', 'This project', 'tf_efficientnet_lite0',
+    weights='packaged', size=96, stats='half', tfms=_STAINED, split='patient',
+    epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3),
+    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on validation patients. Ask it "
+         "for eight views: `malaria-fastai evaluate`.")
+_scratch = Recipe(
+    'best_resnet18', 'This project', 'resnet18',
+    pretrained=False, frozen='nothing', size=64, tfms=_STAINED, split='patient', wd_bn_bias=True, precision='half',
+    note="The best of the same trials among those from random weights.")
+_progressive = _scratch.but(
+    name='progressive_resnet18', size_first=32, epochs=5, finetune_epochs=5, finetune_lr=3e-3,
+    note="Progressive resizing: as best_resnet18, but half of the epochs see pictures of 32 px. Measured beside it in "
+         "results/progressive.csv.")
 
 # %% ../nbs/api/14_recipes.ipynb #833ec5bb
-_RATES = dict(fastai_resnet34=3e-3, fastai_resnet18=3e-3, vgg16_pytorch=1e-4, mobilenetv2_features=3e-3, densenet121_head=3e-3,
+_RATES = dict(
+    fastai_resnet34=3e-3, fastai_resnet18=3e-3, vgg16_pytorch=1e-4, mobilenetv2_features=3e-3, densenet121_head=3e-3,
     xray_vgg16=1e-4, efficientnet_lite0=3e-3, squeezenet1_1=3e-4, xray_lite0=3e-3)
-_add(*[from_scratch(RECIPES[name], lr) for name,lr in _RATES.items()], from_scratch(_best), _best, _scratch, _progressive)
+_add(*[from_scratch(RECIPES[name], lr) for name,lr in _RATES.items()])
+_add(from_scratch(_best), _best, _scratch, _progressive)
 
 # %% ../nbs/api/14_recipes.ipynb #7d7b8752
 def find_recipe(
@@ -242,11 +303,16 @@ def _weights_text(recipe):
 # %% ../nbs/api/14_recipes.ipynb #eade6aec
 def recipes_table()->pd.DataFrame: # One row a recipe: arch, weights, head, size, training, published, split, source
     "What there is to train, with its source and published number."
-    table = pd.DataFrame(map(vars, RECIPES.values()))
-    texts = dict(recipe=table.name, arch=table.arch.replace('', 'no network'), weights=map(_weights_text, RECIPES.values()),
-                 head=table['head'], px=table['size'], training=map(_training_text, RECIPES.values()),
-                 published=table.published.replace('', '-'), split=table.published_split.replace('', '-'), source=table.source)
-    return pd.DataFrame(texts).set_index('recipe')
+    recipes = RECIPES.values()
+    table = pd.DataFrame(map(vars, recipes)).replace('', '-').rename(
+        columns=dict(name='recipe', size='px'))
+    table['split'] = table.published_split
+    table['arch'] = table.arch.replace('-', 'no network')
+    table['weights'] = [_weights_text(recipe) for recipe in recipes]
+    table['training'] = [_training_text(recipe) for recipe in recipes]
+    columns = [
+        'arch', 'weights', 'head', 'px', 'training', 'published', 'split', 'source']
+    return table.set_index('recipe')[columns]
 
 # %% ../nbs/api/14_recipes.ipynb #56089cf4
 _SHORT = dict(size='px', epochs='epochs', finetune_epochs='fine-tuning epochs')
@@ -260,11 +326,14 @@ def shortened(
 )->list: # Short texts such as '64 of 224 px'; empty if nothing was
     "What a run has less of than its recipe."
     full,texts = RECIPES.get(recipe.name, recipe),[]
-    if n_cells is not None and all_cells and n_cells < all_cells: texts.append(f'{n_cells:,} of {all_cells:,} cells')
+    if n_cells and all_cells and n_cells < all_cells:
+        texts.append(f'{n_cells:,} of {all_cells:,} cells')
     for name,unit in _SHORT.items():
         here,there = getattr(recipe, name),getattr(full, name)
-        if recipe.network and here < there: texts.append(f'{here:,} of {there:,} {unit}')
-    if full.pretrained and (not recipe.pretrained or weights is False): texts.append('no ImageNet weights')
+        if recipe.network and here < there:
+            texts.append(f'{here:,} of {there:,} {unit}')
+    if full.pretrained and (not recipe.pretrained or weights is False):
+        texts.append('no ImageNet weights')
     return texts
 
 # %% ../nbs/api/14_recipes.ipynb #4f2825c9
@@ -273,7 +342,8 @@ def changed(
 )->dict: # {field: (as recorded, as run)}
     "Every field that was overridden."
     there,here = vars(RECIPES.get(recipe.name, recipe)),vars(recipe)
-    return {name: (there[name], value) for name,value in here.items() if there[name] != value}
+    return {
+        name: (there[name], value) for name,value in here.items() if there[name] != value}
 
 # %% ../nbs/api/14_recipes.ipynb #a29a5f42
 def t4_command(

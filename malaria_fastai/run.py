@@ -7,8 +7,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/run.html.md"""
 # %% auto #0
 __all__ = ['positive_class', 'limit_cells', 'prepare', 'environment', 'recipe_data', 'recipe_learner', 'fit_recipe',
            'augmentation', 'full_size', 'colour_features', 'boosted', 'colour_floor', 'train', 'summary', 'portable',
-           'runs_table', 'cross_validate', 'split_gap', 'splits_table', 'probabilities', 'eight_views', 'evaluate_run',
-           'start_notebook']
+           'block_numbers', 'runs_table', 'cross_validate', 'split_gap', 'splits_table', 'probabilities', 'eight_views',
+           'evaluate_run', 'start_notebook']
 
 # %% ../nbs/api/15_run.ipynb #7510d7c2
 import itertools
@@ -86,12 +86,15 @@ def prepare(
     root = locate(source, folder=data_dir)
     cells = read_cells(root, on_bad=on_bad)
     left_out = cells.attrs.get('left_out', {})
-    cells = split_by(limit_cells(cells, limit, seed), split, valid=valid, test=test, seed=seed)
+    cells = split_by(
+        limit_cells(cells, limit, seed), split, valid=valid, test=test, seed=seed)
     cells.attrs['left_out'] = left_out
     return root,cells
 
 # %% ../nbs/api/15_run.ipynb #e3c9c343
-_PACKAGES = ('malaria_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scikit-learn', 'pillow')
+_PACKAGES = (
+    'malaria_fastai', 'fastai', 'torch', 'torchvision', 'timm', 'numpy', 'pandas',
+    'scikit-learn', 'pillow')
 
 
 def _version(package):
@@ -104,7 +107,8 @@ def _commit():
     "The commit of the checkout this code runs from, with '+' if it was changed since; None outside a checkout."
     folder = Path(malaria_fastai.__file__).resolve().parent
     def git(*words):
-        return subprocess.run(['git', '-C', folder, *words], capture_output=True, text=True, timeout=10, check=True).stdout
+        command = ['git', '-C', folder, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     try:
         git('ls-files', '--error-unmatch', '__init__.py')
         return git('describe', '--always', '--exclude=*', '--abbrev=12', '--dirty=+').strip()
@@ -117,9 +121,11 @@ def environment(
 )->dict: # Ready for JSON
     "The versions, the machine and the command of a run."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    machine = dict(
+        python=platform.python_version(), system=platform.system(), cores=os.cpu_count(),
+        device=device)
     versions = {package: _version(package) for package in _PACKAGES}
-    return dict(command=command, commit=_commit(), **facts, python=platform.python_version(), system=platform.system(),
-                cores=os.cpu_count(), device=device, versions=versions)
+    return dict(command=command, commit=_commit(), **facts, **machine, versions=versions)
 
 # %% ../nbs/api/15_run.ipynb #f72c01cb
 _NORMALIZE = dict(imagenet=True, half=([.5]*3, [.5]*3), none=False)
@@ -136,9 +142,10 @@ def recipe_data(
 )->ImageDataBunch:
     "The batches of a recipe."
     bs = min(recipe.bs, int((cells.split == 'train').sum()))
-    return ImageDataBunch.from_cells(root, cells, seed=seed, ds_tfms=get_transforms(**recipe.tfms), size=recipe.size,
-                                     resize_method=ResizeMethod[recipe.resize], bs=bs, val_bs=128,
-                                     normalize=_NORMALIZE[recipe.stats], cache=cache)
+    return ImageDataBunch.from_cells(
+        root, cells, seed=seed, cache=cache, bs=bs, val_bs=128, size=recipe.size,
+        resize_method=ResizeMethod[recipe.resize], ds_tfms=get_transforms(**recipe.tfms),
+        normalize=_NORMALIZE[recipe.stats])
 
 # %% ../nbs/api/15_run.ipynb #feeabd26
 def recipe_learner(
@@ -149,21 +156,31 @@ def recipe_learner(
     "The network, loss and optimizer of a recipe."
     alike = 'pretrained', 'lin_ftrs', 'ps', 'head', 'weights', 'cut', 'wd', 'wd_bn_bias', 'train_bn'
     words = {name: getattr(recipe, name) for name in alike}
-    words |= dict(log_softmax=recipe.activation == 'log_softmax', loss_func=recipe.loss, opt_func=recipe.opt)
-    try: return cnn_learner(data, recipe.arch, metrics=[_METRICS[name] for name in recipe.metrics], **words, **kwargs)
+    words |= dict(
+        log_softmax=recipe.activation == 'log_softmax', loss_func=recipe.loss,
+        opt_func=recipe.opt)
+    metrics = [_METRICS[name] for name in recipe.metrics]
+    try: return cnn_learner(data, recipe.arch, metrics=metrics, **words, **kwargs)
     except WeightsUnavailable as error:
         if recipe.name not in RECIPES: raise
         other = f'{recipe.name}_scratch'
-        hint = f'The recipe {other} trains the same network without them' if other in RECIPES else 'Another recipe may do without them'
-        raise WeightsUnavailable(f"{recipe.name} starts from ImageNet weights, and they cannot be had here. {hint}. "
-                                 f"With a network and a GPU: {t4_command(recipe)}. ({error})") from error
+        hint = 'Another recipe may do without them'
+        if other in RECIPES:
+            hint = f'The recipe {other} trains the same network without them'
+        raise WeightsUnavailable(
+            f"{recipe.name} starts from ImageNet weights, and they cannot be had here. {hint}. "
+            f"With a network and a GPU: {t4_command(recipe)}. ({error})") from error
 
 # %% ../nbs/api/15_run.ipynb #80aa6d13
 def _watchers(learn, recipe, name, lr, every):
-    "Callbacks of a stage: they keep states and the best epoch, watch for the end, step the rate, and halve the precision."
+    "Callbacks of a stage: they keep states and the best epoch, watch for the end, step the rate, halve the precision."
     if every: yield SaveModelCallback(learn, every=every, name=name, keep=2)
-    if recipe.best: yield SaveModelCallback(learn, monitor=recipe.best, every='improvement', name=f'{name}_best')
-    if recipe.patience: yield EarlyStoppingCallback(monitor=recipe.best or 'valid_loss', patience=recipe.patience)
+    if recipe.best:
+        yield SaveModelCallback(
+            learn, monitor=recipe.best, every='improvement', name=f'{name}_best')
+    if recipe.patience:
+        yield EarlyStoppingCallback(
+            monitor=recipe.best or 'valid_loss', patience=recipe.patience)
     if recipe.schedule == 'steps': yield StepDecay(lr)
     if recipe.precision == 'half': yield from half_precision()
 
@@ -177,11 +194,13 @@ def fit_recipe(
 ):
     "Train in the one or two stages of a recipe, `stage1` and `stage2`."
     data = first = learn.data
-    if recipe.finetune_epochs and 0 < recipe.size_first < recipe.size: first = data.resized(recipe.size_first)
-    stages = [('stage1', recipe.epochs, recipe.lr, recipe.frozen, first),
-              ('stage2', recipe.finetune_epochs, recipe.finetune_lr, recipe.finetune_frozen, data)]
+    if recipe.finetune_epochs and 0 < recipe.size_first < recipe.size:
+        first = data.resized(recipe.size_first)
     fit = learn.fit_one_cycle if recipe.schedule == 'one_cycle' else learn.fit
-    for name,epochs,lr,frozen,pictures in stages:
+    stages = [
+        ('stage1', first, recipe.frozen, recipe.epochs, recipe.lr),
+        ('stage2', data, recipe.finetune_frozen, recipe.finetune_epochs, recipe.finetune_lr)]
+    for name,pictures,frozen,epochs,lr in stages:
         if not epochs: continue
         learn.data = pictures
         learn.freeze_to(_FIRST_GROUP[frozen])
@@ -205,15 +224,20 @@ _USUAL = dict(arch='resnet18', size=128, bs=64, epochs=3, finetune_epochs=2)
 def _filled(words):
     "The words of a run, those that were not given taken from its recipe, or from what is usual."
     if words['pretrained'] not in ('auto', 'yes', 'no'):
-        raise ValueError(f"pretrained is 'auto', 'yes' or 'no', got {words['pretrained']!r}")
+        raise ValueError(
+            f"pretrained is 'auto', 'yes' or 'no', got {words['pretrained']!r}")
     given = {name: words[name] for name in (*_USUAL, 'lr') if words[name] is not None}
-    if words['recipe'] is None: return words | _USUAL | given | dict(split=words['split'] or 'patient')
+    if words['recipe'] is None:
+        return words | _USUAL | given | dict(split=words['split'] or 'patient')
     recipe = find_recipe(words['recipe'])
-    if words['pretrained'] == 'no' and recipe.pretrained: recipe = from_scratch(recipe)
+    if words['pretrained'] == 'no' and recipe.pretrained:
+        recipe = from_scratch(recipe)
     recipe = recipe.but(**given)
     fields = {name: getattr(recipe, name) for name in _USUAL}
-    return words | fields | dict(recipe=recipe, lr=None, split=words['split'] or recipe.split,
-                                 pretrained='yes' if recipe.pretrained else 'no')
+    pretrained = 'yes' if recipe.pretrained else 'no'
+    return words | fields | dict(
+        recipe=recipe, lr=None, split=words['split'] or recipe.split,
+        pretrained=pretrained)
 
 # %% ../nbs/api/15_run.ipynb #7cf88ac5
 def _usual_recipe(words, labels):
@@ -229,15 +253,21 @@ def _weighted_learner(recipe, data, pretrained, out):
     try: return recipe_learner(recipe, data, path=out, model_dir='states')
     except WeightsUnavailable as error:
         if pretrained != 'auto': raise
-        print(f"ImageNet weights of {recipe.arch} cannot be had here; training from scratch ({type(error.__cause__).__name__}).")
-        return recipe_learner(recipe.but(pretrained=False), data, path=out, model_dir='states')
+        why = type(error.__cause__).__name__
+        print(
+            f"ImageNet weights of {recipe.arch} cannot be had here; training from scratch ({why}).")
+        return recipe_learner(
+            recipe.but(pretrained=False), data, path=out, model_dir='states')
 
 # %% ../nbs/api/15_run.ipynb #0fdac1d1
 def _read_json(file): return json.loads(file.read_text('utf-8'))
+def _write_table(file, table): write_atomically(file, table.to_csv(index=False))
 def _save_json(file, content): write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../nbs/api/15_run.ipynb #1e8c3a5b
-_SETTINGS = ('arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained', 'limit', 'positive', 'on_bad', 'draws', 'recipe')
+_SETTINGS = (
+    'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed', 'pretrained', 'limit', 'positive',
+    'on_bad', 'draws', 'recipe')
 
 
 def _run_settings(words):
@@ -253,15 +283,23 @@ def _plain_name(source):
 # %% ../nbs/api/15_run.ipynb #0392c89a
 def _call(function, words):
     "The call that made a run, without the folders of this machine."
-    shown = {name: _plain_name(value) if name in ('source', 'out', 'data_dir') else value for name,value in words.items()}
-    return f"{function}({', '.join(f'{name}={value!r}' for name,value in shown.items() if name not in ('command', 'resume'))})"
+    places = {
+        name: _plain_name(words[name])
+        for name in ('source', 'out', 'data_dir') if name in words}
+    shown = {
+        name: value
+        for name,value in (words | places).items() if name not in ('command', 'resume')}
+    return f"{function}({', '.join(f'{name}={value!r}' for name,value in shown.items())})"
 
 # %% ../nbs/api/15_run.ipynb #4f761df5
 def _is_finished(out, settings, resume):
-    "Whether nothing is left to do; a folder that holds another run, or one that nobody wants to continue, is refused."
-    begun,finished = (out/'run.json').exists(),(out/'metrics.json').exists()
-    if finished and not resume: raise FileExistsError(f"{out} holds a finished run already: name another folder, or remove it")
-    if begun and not resume:
+    "Whether nothing is left to do; a folder that holds another run, or one that nobody continues, is refused."
+    begun = (out/'run.json').exists()
+    finished = (out/'metrics.json').exists()
+    if not resume and finished:
+        raise FileExistsError(
+            f"{out} holds a finished run already: name another folder, or remove it")
+    if not resume and begun:
         raise FileExistsError(f"{out} holds an unfinished run: go on with resume=True (on the command line: --resume), "
                               "name another folder, or remove it")
     if begun:
@@ -274,18 +312,21 @@ def _is_finished(out, settings, resume):
 def _begin(out, what, command, **more):
     "Write down what the run is, or check that the one that goes on is the same; returns the command that began it."
     file = out/'run.json'
-    if file.exists():
-        then = _read_json(file)
-        check_config({name: value for name,value in then.items() if name not in ('command', *more)}, what, str(out))
-        return then['command']
-    if is_writer(): _save_json(file, dict(what, command=command, **more))
+    if not file.exists():
+        if is_writer(): _save_json(file, dict(what, command=command, **more))
+        return command
+    then = _read_json(file)
+    command = then.pop('command')
+    check_config(
+        {name: value for name,value in then.items() if name not in more}, what, str(out))
     return command
 
 # %% ../nbs/api/15_run.ipynb #d06c3627
 def _write_numbers(out, preds, found, command):
     "Write the predictions of a run, the machine that made them, and what was found."
-    write_atomically(out/'predictions.csv', preds.to_csv(index=False))
-    _save_json(out/'environment.json', environment(command, data_hash=found['data']['hash']))
+    _write_table(out/'predictions.csv', preds)
+    _save_json(
+        out/'environment.json', environment(command, data_hash=found['data']['hash']))
     _save_json(out/'metrics.json', found)
 
 
@@ -299,10 +340,11 @@ def _complete(out):
 # %% ../nbs/api/15_run.ipynb #db0bcc14
 def _about_data(root, cells, positive):
     "What metrics.json says of the data."
-    parts = cells.split.value_counts().reindex(['train', 'valid', 'test'])
-    return dict(name=_plain_name(root), hash=data_hash(cells), n=len(cells), patients=int(cells.patient.nunique()) or None,
-                labels=cells.label.value_counts().sort_index().to_dict(), positive=positive, drawn=is_drawn(root),
-                left_out=cells.attrs.get('left_out', {}), parts=parts.fillna(0).astype(int).to_dict())
+    parts = cells.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0).to_dict()
+    labels = cells.label.value_counts().sort_index().to_dict()
+    return dict(
+        name=_plain_name(root), hash=data_hash(cells), n=len(cells), patients=cells.patient.nunique() or None,
+        labels=labels, positive=positive, drawn=is_drawn(root), left_out=cells.attrs.get('left_out', {}), parts=parts)
 
 # %% ../nbs/api/15_run.ipynb #c1a171a6
 def full_size(
@@ -316,8 +358,9 @@ def full_size(
 def _about_recipe(recipe, cells):
     "What metrics.json says of a recipe."
     short = '; '.join(shortened(recipe, len(cells), full_size(cells)))
-    return dict(recipe=recipe.name, shortened=short or 'no', published=recipe.published or '-',
-                published_split=recipe.published_split or '-')
+    published = dict(
+        published=recipe.published or '-', published_split=recipe.published_split or '-')
+    return dict(recipe=recipe.name, shortened=short or 'no', **published)
 
 # %% ../nbs/api/15_run.ipynb #403300bd
 def colour_features(
@@ -326,12 +369,12 @@ def colour_features(
 )->pd.DataFrame: # float32 (n, 30), values in 0..255, one row a `path`
     "Sum up the colours of each cell: nine deciles and the deviation of each channel, black pixels left out."
     deciles,rows = range(10, 100, 10),[]
-    for path in progress(cells.path, 'colours', len(cells), quiet=len(cells) < 2000):
-        x = np.asarray(open_picture(Path(root)/path))
-        pixels = x[x.max(-1) > 0] if x.any() else x.reshape(-1, 3)
+    for path in progress(cells.path, 'colours', quiet=len(cells) < 2000):
+        pixels = np.asarray(open_picture(Path(root)/path)).reshape(-1, 3)
+        if pixels.any(): pixels = pixels[pixels.any(-1)]
         rows.append([*np.percentile(pixels, deciles, axis=0).ravel(), *pixels.std(0)])
     names = [f'{channel}_{number}' for number in (*deciles, 'sd') for channel in 'rgb']
-    return pd.DataFrame(np.array(rows, np.float32), cells.path.to_numpy(), names)
+    return pd.DataFrame(np.float32(rows), cells.path.to_numpy(), names)
 
 # %% ../nbs/api/15_run.ipynb #bde15502
 def boosted(
@@ -344,10 +387,12 @@ def boosted(
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
     learns = (cells.split == 'train').to_numpy()
+    others,rest = cells[~learns].reset_index(drop=True),x[~learns]
     with threadpool_limits(1, 'openmp'): # so few rows: threads would wait for one another
-        model = HistGradientBoostingClassifier(random_state=seed).fit(x[learns], cells.label[learns].astype(str))
-        p = model.predict_proba(x[~learns])[:, list(model.classes_).index(positive)]
-        return cells[~learns].reset_index(drop=True).assign(pred=model.predict(x[~learns]), p=p)
+        model = HistGradientBoostingClassifier(random_state=seed)
+        model.fit(x[learns], cells.label[learns].astype(str))
+        p = model.predict_proba(rest)[:, list(model.classes_).index(positive)]
+        return others.assign(pred=model.predict(rest), p=p)
 
 # %% ../nbs/api/15_run.ipynb #d6a01fcb
 def colour_floor(
@@ -358,42 +403,62 @@ def colour_floor(
     seed:int=42            # Of the boosting
 )->pd.DataFrame: # A predictions table of all cells outside the training part
     "Predict by colour alone: gradient boosting on the colours of the training cells, no network."
+    positive = positive_class(cells.label, positive)
     if features is None: features = colour_features(root, cells)
-    return boosted(features.loc[cells.path].to_numpy(), cells, positive_class(cells.label, positive), seed)
+    return boosted(features.loc[cells.path].to_numpy(), cells, positive, seed)
 
 # %% ../nbs/api/15_run.ipynb #4ec5ee0e
 def _judged(preds, positive, draws):
     "The numbers of the validation and the test part."
     parts = {part: preds[preds.split == part] for part in ('valid', 'test')}
-    return {part: evaluate(rows, positive, draws=draws) for part,rows in parts.items() if len(rows)}
+    return {
+        part: evaluate(rows, positive, draws=draws)
+        for part,rows in parts.items() if len(rows)}
 
 
 def _draw_top_losses(learn, file):
     "A figure of the worst errors."
     file.parent.mkdir(parents=True, exist_ok=True)
     part = DatasetType.Test if len(learn.dls) > 2 else DatasetType.Valid
-    ClassificationInterpretation.from_learner(learn, part).plot_top_losses(9, heatmap=True).savefig(file, dpi=110)
+    interpretation = ClassificationInterpretation.from_learner(learn, part)
+    interpretation.plot_top_losses(9, heatmap=True).savefig(file, dpi=110)
 
 # %% ../nbs/api/15_run.ipynb #d61d101d
 def _finish(learn, out, about, start, draws, command):
     "Judge a trained learner and write its run folder."
     cells,positive = learn.dls.cells,about['data']['positive']
     preds = learn.predict_cells(cells[cells.split != 'train'], positive)
-    found = about | dict(seconds=round(time.time() - start, 1), **_judged(preds, positive, draws))
+    found = about | dict(
+        seconds=round(time.time() - start, 1), **_judged(preds, positive, draws))
     learn.export(Path('model')/'export.pkl', extra=dict(positive=positive))
     _draw_top_losses(learn, out/'figures'/'top_losses.png')
-    write_atomically(out/'history.csv', learn.recorder.to_frame().to_csv(index=False))
-    write_atomically(out/'split.csv', cells.reindex(columns=['path', 'label', 'patient', 'sha256', 'split']).to_csv(index=False))
+    _write_table(out/'history.csv', learn.recorder.to_frame())
+    _write_table(
+        out/'split.csv',
+        cells.reindex(columns=['path', 'label', 'patient', 'sha256', 'split']))
     _write_numbers(out, preds, found, command)
 
 # %% ../nbs/api/15_run.ipynb #d6d42093
 def _train_colours(root, cells, about, settings, out, start, draws, command):
     "The run of the recipe that has no network."
-    command = _begin(out, dict(settings, data=about['data']['hash'], weights='none'), command)
-    preds = colour_floor(root, cells, about['data']['positive'], seed=settings['seed'])
-    found = dict(arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0, pretrained=False)
-    found |= about | dict(seconds=round(time.time() - start, 1), **_judged(preds, about['data']['positive'], draws))
-    _write_numbers(out, preds, found, command)
+    data = about['data']
+    command = _begin(out, dict(settings, data=data['hash'], weights='none'), command)
+    preds = colour_floor(root, cells, data['positive'], seed=about['seed'])
+    none = dict(
+        arch='none, colours only', recipe='colour_floor', size=0, epochs=0,
+        finetune_epochs=0, pretrained=False)
+    judged = _judged(preds, data['positive'], draws)
+    _write_numbers(
+        out, preds, none | about | dict(seconds=round(time.time() - start, 1), **judged),
+        command)
+
+# %% ../nbs/api/15_run.ipynb #secbef01
+def _seconds_before(learn, recipe, every, resume):
+    "Train; returns the seconds of epochs that an interrupted process had trained already."
+    began = time.time()
+    with learn.distributed(): fit_recipe(learn, recipe, every, resume)
+    return max(
+        0, sum(row['seconds'] for row in learn.recorder.history) - (time.time() - began))
 
 # %% ../nbs/api/15_run.ipynb #15d1a671
 def train(
@@ -405,7 +470,8 @@ def train(
     epochs:int|None=None,     # Epochs of the first stage; None is that of the recipe, or 3
     finetune_epochs:int|None=None, # Epochs of the second stage, all layers; None is that of the recipe, or 2
     lr:float|None=None,       # Peak rate of the first stage; None is that of the recipe, or 3e-3
-    split:str|None=None,      # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None is that of the recipe, or 'patient'
+    # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None is that of the recipe, or 'patient'
+    split:str|None=None,
     seed:int=42,              # Names the split, the weights, the order and every draw
     pretrained:str='auto',    # ImageNet weights: 'auto', 'yes' or 'no'
     limit:int|None=None,      # At most so many cells
@@ -425,35 +491,42 @@ def train(
     if _is_finished(out, settings, resume): return _complete(out)
     recipe,split = words['recipe'],words['split']
     valid,test = recipe.parts[1:] if recipe else (.2, .2)
-    with writer_first(): root,cells = prepare(source, split, seed, limit, on_bad, data_dir, valid, test or .2)
-    about = dict(seed=seed, split=split, source=settings['source'], leakage=leakage(cells),
-                 data=_about_data(root, cells, positive_class(cells.label, positive)))
+    with writer_first():
+        root,cells = prepare(
+            source, split, seed, limit, on_bad, data_dir, valid, test or .2)
+    about = dict(
+        seed=seed, split=split, source=settings['source'], leakage=leakage(cells),
+        data=_about_data(root, cells, positive_class(cells.label, positive)))
     command = command or _call('train', words)
     if recipe and not recipe.network:
-        if is_writer(): _train_colours(root, cells, about, settings, out, start, draws, command)
+        if is_writer():
+            _train_colours(root, cells, about, settings, out, start, draws, command)
         return _complete(out)
     todo = recipe or _usual_recipe(words, cells.label)
     with writer_first():
         data = recipe_data(todo, root, cells, seed, cache)
         learn = _weighted_learner(todo, data, words['pretrained'], out)
     if not recipe: todo = todo.but(frozen='body' if learn.pretrained else 'nothing')
-    what = dict(settings, data=about['data']['hash'], weights='ImageNet' if learn.pretrained else 'random')
-    command = _begin(out, what, command, pictures=Path(os.path.relpath(root, out)).as_posix())
-    began = time.time()
-    with learn.distributed(): fit_recipe(learn, todo, every, resume)
-    start -= max(0, sum(row['seconds'] for row in learn.recorder.history) - (time.time() - began)) # epochs of an earlier process
-    if not is_writer(): return out # the first of several processes judges and writes
-    facts = dict(arch=learn.spec.arch, **(_about_recipe(recipe, cells) if recipe else {}), bs=data.bs, size=todo.size,
-                 epochs=todo.epochs, finetune_epochs=todo.finetune_epochs, pretrained=learn.pretrained)
-    _finish(learn, out, facts | about, start, draws, command)
+    what = dict(
+        settings, data=about['data']['hash'],
+        weights='ImageNet' if learn.pretrained else 'random')
+    command = _begin(
+        out, what, command, pictures=Path(os.path.relpath(root, out)).as_posix())
+    start -= _seconds_before(learn, todo, every, resume)
+    if not is_writer():
+        return out # the first of several processes judges and writes
+    about |= {name: words[name] for name in ('size', 'epochs', 'finetune_epochs')}
+    about |= dict(arch=learn.spec.arch, bs=data.bs, pretrained=learn.pretrained)
+    if recipe: about |= _about_recipe(recipe, cells)
+    _finish(learn, out, about, start, draws, command)
     return _complete(out)
 
 # %% ../nbs/api/15_run.ipynb #043417d5
-def _with_interval(block, metric):
+def _with_interval(block, metric, form='   95 % interval {:.3f} to {:.3f}'):
     "A number and its interval."
     if block.get(metric) is None: return 'not defined here'
     ends = block.get(f'{metric}_ci')
-    return f'{block[metric]:.3f}' + ('   95 % interval {:.3f} to {:.3f}'.format(*ends) if ends else '')
+    return f'{block[metric]:.3f}' + (form.format(*ends) if ends else '')
 
 
 def summary(
@@ -463,34 +536,43 @@ def summary(
     if not is_writer(): return '' # the first of several processes says it
     found,lines = _read_json(Path(run)/'metrics.json'),[]
     for part in ('valid', 'test'):
-        if not (block := found.get(part)): continue
+        block = found.get(part)
+        if not block: continue
         patients = f" of {block['patients']} patients" if block.get('patients') else ''
         lines.append(f"{part}: {block['n']:,} cells{patients}")
         for metric in ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc'):
             lines.append(f'  {metric:<18}{_with_interval(block, metric)}')
-    if found['data']['drawn']: lines.append('These cells are drawn by code: the numbers say that the program works, nothing about malaria.')
-    lines.append(f"{found['seconds']:.0f} seconds. Report: {Path(run)/'report.html'}")
-    return '\n'.join(lines)
+    if found['data']['drawn']:
+        lines.append(
+            'These cells are drawn by code: the numbers say that the program works, nothing about malaria.')
+    return '\n'.join(
+        [*lines, f"{found['seconds']:.0f} seconds. Report: {Path(run)/'report.html'}"])
 
 # %% ../nbs/api/15_run.ipynb #0f1d0786
 def portable(
     command:str # What was run
 )->str:
     "A command without the folders of this machine."
-    return ' '.join(Path(word).name if word.startswith(('/', '~')) else word for word in command.split())
+    return ' '.join(
+        Path(word).name if word.startswith(('/', '~')) else word
+        for word in command.split())
 
 
-def _with_intervals(block):
-    "Every number that has an interval, in short."
-    names = [name.removesuffix('_ci') for name in block if name.endswith('_ci')]
-    texts = {name: _with_interval(block, name) for name in names}
-    return {name: text.replace('   95 % interval ', ' (').replace(' to ', '–') + ')'*(' to ' in text) for name,text in texts.items()}
+def block_numbers(
+    block:dict # Numbers of a part, as `evaluate` gives them
+)->dict: # n, patients, and a text such as '0.906 (0.881–0.931)' for each metric
+    "The numbers of a part with their intervals, for a table."
+    names = [key.removesuffix('_ci') for key in block if key.endswith('_ci')]
+    texts = {name: _with_interval(block, name, ' ({:.3f}–{:.3f})') for name in names}
+    return dict(n=block['n'], patients=block['patients'], **texts)
 
 
 def _made_by(run):
     "The data, the machine and the command of a run."
     env = run['environment']
-    return dict(data_hash=env['data_hash'][:12], device=env['device'], cores=env['cores'], commit=env['commit'], command=portable(env['command']))
+    machine = {name: env[name] for name in ('device', 'cores', 'commit')}
+    return dict(
+        data_hash=env['data_hash'][:12], **machine, command=portable(env['command']))
 
 # %% ../nbs/api/15_run.ipynb #90c890f1
 def runs_table(
@@ -499,13 +581,17 @@ def runs_table(
 )->pd.DataFrame: # One row a run and part
     "Put the numbers of several runs into one table."
     rows = []
+    names = ('arch', 'size', 'epochs', 'finetune_epochs', 'pretrained', 'split', 'seed')
     for run in map(read_run, runs):
         found = run['metrics']
-        about = {name: found[name] for name in ('arch', 'size', 'epochs', 'finetune_epochs', 'pretrained', 'split', 'seed')}
+        about = {name: found[name] for name in names}
         for part in parts:
             block = found['tta']['averaged'] if part == 'eight views' else found[part]
-            rows.append(dict(run=run['folder'].name, part=part, **about, n=block['n'], patients=block['patients'], **_with_intervals(block),
-                             data=found['data']['name'], seconds=found['seconds'], **_made_by(run)))
+            numbers = dict(
+                **block_numbers(block), data=found['data']['name'],
+                seconds=found['seconds'])
+            rows.append(
+                dict(run=run['folder'].name, part=part, **about, **numbers, **_made_by(run)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/api/15_run.ipynb #cb1ec35f
@@ -515,33 +601,37 @@ def _pooled(tables):
     return pd.concat(parts).sort_values('path', ignore_index=True)
 
 
-def _mean_leakage(leaks):
-    "The share of test cells that training knows, over all folds: each pair is a number of cells and the leakage of a fold."
-    sizes = [n for n,_ in leaks]
-    shares = pd.DataFrame([leak for _,leak in leaks]).astype(float)
+def _mean_leakage(leaks, sizes):
+    "The share of test cells that training knows, over all folds."
+    shares = pd.DataFrame(leaks).astype(float)
     means = {name: np.average(shares[name], weights=sizes) for name in shares}
-    return dict(test={name: None if np.isnan(mean) else float(mean) for name,mean in means.items()})
+    return dict(
+        test={name: None if np.isnan(mean) else float(mean) for name,mean in means.items()})
 
 # %% ../nbs/api/15_run.ipynb #88cbbd1b
 def _over_folds(blocks):
     "Mean and standard deviation of each metric over the folds."
     table = pd.DataFrame(blocks)[list(METRICS)].astype(float).dropna(axis=1)
-    return {metric: [float(table[metric].mean()), float(table[metric].std())] for metric in table}
+    return table.agg(['mean', 'std']).to_dict('list')
 
 
 def _gather(out, folds, split, floor, draws, command):
     "Write what the folds say together: one table of predictions, pooled and per-fold numbers."
     runs = [read_run(out/f'fold{k}') for k in range(folds)]
     each = [run['metrics'] for run in runs]
-    preds,tests = _pooled([run['preds'] for run in runs]),[found['test'] for found in each]
-    data = each[0]['data']
-    found = {name: value for name,value in each[0].items() if name not in ('valid', 'test', 'leakage', 'data', 'seconds')}
-    found |= dict(split=split, folds=folds, seconds=round(sum(fold['seconds'] for fold in each), 1),
-                  leakage=_mean_leakage([(fold['test']['n'], fold['leakage']['test']) for fold in each]),
-                  data={name: value for name,value in data.items() if name != 'parts'},
-                  test=evaluate(preds, data['positive'], draws=draws), colour_floor=evaluate(floor, data['positive'], draws=draws),
-                  over_folds=_over_folds(tests), by_fold=[dict(fold=k, **test) for k,test in enumerate(tests)])
-    write_atomically(out/'colour_floor.csv', floor.to_csv(index=False))
+    preds = _pooled([run['preds'] for run in runs])
+    tests,first = [found['test'] for found in each],each[0]
+    leaks = [found['leakage']['test'] for found in each]
+    sizes = [test['n'] for test in tests]
+    data = {name: value for name,value in first['data'].items() if name != 'parts'}
+    positive = data['positive']
+    found = {name: value for name,value in first.items() if name not in ('valid', 'test')}
+    found |= dict(
+        split=split, folds=folds, seconds=round(sum(fold['seconds'] for fold in each), 1), data=data,
+        leakage=_mean_leakage(leaks, sizes), test=evaluate(preds, positive, draws=draws),
+        colour_floor=evaluate(floor, positive, draws=draws), over_folds=_over_folds(tests),
+        by_fold=[dict(fold=k, **test) for k,test in enumerate(tests)])
+    _write_table(out/'colour_floor.csv', floor)
     _write_numbers(out, preds, found, command)
 
 # %% ../nbs/api/15_run.ipynb #87dec2f0
@@ -558,18 +648,23 @@ def cross_validate(
 )->Path: # `out`
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
     alone('a cross-validation')
-    words,out = dict(split=split, folds=folds, seed=seed, **kwargs),Path(out)
+    words = dict(split=split, folds=folds, seed=seed, **kwargs)
+    out = Path(out)
     settings = dict(source=_plain_name(source), folds=folds, **_run_settings(words))
     if _is_finished(out, settings, resume): return _complete(out)
     root = locate(source, folder=kwargs.get('data_dir', 'data'))
-    cells = limit_cells(read_cells(root, on_bad=kwargs.get('on_bad', 'raise')), kwargs.get('limit'), seed)
+    cells = limit_cells(
+        read_cells(root, on_bad=kwargs.get('on_bad', 'raise')), kwargs.get('limit'), seed)
     command = command or _call('cross_validate', dict(source=source, out=out, **words))
     command = _begin(out, dict(settings, data=data_hash(cells)), command)
     features,floors = colour_features(root, cells),[]
     for k,rule in enumerate(fold_rules(cells, split, folds)):
         print(f'Fold {k} of {folds}: {rule}')
-        train(source, out/f'fold{k}', split=rule, seed=seed, resume=True, command=command, **kwargs)
-        floors.append(colour_floor(root, split_by(cells, rule, seed=seed), kwargs.get('positive'), features))
+        train(
+            source, out/f'fold{k}', split=rule, seed=seed, resume=True, command=command,
+            **kwargs)
+        floors.append(
+            colour_floor(root, split_by(cells, rule, seed=seed), kwargs.get('positive'), features))
     _gather(out, folds, split, _pooled(floors), kwargs.get('draws', 2000), command)
     return _complete(out)
 
@@ -582,7 +677,8 @@ def split_gap(
 )->pd.DataFrame: # One row a metric: a (by patient), b (random), difference b-a, lo, hi
     "By how much a random split flatters, with a 95 % interval by patient."
     one,other = (read_predictions(Path(folder)/file) for folder in (patient, random))
-    return paired_difference(one, other, read_run(patient)['metrics']['data']['positive'], draws=draws)
+    return paired_difference(
+        one, other, read_run(patient)['metrics']['data']['positive'], draws=draws)
 
 # %% ../nbs/api/15_run.ipynb #21b5f0d2
 def splits_table(
@@ -592,17 +688,24 @@ def splits_table(
 )->pd.DataFrame: # Rows: network and colour floor by patient, the same at random, and the gap of each in points
     "Both splits side by side, with intervals, the colour floor beside them."
     rows = []
+    names = (
+        'size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds',
+        'seconds')
     for run in map(read_run, (patient, random)):
         found,versions = run['metrics'],run['environment']['versions']
-        about = {name: found[name] for name in ('size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds', 'seconds')}
-        about |= dict(versions=' '.join(f'{name} {versions[name]}' for name in ('fastai', 'torch', 'numpy', 'scikit-learn')))
+        about = {name: found[name] for name in names} | _made_by(run)
+        about['versions'] = ' '.join(
+            f'{name} {versions[name]}'
+            for name in ('fastai', 'torch', 'numpy', 'scikit-learn'))
         for model,block in ((found['arch'], found['test']), ('colour floor', found['colour_floor'])):
-            rows.append(dict(model=model, split=found['split'], n=block['n'], patients=block['patients'], **_with_intervals(block),
-                             **about, **_made_by(run)))
+            rows.append(
+                dict(model=model, split=found['split'], **block_numbers(block), **about))
     for model,file in ((rows[0]['model'], 'predictions.csv'), ('colour floor', 'colour_floor.csv')):
         gap = 100*split_gap(patient, random, file, draws)
-        points = {metric: f'{row.difference:+.1f} ({row.lo:+.1f} to {row.hi:+.1f})' for metric,row in gap.iterrows()}
-        rows.append(dict(model=model, split='random minus patient, points', **points))
+        texts = {
+            metric: f'{row.difference:+.1f} ({row.lo:+.1f} to {row.hi:+.1f})'
+            for metric,row in gap.iterrows()}
+        rows.append(dict(model=model, split='random minus patient, points', **texts))
     return pd.DataFrame(rows)
 
 # %% ../nbs/api/15_run.ipynb #a09c3410
@@ -612,7 +715,8 @@ def probabilities(
     positive:str      # The positive class
 )->np.ndarray: # float64 (n,), in [0, 1]
     "The probability of the positive class for each picture."
-    with learn.no_bar(): probs,_ = learn.get_preds(dl=learn.dls.test_dl(list(pictures)))
+    with learn.no_bar():
+        probs,_ = learn.get_preds(dl=learn.dls.test_dl(list(pictures)))
     return probs[:, learn.dls.classes.index(positive)].double().numpy()
 
 # %% ../nbs/api/15_run.ipynb #7ed461b8
@@ -625,8 +729,11 @@ def eight_views(
     draws:int=2000      # Bootstrap draws
 )->dict: # plain and averaged, as `evaluate` gives them; difference: of each metric a, b, difference (b-a), lo, hi
     "What averaging over the dihedral views gains, on the same patients."
-    with learn.no_bar(): *views,_ = learn.TTA(beta=None, dl=learn.dls.test_dl([Path(root)/path for path in cells.path]))
-    column,about = learn.dls.classes.index(positive),cells[['path', 'label', 'patient']].reset_index(drop=True)
+    with learn.no_bar():
+        *views,_ = learn.TTA(
+            beta=None, dl=learn.dls.test_dl([Path(root)/path for path in cells.path]))
+    column = learn.dls.classes.index(positive)
+    about = cells[['path', 'label', 'patient']].reset_index(drop=True)
     plain,mean = (about.assign(p=probs[:, column].double().numpy()) for probs in views)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
     return dict(plain=evaluate(plain, positive, threshold, draws), averaged=evaluate(mean, positive, threshold, draws),
@@ -637,20 +744,23 @@ def _copied(run, out):
     "Copy what is small of a run, so that the run itself stays as it is."
     out.mkdir(parents=True, exist_ok=True)
     for name in ('metrics.json', 'environment.json', 'predictions.csv', 'history.csv', 'split.csv'):
-        if (run/name).exists() and out.resolve() != run.resolve(): shutil.copy(run/name, out/name)
+        if (run/name).exists() and out.resolve() != run.resolve():
+            shutil.copy(run/name, out)
     return out
 
 
 def _all_cells(run):
     "Every cell of a run and its part."
     file = run/'split.csv'
-    if not file.exists(): raise FileNotFoundError(f"{file}: without it nobody knows which patients the network was trained on; train the run anew")
-    return pd.read_csv(file, dtype='string', keep_default_na=False, na_values=[''])
+    if file.exists():
+        return pd.read_csv(file, dtype='string', keep_default_na=False, na_values=[''])
+    raise FileNotFoundError(
+        f"{file}: without it nobody knows which patients the network was trained on; train the run anew")
 
 # %% ../nbs/api/15_run.ipynb #f2ac5f76
 def _pictures_of(run, source, data_dir):
     "Where the pictures of a run are: as seen from the run, or under the name of the set; None if they are gone."
-    root = run/_read_json(run/'run.json').get('pictures', 'nowhere') if (run/'run.json').exists() else run/'nowhere'
+    root = run/_read_json(run/'run.json').get('pictures', 'nowhere')
     if root.is_dir(): return root.resolve()
     try: return locate(source, folder=data_dir)
     except (ValueError, OSError): return None
@@ -659,11 +769,14 @@ def _pictures_of(run, source, data_dir):
 def _own_cells(run, found, data_dir):
     "The run's own pictures and cells if they are still there, else a pair of None."
     preds = read_predictions(run/'predictions.csv')
-    if not (preds.split == 'test').any():
-        raise ValueError(f"{run} has no test part: name another data set with data= (on the command line: --data)")
+    if 'test' not in set(preds.split):
+        raise ValueError(
+            f"{run} has no test part: name another data set with data= (on the command line: --data)")
     root = _pictures_of(run, found['source'], data_dir)
-    if root and all((root/path).is_file() for path in preds.path): return root,_all_cells(run)
-    print(f"The pictures of {run} are not where they were: no corruptions, shortcuts and views, only what the predictions tell.")
+    if root and all((root/path).is_file() for path in preds.path):
+        return root,_all_cells(run)
+    print(f"The pictures of {run} are not where they were: no corruptions, shortcuts and views, "
+          "only what the predictions tell.")
     return None,None
 
 # %% ../nbs/api/15_run.ipynb #3d74f927
@@ -671,12 +784,16 @@ def _unknown_only(cells, known, name):
     "Leave out what the network has seen, and say so."
     known = known[known.split != 'test']
     seen = cells.patient.isin(known.patient.dropna()) | cells.sha256.isin(known.sha256.dropna())
-    if seen.all(): raise ValueError(f"all {len(cells):,} cells of {name} are of patients, or are pictures, that this network was trained on or tuned by")
+    if seen.all():
+        raise ValueError(f"all {len(cells):,} cells of {name} are of patients, or are pictures, "
+                         "that this network was trained on or tuned by")
     rest = cells[~seen].reset_index(drop=True)
-    rest.attrs['left_out'] = dict(cells.attrs.get('left_out', {}))
+    left_out = dict(cells.attrs.get('left_out', {}))
     if seen.any():
-        print(f"{seen.sum():,} of {len(cells):,} cells are left out: the network was trained on, or tuned by, their patient or their very picture.")
-        rest.attrs['left_out']['of patients or pictures in training or validation'] = int(seen.sum())
+        print(f"{seen.sum():,} of {len(cells):,} cells are left out: the network was trained on, or tuned by, "
+              "their patient or their very picture.")
+        left_out['of patients or pictures in training or validation'] = int(seen.sum())
+    rest.attrs['left_out'] = left_out
     return rest
 
 # %% ../nbs/api/15_run.ipynb #80942bb4
@@ -691,21 +808,24 @@ def _write_other(run, folder, name, data, preds, draws, command):
     "Make the predictions of another set the test part of a folder, beside the run's own validation part."
     then = read_run(run)
     block = evaluate(preds, data['positive'], draws=draws)
+    about,own = then['metrics'],then['preds']
     kept = 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'seed', 'pretrained', 'valid', 'seconds'
-    found = {key: value for key,value in then['metrics'].items() if key in kept}
-    found |= dict(run=run.name, trained_on=then['metrics']['data']['name'], source=name, split=f'{name}, another set',
-                  leakage=dict(test=dict(patient=0., picture=0.)), data=data, test=block)
-    both = pd.concat([then['preds'][then['preds'].split == 'valid'], preds], ignore_index=True)
-    _write_numbers(folder, both, found, command or f'evaluate_run({run.name!r}, {name!r})')
+    found = {key: value for key,value in about.items() if key in kept}
+    found |= dict(
+        run=run.name, trained_on=about['data']['name'], source=name, split=f'{name}, another set',
+        leakage=dict(test=dict(patient=0., picture=0.)), data=data, test=block)
+    both = pd.concat([own[own.split == 'valid'], preds], ignore_index=True)
+    _write_numbers(
+        folder, both, found, command or f'evaluate_run({run.name!r}, {name!r})')
     if folder.parent == run:
-        _save_json(run/'metrics.json', then['metrics'] | {f'test on {name}': block})
+        _save_json(run/'metrics.json', about | {f'test on {name}': block})
         write_report(run)
 
 # %% ../nbs/api/15_run.ipynb #970f2ab7
 def evaluate_run(
     run:str|Path,             # A run folder
     data=None,                # Another data set to judge on; None is the run's own test part
-    out:str|Path|None=None,   # Where the result goes; None is the run's folder, and with `data` a folder `on_NAME` in it
+    out:str|Path|None=None,   # Where the result goes; None is the run's folder, with `data` a folder `on_NAME` in it
     look=None,                # More to ask of the pictures, such as `stress_test` of `extra.robustness`
     draws:int=2000,           # Bootstrap draws
     data_dir:str|Path='data', # Where archives are downloaded and extracted
@@ -721,13 +841,18 @@ def evaluate_run(
         root,cells = _own_cells(run, found, data_dir)
         folder = _copied(run, Path(out)) if out else run
     else:
-        root,name = locate(data, folder=data_dir),Path(_plain_name(data)).stem
+        root = locate(data, folder=data_dir)
+        name = Path(_plain_name(data)).stem
         cells = read_cells(root, on_bad=on_bad)
         strange = sorted(set(cells.label) - set(learn.dls.classes))
-        if strange: raise ValueError(f"{name} has cells of {', '.join(strange)}; this network knows {', '.join(learn.dls.classes)}")
-        cells = _predicted(learn, root, _unknown_only(cells, _all_cells(run), name), positive)
+        if strange:
+            raise ValueError(f"{name} has cells of {', '.join(strange)}; "
+                             f"this network knows {', '.join(learn.dls.classes)}")
+        cells = _predicted(
+            learn, root, _unknown_only(cells, _all_cells(run), name), positive)
         folder = _copied(run, Path(out) if out else run/f'on_{name}')
-        _write_other(run, folder, name, _about_data(root, cells, positive), cells, draws, command)
+        _write_other(
+            run, folder, name, _about_data(root, cells, positive), cells, draws, command)
     if root: _look_again(folder, learn, root, cells, positive, draws, look)
     examine_run(folder, draws)
     return folder
@@ -738,20 +863,24 @@ def _look_again(folder, learn, root, cells, positive, draws, look):
     found = _read_json(folder/'metrics.json')
     threshold = found['test']['threshold']
     if look: found |= look(folder, learn, root, cells, positive, threshold, draws)
-    found['tta'] = eight_views(learn, root, cells[cells.split == 'test'], positive, threshold, draws)
+    found['tta'] = eight_views(
+        learn, root, cells[cells.split == 'test'], positive, threshold, draws)
     _save_json(folder/'metrics.json', found)
 
 # %% ../nbs/api/15_run.ipynb #startnb1
 _DRIVE = '/content/drive' # where Colab shows the Drive of whoever runs it
+_HOW_TO_KEEP = (", lost when Colab disconnects. To keep them on your Drive: from google.colab import drive; "
+                f"drive.mount('{_DRIVE}'), then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")
 
 
 def _free_folder(folder, fresh):
     "`folder` as an absolute path, made; the first of folder, folder-2, folder-3 … that is empty, if `fresh`."
     if str(folder).startswith(_DRIVE) and not Path(_DRIVE, 'MyDrive').exists():
-        raise FileNotFoundError(f"your Drive is not there yet. Run: from google.colab import drive; drive.mount('{_DRIVE}')")
-    free = folder
-    for i in itertools.count(2):
-        if not fresh or not free.exists() or not any(free.iterdir()): break
+        raise FileNotFoundError("your Drive is not there yet. Run: from google.colab import drive; "
+                                f"drive.mount('{_DRIVE}')")
+    free,i = folder,1
+    while fresh and free.exists() and any(free.iterdir()):
+        i += 1
         free = folder.with_name(f'{folder.name}-{i}')
     free.mkdir(parents=True, exist_ok=True)
     return free.absolute()
@@ -759,24 +888,28 @@ def _free_folder(folder, fresh):
 # %% ../nbs/api/15_run.ipynb #d108d3a2
 def start_notebook(
     name:str='',                # Name of the notebook and of the folder of its runs; '' is for a page that writes none
-    fresh:bool=False,           # Take the next free name when the folder holds something: for a page that begins with nothing
+    fresh:bool=False,           # Take the next free name when the folder holds something
     runs:str|Path='runs',       # The folder of all runs; one on your Drive outlives Colab
     variable:str='MALARIA_DATA' # The environment variable that names the data set
 )->tuple: # (name of the data set, True for the settings of a GPU, folder of the runs or None)
     "Choose data, settings and folder of a notebook by what there is, and say so."
     gpu,colab = torch.cuda.is_available(),'google.colab' in sys.modules
-    usual = 'sample' if variable != 'MALARIA_DATA' or (colab and not gpu) else default_source() # real cells where they are bearable
-    source = os.environ.get(variable) or usual
+    source = os.environ.get(variable)
+    accelerator = 'none, the CPU does the work'
+    if not source: # real cells only where they are bearable
+        source = 'sample' if variable != 'MALARIA_DATA' or (colab and not gpu) else default_source()
+    if gpu: accelerator = torch.cuda.get_device_name()
+    elif colab:
+        accelerator = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all'
     drawn = source == 'sample'
     full = gpu and not drawn
-    without = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all' if colab else 'none, the CPU does the work'
     print(f"Data: {source}{', drawn by code'*drawn} ({variable} names another)")
-    print(f"Settings: {'full, for a GPU' if full else 'small, for a short test' if drawn else 'small, for a CPU'}")
-    print(f'Accelerator: {torch.cuda.get_device_name() if gpu else without}')
+    print(
+        f"Settings: {'full, for a GPU' if full else 'small, for a short test' if drawn else 'small, for a CPU'}")
+    print(f'Accelerator: {accelerator}')
     if not name: return source, full, None
     folder = _free_folder(Path(runs)/name, fresh)
-    advice = (f", lost when Colab disconnects. To keep them on your Drive: from google.colab import drive; drive.mount('{_DRIVE}'), "
-              f"then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    print(f'Runs: {shown.as_posix()}{advice*(colab and not folder.as_posix().startswith(_DRIVE))}')
+    lost = colab and not folder.as_posix().startswith(_DRIVE)
+    print(f'Runs: {shown.as_posix()}{_HOW_TO_KEEP*lost}')
     return source, full, folder

@@ -17,7 +17,7 @@ from malaria_fastai.evaluate import evaluate,read_predictions
 from malaria_fastai.predict import _LAYOUT,Predictor,appearance,read_folder
 from malaria_fastai.extra.quantize import quantize
 from malaria_fastai.recipes import Recipe
-from malaria_fastai.run import _with_intervals,train
+from malaria_fastai.run import block_numbers,train
 from malaria_fastai.split import split_by
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def row(run, preds, engine, file):
     test = preds[preds.split=='test']
     block,band = evaluate(test, said['positive'], draws=2000),_calibration(preds, said['positive'], said['unsure']['risk'])['unsure']
     keep = 'accuracy','balanced_accuracy','auc','sensitivity','specificity'
-    return dict(engine=engine, split=facts['split'], part='test', n=len(test), patients=block['patients'], **{k: v for k,v in _with_intervals(block).items() if k in keep},
+    return dict(engine=engine, split=facts['split'], part='test', n=len(test), patients=block['patients'], **{k: v for k,v in block_numbers(block).items() if k in keep},
                 unsure=round(band['test']['unsure'], 4), error_decided=round(band['test']['error_decided'] or 0, 4), mb=round(said['files'][file]['file']['bytes']/1e6, 2),
                 epochs=facts['epochs'], size=facts['size'], seed=facts['seed'], seconds=facts['seconds'], cores=env['cores'], data=facts['data']['name'],
                 data_hash=env['data_hash'][:12], commit=env['commit'], command=env['command'])

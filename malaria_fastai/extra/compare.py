@@ -8,6 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/compare.html.md"""
 __all__ = ['comparison_folds', 'plot_comparison', 'compare']
 
 # %% ../../nbs/extra/04_compare.ipynb #bf87e866
+import itertools
 import json
 import math
 import shutil
@@ -27,7 +28,8 @@ from ..backbone import WeightsUnavailable
 from ..learner import alone
 from ..recipes import RECIPES, find_recipe, shortened, t4_command
 from ..resume import check_config
-from ..run import (colour_features, colour_floor, environment, fit_recipe, full_size, limit_cells, portable, positive_class,
+from ..run import (
+    colour_features, colour_floor, environment, fit_recipe, full_size, limit_cells, portable, positive_class,
     recipe_data, recipe_learner)
 from ..sample import is_drawn
 from ..split import fold_rules, split_by
@@ -40,34 +42,35 @@ def comparison_folds(
     seed:int=42         # Names the folds that are not pinned, and the validation part
 )->list: # Cells tables with `split`, one a fold
     "The same folds for every recipe: a fifth of the cells, or of the patients, is the test part of each."
-    if not 1 <= folds <= 5: raise ValueError(f"folds: from 1 to 5 of five, got {folds}")
-    if rule not in ('random', 'patient', 'folder'): raise ValueError(f"splits of a comparison are random, patient and folder; got {rule!r}")
+    if not 1 <= folds <= 5:
+        raise ValueError(f'folds: from 1 to 5 of five, got {folds}')
+    if rule not in ('random', 'patient', 'folder'):
+        raise ValueError(
+            f'splits of a comparison are random, patient and folder; got {rule!r}')
     rules = ['folder'] if rule == 'folder' else fold_rules(cells, rule, 5)[:folds]
     return [split_by(cells, name, seed=seed) for name in rules]
 
 # %% ../../nbs/extra/04_compare.ipynb #e002dcf5
-def _jobs(cells, recipes, splits, folds, seeds, seed):
+def _jobs(out, cells, recipes, splits, folds, seeds, seed):
     "Every run of a comparison, in order."
     tables = {split: comparison_folds(cells, split, folds, seed) for split in splits}
-    for fold in range(folds):
-        for job_seed in seeds:
-            for recipe in recipes:
-                for split in splits:
-                    if fold < len(tables[split]):
-                        yield dict(recipe=recipe, split=split, fold=fold, seed=job_seed, cells=tables[split][fold])
-
-
-def _folder(out, job): return out/'runs'/job['recipe'].name/f"{job['split']}{job['fold']}-seed{job['seed']}"
+    for fold,job_seed,recipe,split in itertools.product(range(folds), seeds, recipes, splits):
+        if fold >= len(tables[split]): continue # folders have one fold
+        folder = out/'runs'/recipe.name/f'{split}{fold}-seed{job_seed}'
+        yield dict(
+            recipe=recipe, split=split, fold=fold, seed=job_seed,
+            cells=tables[split][fold], folder=folder)
 
 # %% ../../nbs/extra/04_compare.ipynb #935267c8
 def _facts(folder): return json.loads((folder/'facts.json').read_text('utf-8'))
-def _keep(file, facts): write_atomically(file, json.dumps(facts, indent=1, ensure_ascii=False) + '\n')
+def _keep_facts(file, facts): write_atomically(file, json.dumps(facts, indent=1, ensure_ascii=False) + '\n')
 
 
-def _is_done(folder, recipe):
+def _is_done(job):
     "Whether a run is finished; one that was finished with other settings is refused."
+    folder = job['folder']
     if not (folder/'facts.json').exists(): return False
-    now = json.loads(json.dumps(asdict(recipe)))
+    now = json.loads(json.dumps(asdict(job['recipe'])))
     check_config(_facts(folder)['recipe'], now, f'{folder.parent.name}/{folder.name}')
     return True
 
@@ -77,71 +80,92 @@ class _Budget(Callback):
     order = 1001
     def __init__(self, until): self.until = until
     def after_epoch(self):
-        if self.learn.fitting and self.epoch < self.n_epoch-1 and time.time() > self.until: raise TimeoutError('the minutes are spent')
+        going_on = self.learn.fitting and self.epoch < self.n_epoch-1
+        if going_on and time.time() > self.until:
+            raise TimeoutError('the minutes are spent')
 
 # %% ../../nbs/extra/04_compare.ipynb #f42f5289
-def _train_one(job, folder, root, positive, until):
+def _train_one(job, root, positive, until):
     "Train a network; its predictions, and the facts of the training."
-    recipe,cells = job['recipe'],job['cells']
-    learn = recipe_learner(recipe, recipe_data(recipe, root, cells, job['seed']), path=folder, model_dir='states')
+    recipe,cells,folder = job['recipe'],job['cells'],job['folder']
+    data = recipe_data(recipe, root, cells, job['seed'])
+    learn = recipe_learner(recipe, data, path=folder, model_dir='states')
     with learn.no_bar(), learn.no_logging():
-        fit_recipe(learn, recipe, 'epoch', resume=(folder/'states').exists(), cbs=[_Budget(until)])
+        fit_recipe(
+            learn, recipe, 'epoch', resume=(folder/'states').exists(),
+            cbs=[_Budget(until)])
         preds = learn.predict_cells(cells[cells.split != 'train'], positive)
     history = learn.recorder.to_frame()
     write_atomically(folder/'history.csv', history.to_csv(index=False))
     parameters = sum(weights.numel() for weights in learn.model.parameters())
-    return preds,dict(parameters=parameters, seconds_epoch=round(history.seconds.median(), 1), epochs=len(history))
+    return preds,dict(
+        parameters=parameters, seconds_epoch=round(history.seconds.median(), 1),
+        epochs=len(history))
 
 
-def _run_one(job, folder, root, positive, until, colours):
+def _run_one(job, root, positive, until, colours):
     "One recipe on one fold."
-    recipe,start = job['recipe'],time.time()
-    if recipe.network: preds,facts = _train_one(job, folder, root, positive, until)
-    else: preds,facts = colour_floor(root, job['cells'], positive, colours, job['seed']),dict(parameters=None, seconds_epoch=None)
-    write_atomically(folder/'predictions.csv', preds.assign(fold=job['fold'], seed=job['seed']).to_csv(index=False))
-    _keep(folder/'facts.json', facts | dict(recipe=asdict(recipe), seconds=round(time.time() - start, 1)))
+    recipe,folder,start = job['recipe'],job['folder'],time.time()
+    if recipe.network: preds,facts = _train_one(job, root, positive, until)
+    else:
+        preds = colour_floor(root, job['cells'], positive, colours, job['seed'])
+        facts = dict(parameters=None, seconds_epoch=None)
+    preds = preds.assign(fold=job['fold'], seed=job['seed'])
+    write_atomically(folder/'predictions.csv', preds.to_csv(index=False))
+    _keep_facts(
+        folder/'facts.json',
+        facts | dict(recipe=asdict(recipe), seconds=round(time.time() - start, 1)))
     shutil.rmtree(folder/'states', ignore_errors=True)
 
 # %% ../../nbs/extra/04_compare.ipynb #fd1387bf
-_SPENT = 'not finished: the budget was spent. The same command goes on'
-
-
-def _work(out, root, jobs, positive, until):
+def _work(root, jobs, positive, until):
     "Run what is not finished yet; returns why a recipe has no row."
     why,colours = {},None
     for i,job in enumerate(jobs, 1):
-        recipe,folder = job['recipe'],_folder(out, job)
-        if recipe.name in why or _is_done(folder, recipe): continue
-        if time.time() > until:
-            why[recipe.name] = _SPENT
-            continue
-        print(f"{i} of {len(jobs)}: {recipe.name}, {job['split']} fold {job['fold']}, seed {job['seed']}", flush=True)
-        if colours is None and not recipe.network: colours = colour_features(root, job['cells'])
-        try: _run_one(job, folder, root, positive, until, colours)
-        except TimeoutError: why[recipe.name] = _SPENT
+        recipe = job['recipe']
+        name = recipe.name
+        if name in why or _is_done(job): continue
+        try:
+            if time.time() > until: raise TimeoutError
+            print(
+                f"{i} of {len(jobs)}: {name}, {job['split']} fold {job['fold']}, seed {job['seed']}",
+                flush=True)
+            if colours is None and not recipe.network:
+                colours = colour_features(root, job['cells'])
+            _run_one(job, root, positive, until, colours)
+        except TimeoutError:
+            why[name] = 'not finished: the budget was spent. The same command goes on'
         except WeightsUnavailable:
-            why[recipe.name] = f"not run here: it needs ImageNet weights. On a T4: {t4_command(RECIPES.get(recipe.name, recipe))}"
+            full = RECIPES.get(name, recipe)
+            why[name] = f'not run here: it needs ImageNet weights. On a T4: {t4_command(full)}'
     return why
 
 # %% ../../nbs/extra/04_compare.ipynb #ee5ea258
-_SHOWN = dict(accuracy='accuracy', auc='AUC', sensitivity='sensitivity', specificity='specificity', f1='F1', mcc='MCC')
+_SHOWN = dict(
+    accuracy='accuracy', auc='AUC', sensitivity='sensitivity', specificity='specificity',
+    f1='F1', mcc='MCC')
 
 
-def _collected(out, recipe, split, jobs):
+def _collected(recipe, split, jobs):
     "Test predictions and facts of all finished runs of a recipe and split; each seed is a copy of its cells."
-    folders = [_folder(out, job) for job in jobs if job['recipe'] is recipe and job['split'] == split]
-    if not all(_is_done(folder, recipe) for folder in folders): return None,[]
-    preds = pd.concat([read_predictions(folder/'predictions.csv') for folder in folders], ignore_index=True)
+    jobs = [job for job in jobs if job['recipe'] is recipe and job['split'] == split]
+    if not all(map(_is_done, jobs)): return None,None
+    folders = [job['folder'] for job in jobs]
+    preds = pd.concat([read_predictions(folder/'predictions.csv') for folder in folders])
     preds = preds[preds.split == 'test'].reset_index(drop=True)
-    return preds.assign(path=preds.path + '#' + preds.seed.astype(str)),[_facts(folder) for folder in folders]
+    preds['path'] = preds.path + '#' + preds.seed.astype(str)
+    return preds,[_facts(folder) for folder in folders]
 
 # %% ../../nbs/extra/04_compare.ipynb #b4cdf42c
+def _columns(name, value, lo, hi): return {name: value, f'{name}_lo': lo, f'{name}_hi': hi}
+
+
 def _difference(name, other, preds, positive, draws):
     "The paired difference of accuracy and AUC to another recipe."
-    gap,row = paired_difference(other, preds, positive, draws=draws),{}
+    gaps,row = paired_difference(other, preds, positive, draws=draws),{}
     for metric in ('accuracy', 'auc'):
-        for end,column in (('', 'difference'), ('_lo', 'lo'), ('_hi', 'hi')):
-            row[f'{metric}_over_{name}{end}'] = float(gap.loc[metric, column])
+        row |= _columns(
+            f'{metric}_over_{name}', *gaps.loc[metric, ['difference', 'lo', 'hi']])
     return row
 
 
@@ -156,47 +180,65 @@ def _floor_word(row):
 # %% ../../nbs/extra/04_compare.ipynb #4f8674b1
 def _numbers_of(preds, facts, others, positive, draws):
     "The numbers of a finished recipe, and its differences to others."
-    found,seeds = evaluate(preds, positive, draws=draws),preds.seed.nunique()
-    row = dict(n=len(preds)//seeds, patients=found['patients'], folds=preds.fold.nunique(), seeds=seeds)
+    found = evaluate(preds, positive, draws=draws)
+    seeds = preds.seed.nunique()
+    row = dict(
+        n=len(preds)//seeds, patients=found['patients'], folds=preds.fold.nunique(),
+        seeds=seeds)
     for metric in _SHOWN:
-        lo,hi = found[f'{metric}_ci'] or (None, None)
-        row |= {metric: found[metric], f'{metric}_lo': lo, f'{metric}_hi': hi}
+        row |= _columns(metric, found[metric], *(found[f'{metric}_ci'] or (None, None)))
     for name,other in others.items():
-        if other is not None: row |= _difference(name, other, preds, positive, draws)
-    first = facts[0]
-    return row | dict(parameters=first['parameters'], seconds_epoch=first['seconds_epoch'], seconds=sum(fact['seconds'] for fact in facts))
+        if other is not None:
+            row |= _difference(name, other, preds, positive, draws)
+    row |= {name: facts[0][name] for name in ('parameters', 'seconds_epoch')}
+    return row | dict(seconds=sum(fact['seconds'] for fact in facts))
 
 # %% ../../nbs/extra/04_compare.ipynb #cc7b4d52
-def _rows(out, recipes, jobs, why, short, positive, draws):
+def _rows(recipes, jobs, why, short, positive, draws):
     "A row for each recipe and split: its numbers if it is finished, else why not."
     for split in dict.fromkeys(job['split'] for job in jobs):
-        runs = {recipe.name: _collected(out, recipe, split, jobs) for recipe in recipes}
-        others = dict(first=runs[recipes[0].name][0], floor=runs.get('colour_floor', [None])[0])
+        runs = {recipe.name: _collected(recipe, split, jobs) for recipe in recipes}
+        others = dict(
+            first=runs[recipes[0].name][0], floor=runs.get('colour_floor', [None])[0])
         for recipe in recipes:
-            preds,facts = runs[recipe.name]
-            row = dict(recipe=recipe.name, split=split)
-            if preds is None: row |= dict(floor='', state=why.get(recipe.name, 'not finished'))
+            name,(preds,facts) = recipe.name,runs[recipe.name]
+            row = dict(recipe=name, split=split)
+            if preds is None:
+                row |= dict(floor='', state=why.get(name, 'not finished'))
             else:
                 row |= _numbers_of(preds, facts, others, positive, draws)
                 row |= dict(floor=_floor_word(row), state='')
-            same = (recipe.split == 'folder') == (split == 'folder') # numbers of cells do not stand beside X-rays
-            yield row | dict(shortened=short[recipe.name], published=recipe.published*same, published_split=recipe.published_split*same,
-                             size=recipe.size, epochs=recipe.epochs + recipe.finetune_epochs,
-                             weights='ImageNet' if recipe.pretrained else 'random')
+            row |= dict(
+                shortened=short[name], published='', published_split='', size=recipe.size)
+            if (recipe.split == 'folder') == (split == 'folder'): # numbers of cells do not stand beside X-rays
+                row |= dict(
+                    published=recipe.published, published_split=recipe.published_split)
+            weights = 'ImageNet' if recipe.pretrained else 'random'
+            yield row | dict(
+                epochs=recipe.epochs + recipe.finetune_epochs, weights=weights)
 
 # %% ../../nbs/extra/04_compare.ipynb #4f1f76e0
 def _claim(table, drawn):
     "How many cells and patients judged, and what was shortened."
-    kinds = dict(cells='fewer cells', px='smaller pictures', epochs='fewer epochs', weights='no ImageNet weights')
-    short = [name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
+    kinds = dict(
+        cells='fewer cells', px='smaller pictures', epochs='fewer epochs',
+        weights='no ImageNet weights')
+    short = [
+        name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
     judged = []
     for row in table[table.state == ''].drop_duplicates('split').itertuples():
         patients = f' of {int(row.patients)} patients' if pd.notna(row.patients) else ''
         judged.append(f'{row.split}: {int(row.n):,} test cells{patients}')
-    note = 'Drawn cells, no claim about malaria. '*drawn + (', '.join(judged) or 'nothing is finished yet')
+    note = 'Drawn cells, no claim about malaria. '*drawn + (
+        ', '.join(judged) or 'nothing is finished yet')
     return note + f". Shortened: {', '.join(short)}"*bool(short)
 
 # %% ../../nbs/extra/04_compare.ipynb #568d8ed8
+_LAST = { # Heading -> column and form
+    'parameters': ('parameters', '{:,.0f}'), 's/epoch': ('seconds_epoch', '{:.1f}'), 'seeds': ('seeds', '{:.0f}'),
+    'published': ('published', '{}'), 'its split': ('published_split', '{}')}
+
+
 def _or_dash(value, form='{}'): return '-' if pd.isna(value) or value == '' else form.format(value)
 
 
@@ -212,21 +254,25 @@ def _line(texts): return '| ' + ' | '.join(texts) + ' |'
 
 def _recipe_line(name, rows):
     "One recipe: its numbers with every split side by side, or why there are none."
-    texts = [_interval_text(row, metric) for metric in (*_SHOWN, 'accuracy_over_first') for row in rows]
+    texts = [
+        _interval_text(row, metric)
+        for metric in (*_SHOWN, 'accuracy_over_first') for row in rows]
     state = next((row['state'] for row in rows if row['state']), '')
     if state: texts = [state] + ['-']*(len(texts)-1)
-    row,forms = rows[0],dict(parameters='{:,.0f}', seconds_epoch='{:.1f}', seeds='{:.0f}', published='{}', published_split='{}')
-    last = [_or_dash(row.get(column), form) for column,form in forms.items()]
-    return _line([f'`{name}`', *texts, *[_or_dash(row['floor']) for row in rows], *last, row['shortened'] or 'no'])
+    floors = [_or_dash(row['floor']) for row in rows]
+    last = [_or_dash(rows[0].get(column), form) for column,form in _LAST.values()]
+    return _line([f'`{name}`', *texts, *floors, *last, rows[0]['shortened'] or 'no'])
 
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
 def _results_markdown(table, drawn):
     "The results as a Markdown table: random and patient columns side by side."
-    splits = list(dict.fromkeys(table.split))
-    names = [*_SHOWN.values(), 'accuracy − first', 'colour floor']
-    head = ['recipe', *[f'{name}, {split}' for name in names for split in splits], 'parameters', 's/epoch', 'seeds', 'published', 'its split', 'shortened']
+    splits,head = list(dict.fromkeys(table.split)),['recipe']
+    for name in (*_SHOWN.values(), 'accuracy − first', 'colour floor'):
+        head += [f'{name}, {split}' for split in splits]
+    head += [*_LAST, 'shortened']
     lines = [_line(head), _line(['---']*len(head))]
-    for name,rows in table.groupby('recipe', sort=False): lines.append(_recipe_line(name, rows.to_dict('records')))
+    for name,rows in table.groupby('recipe', sort=False):
+        lines.append(_recipe_line(name, rows.to_dict('records')))
     return f'{_claim(table, drawn)}\n\n' + '\n'.join(lines) + '\n'
 
 # %% ../../nbs/extra/04_compare.ipynb #62317073
@@ -236,11 +282,14 @@ _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36)
 def _dots(ax, rows, names, metric, mark, color, move):
     "One split: a dot and an interval for each recipe, and a line for the colour floor."
     split,rows = rows.split.iloc[0],rows[rows[metric].notna()]
-    lo,hi = (rows[f'{metric}_{end}'].astype(float).fillna(rows[metric]) for end in ('lo', 'hi'))
+    lo,hi = (
+        rows[f'{metric}_{end}'].astype(float).fillna(rows[metric]) for end in ('lo', 'hi'))
     lengths = [(rows[metric] - lo).clip(lower=0), (hi - rows[metric]).clip(lower=0)]
     y = [names.index(name) + move for name in rows.recipe]
-    ax.errorbar(rows[metric], y, xerr=lengths, fmt=mark, ms=4, lw=1, color=color, label=split)
-    for value in rows[metric][rows.recipe == 'colour_floor']: ax.axvline(value, color=color, ls=':', lw=1)
+    ax.errorbar(
+        rows[metric], y, xerr=lengths, fmt=mark, ms=4, lw=1, color=color, label=split)
+    for value in rows[metric][rows.recipe == 'colour_floor']:
+        ax.axvline(value, color=color, ls=':', lw=1)
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
 def plot_comparison(
@@ -250,9 +299,11 @@ def plot_comparison(
     "Accuracy and AUC of every recipe with 95 % intervals, the splits side by side."
     done = table[table.state == '']
     names = list(dict.fromkeys(done.recipe))[::-1]
-    fig,axes = plt.subplots(1, 2, figsize=(9, 1.4 + .34*max(1, len(names))), sharey=True, layout='constrained')
+    height = 1.4 + .34*max(1, len(names))
+    fig,axes = plt.subplots(1, 2, figsize=(9, height), sharey=True, layout='constrained')
     for ax,metric in zip(axes, ('accuracy', 'auc')):
-        for (_,rows),style in zip(done.groupby('split', sort=False), _MARKS): _dots(ax, rows, names, metric, *style)
+        for (_,rows),style in zip(done.groupby('split', sort=False), _MARKS):
+            _dots(ax, rows, names, metric, *style)
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
@@ -288,28 +339,36 @@ def compare(
     recipes = [_capped(find_recipe(recipe), most) for recipe in recipes]
     root = locate(source, folder=data_dir)
     everything = read_cells(root, on_bad=on_bad, progress=False)
-    cells,drawn = limit_cells(everything, limit, seed),is_drawn(root)
+    drawn = is_drawn(root)
+    cells = limit_cells(everything, limit, seed)
+    n = len(everything) if drawn else full_size(everything)
     positive = positive_class(cells.label, positive)
-    _begin_comparison(out/'compare.json', dict(cells=data_hash(cells), folds_seed=seed))
-    jobs = list(_jobs(cells, recipes, splits, folds, range(seed, seed+seeds), seed))
-    why = _work(out, root, jobs, positive, until)
-    everything = len(everything) if drawn else full_size(everything)
-    short = {recipe.name: '; '.join(shortened(recipe, len(cells), everything)) for recipe in recipes}
-    env,table = environment(command),pd.DataFrame(_rows(out, recipes, jobs, why, short, positive, draws))
-    table = table.assign(data=root.name, data_hash=data_hash(cells)[:12], device=env['device'],
-                         cores=env['cores'], commit=env['commit'], command=portable(command))
+    digest = data_hash(cells)
+    _begin_comparison(out/'compare.json', dict(cells=digest, folds_seed=seed))
+    jobs = list(_jobs(out, cells, recipes, splits, folds, range(seed, seed+seeds), seed))
+    why = _work(root, jobs, positive, until)
+    short = {
+        recipe.name: '; '.join(shortened(recipe, len(cells), n)) for recipe in recipes}
+    table = pd.DataFrame(_rows(recipes, jobs, why, short, positive, draws))
+    env = environment(portable(command))
+    table = table.assign(
+        data=root.name, data_hash=digest[:12],
+        **{name: env[name] for name in ('device', 'cores', 'commit', 'command')})
     write_atomically(out/'results.csv', table.to_csv(index=False))
     write_atomically(out/'results.md', _results_markdown(table, drawn))
-    with replacing(out/'results.svg') as part: plot_comparison(table, drawn).savefig(part, format='svg')
+    with replacing(out/'results.svg') as part:
+        plot_comparison(table, drawn).savefig(part, format='svg')
     return table
 
 # %% ../../nbs/extra/04_compare.ipynb #9409bce1
 def _capped(recipe, most):
     "A recipe with no field above what is allowed."
-    return recipe.but(**{name: min(value, getattr(recipe, name)) for name,value in most.items() if value is not None})
+    return recipe.but(
+        **{name: min(value, getattr(recipe, name)) for name,value in most.items() if value is not None})
 
 
 def _begin_comparison(file, what):
     "Write down which cells are compared, or check that they are the same."
-    if file.exists(): check_config(json.loads(file.read_text('utf-8')), what, str(file.parent))
-    else: _keep(file, what)
+    if file.exists():
+        check_config(json.loads(file.read_text('utf-8')), what, str(file.parent))
+    else: _keep_facts(file, what)

@@ -9,6 +9,7 @@ __all__ = ['CORRUPTIONS', 'corrupt', 'sample_cells', 'robustness', 'outline_feat
 
 # %% ../../nbs/extra/05_robustness.ipynb #f581bada
 import io
+import itertools
 from pathlib import Path
 from zlib import crc32
 
@@ -29,23 +30,23 @@ from ..source import progress
 class _CutOut:
     "A picture taken apart: what is cell and what is frame. Its draws follow from its name."
     def __init__(self, x, name=''):
-        self.x,self.inside = x,x.max(-1) > 0
-        if not self.inside.any(): self.inside = np.ones_like(self.inside)
-        nearest = distance_transform_edt(~self.inside, return_distances=False, return_indices=True)
+        self.x,self.inside,self.side = x,x.any(-1),max(x.shape[:2])
+        if not self.inside.any(): self.inside[:] = True
+        nearest = distance_transform_edt(
+            ~self.inside, return_distances=False, return_indices=True)
         self.filled,self.key = x[tuple(nearest)].astype(np.float32),crc32(name.encode())
 
-    @property
-    def side(self): return max(self.inside.shape)
-    def rng(self, kind): return np.random.default_rng([self.key, list(CORRUPTIONS).index(kind)])
     def mean(self): return self.x[self.inside].mean(0)
     def framed(self, inside, frame): return np.where(self.inside[..., None], inside, frame)
 
 # %% ../../nbs/extra/05_robustness.ipynb #ee0eead9
-def _blurred(c, kernel):
+def _blurred(cell, kernel):
     "A picture under a kernel that sums up to 1, its edge continued."
     r = len(kernel)//2
-    padded = np.pad(c.filled, ((r, r), (r, r), (0, 0)), mode='edge')
-    return fftconvolve(padded, (kernel/kernel.sum()).astype(np.float32)[..., None], mode='valid', axes=(0, 1))
+    padded = np.pad(cell.filled, ((r, r), (r, r), (0, 0)), mode='edge')
+    return fftconvolve(
+        padded, (kernel/kernel.sum()).astype(np.float32)[..., None], mode='valid',
+        axes=(0, 1))
 
 
 def _kernel_grid(width):
@@ -58,58 +59,68 @@ def _within(distance, width): return np.clip(width/2 + .5 - abs(distance), 0, 1)
 
 # %% ../../nbs/extra/05_robustness.ipynb #2815ad92
 class _Lens:
-    def defocus_blur(c, diameter, rng):
-        diameter *= c.side
-        return _blurred(c, _within(np.hypot(*_kernel_grid(diameter)[::-1]), diameter))
+    "How sharp a picture is, and where its points come to lie."
+    def defocus_blur(cell, diameter, rng):
+        diameter *= cell.side
+        return _blurred(cell, _within(np.hypot(*_kernel_grid(diameter)[::-1]), diameter))
 
-    def motion_blur(c, length, rng):
-        length,angle = length*c.side,rng.uniform(0, np.pi)
-        y,x = _kernel_grid(length)
-        along,across = x*np.cos(angle) + y*np.sin(angle),x*np.sin(angle) - y*np.cos(angle)
-        return _blurred(c, _within(along, length)*np.clip(1 - abs(across), 0, 1))
+    def motion_blur(cell, length, rng):
+        length,angle = length*cell.side,rng.uniform(0, np.pi)
+        (y,x),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
+        along,across = x*cos + y*sin,x*sin - y*cos
+        return _blurred(cell, _within(along, length)*np.clip(1 - abs(across), 0, 1))
 
-    def scale(c, change, rng):
-        factor,(h,w) = 1 - change*rng.choice([-1, 1]),c.inside.shape # above 1: the cell gets smaller
+    def scale(cell, change, rng):
+        factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
+        h,w = cell.inside.shape
         to = factor, 0, w/2*(1-factor), 0, factor, h/2*(1-factor)
-        return np.asarray(Image.fromarray(c.x).transform((w, h), Image.Transform.AFFINE, to, Image.Resampling.BILINEAR))
+        return np.asarray(
+            Image.fromarray(cell.x).transform((w, h), Image.Transform.AFFINE, to, Image.Resampling.BILINEAR))
 
-    def elastic(c, move, rng):
-        fields = [gaussian_filter(rng.uniform(-1, 1, c.inside.shape), .06*c.side) for _ in 'yx']
-        places = [grid + move*c.side*field/abs(field).max() for grid,field in zip(np.indices(c.inside.shape), fields)]
-        channels = [map_coordinates(channel, places, order=1, mode='nearest') for channel in np.moveaxis(c.filled, -1, 0)]
+    def elastic(cell, move, rng):
+        shape,places = cell.inside.shape,[]
+        fields = [gaussian_filter(rng.uniform(-1, 1, shape), .06*cell.side) for _ in 'yx']
+        for grid,field in zip(np.indices(shape), fields):
+            places.append(grid + move*cell.side*field/abs(field).max())
+        channels = [
+            map_coordinates(cell.filled[..., i], places, order=1, mode='nearest')
+            for i in range(3)]
         return np.stack(channels, -1)
 
 # %% ../../nbs/extra/05_robustness.ipynb #7a08d4e9
 class _Camera:
-    def gaussian_noise(c, deviation, rng): return c.filled + rng.normal(0, 255*deviation, c.filled.shape)
-    def shot_noise(c, photons, rng): return rng.poisson(c.filled/255*photons)/photons*255
-    def hot_pixels(c, share, rng): return np.where((rng.random(c.inside.shape) < share)[..., None], 255, c.filled)
-    def brightness(c, change, rng): return c.filled*(1 + change*rng.choice([-1, 1]))
-    def contrast(c, left, rng): return c.mean() + (c.filled - c.mean())*left
-    def white_balance(c, factor, rng): return c.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
+    "Noise, light and colour, and what a file format leaves of them."
+    def gaussian_noise(cell, deviation, rng): return cell.filled + rng.normal(0, 255*deviation, cell.filled.shape)
+    def shot_noise(cell, photons, rng): return rng.poisson(cell.filled/255*photons)/photons*255
+    def hot_pixels(cell, share, rng): return np.where((rng.random(cell.inside.shape) < share)[..., None], 255, cell.filled)
+    def brightness(cell, change, rng): return cell.filled*(1 + change*rng.choice([-1, 1]))
+    def contrast(cell, left, rng): return cell.mean() + (cell.filled - cell.mean())*left
+    def white_balance(cell, factor, rng): return cell.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
 
-    def saturation(c, left, rng):
-        grey = (c.filled@np.float32([.299, .587, .114]))[..., None] # ITU-R BT.601
-        return grey + (c.filled - grey)*left
+    def saturation(cell, left, rng):
+        grey = (cell.filled@np.float32([.299, .587, .114]))[..., None] # ITU-R BT.601
+        return grey + (cell.filled - grey)*left
 
-    def vignetting(c, lost, rng):
-        angle,(h,w) = rng.uniform(0, 2*np.pi),c.inside.shape
+    def vignetting(cell, lost, rng):
+        angle,(h,w) = rng.uniform(0, 2*np.pi),cell.inside.shape
         y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
-        return c.filled*(1 - lost*(1 + x*np.cos(angle) + y*np.sin(angle))/2)[..., None]
+        return cell.filled*(1 - lost*(1 + x*np.cos(angle) + y*np.sin(angle))/2)[..., None]
 
-    def jpeg(c, quality, rng):
+    def jpeg(cell, quality, rng):
         file = io.BytesIO()
-        Image.fromarray(c.filled.astype(np.uint8)).save(file, 'JPEG', quality=quality)
+        Image.fromarray(cell.filled.astype(np.uint8)).save(file, 'JPEG', quality=quality)
         return np.asarray(Image.open(file))
 
-    def pixelate(c, share, rng):
-        picture,(h,w) = Image.fromarray(c.filled.astype(np.uint8)),c.inside.shape
-        small = picture.resize((max(1, round(w*share)), max(1, round(h*share))), Image.Resampling.BOX)
+    def pixelate(cell, share, rng):
+        picture = Image.fromarray(cell.filled.astype(np.uint8))
+        h,w = cell.inside.shape
+        small = picture.resize(
+            (max(1, round(w*share)), max(1, round(h*share))), Image.Resampling.BOX)
         return np.asarray(small.resize((w, h), Image.Resampling.NEAREST))
 
 # %% ../../nbs/extra/05_robustness.ipynb #10499d9e
-# Optical densities of methylene blue and eosin in red, green and blue: the Giemsa vectors of ImageJ's Colour Deconvolution
-# (G. Landini), after Ruifrok & Johnston, Anal Quant Cytol Histol 23:291 (2001); the third is at right angles to both.
+# Optical densities of methylene blue and eosin in red, green and blue: the Giemsa vectors of ImageJ's Colour
+# Deconvolution (G. Landini), after Ruifrok & Johnston, Anal Quant Cytol Histol 23:291 (2001); the third is at right angles to both.
 _DYES = np.array([[.834750233, .513556283, .196330403], [.092789, .954111, .283111]])
 _THIRD = np.cross(*_DYES)
 _DYES = np.vstack([_DYES, _THIRD/np.linalg.norm(_THIRD)]).astype(np.float32)
@@ -117,58 +128,65 @@ _UNMIX = np.linalg.inv(_DYES)
 
 
 class _Smear:
-    def stained(c, blue, eosin):
-        amounts = -np.log((c.filled + 1)/256)@_UNMIX*np.float32([blue, eosin, 1])
+    "What is on the glass: the stain, dirt, and other cells."
+    def stained(cell, blue, eosin):
+        amounts = -np.log((cell.filled + 1)/256)@_UNMIX*np.float32([blue, eosin, 1])
         return 256*np.exp(-amounts@_DYES) - 1
 
-    def stain_pale(c, times, rng): return c.stained(times, times)
-    def stain_dark(c, times, rng): return c.stained(times, times)
-    def stain_blue(c, times, rng): return c.stained(times, 1)
+    def stain_pale(cell, times, rng): return cell.stained(times, times)
+    def stain_dark(cell, times, rng): return cell.stained(times, times)
+    def stain_blue(cell, times, rng): return cell.stained(times, 1)
 
-    def debris(c, n, rng):
-        (y,x),places = np.indices(c.inside.shape),np.argwhere(c.inside)
-        spots,sizes = places[rng.integers(len(places), size=5)][:n],rng.uniform(.03, .06, 5)*c.side
-        covers = [np.clip(size + .5 - np.hypot(y - row, x - column), 0, 1) for (row,column),size in zip(spots, sizes)]
+    def debris(cell, n, rng):
+        (y,x) = np.indices(cell.inside.shape)
+        places = np.argwhere(cell.inside)
+        spots = places[rng.integers(len(places), size=5)][:n]
+        sizes = rng.uniform(.03, .06, 5)*cell.side
+        covers = [
+            np.clip(size + .5 - np.hypot(y - row, x - column), 0, 1)
+            for (row,column),size in zip(spots, sizes)]
         cover = .8*np.max(covers, 0)[..., None]
-        return c.filled*(1 - cover) + np.array([80, 50, 115])*cover
+        return cell.filled*(1 - cover) + np.array([80, 50, 115])*cover
 
-    def background(c, brightness, rng): return c.framed(c.x, brightness*np.array([235, 225, 220]))
+    def background(cell, brightness, rng): return cell.framed(cell.x, brightness*np.array([235, 225, 220]))
 
-    def neighbour(c, reach, rng):
+    def neighbour(cell, reach, rng):
         angle = rng.uniform(0, 2*np.pi)
-        move = [round(way*(1-reach)*c.side) for way in (np.sin(angle), np.cos(angle))]
-        return c.framed(c.x, shift(c.framed(c.x, 0), (*move, 0), order=0))
+        move = [round(way*(1-reach)*cell.side) for way in (np.sin(angle), np.cos(angle))]
+        return cell.framed(cell.x, shift(cell.framed(cell.x, 0), (*move, 0), order=0))
 
 # %% ../../nbs/extra/05_robustness.ipynb #66a5a959
-CORRUPTIONS = dict( # Kind -> what the five strengths mean, and the amounts
-    defocus_blur = ('diameter of the disc, share of the side', (.015, .03, .05, .08, .12)),
-    motion_blur = ('length of the line, share of the side', (.03, .06, .09, .13, .18)),
-    gaussian_noise = ('standard deviation, share of the range', (.04, .06, .08, .09, .10)),
-    shot_noise = ('photons of a white pixel', (500, 250, 100, 75, 50)),
-    hot_pixels = ('share of the pixels', (.001, .003, .006, .01, .02)),
-    brightness = ('change, share', (.1, .2, .3, .4, .5)),
-    contrast = ('what is left, share', (.85, .7, .55, .4, .25)),
-    saturation = ('what is left, share', (.8, .6, .4, .2, 0.)),
-    white_balance = ('red times, blue divided by, or the other way', (1.04, 1.08, 1.13, 1.18, 1.25)),
-    vignetting = ('light lost at one side, share', (.15, .3, .45, .6, .75)),
-    jpeg = ('quality', (80, 60, 40, 25, 10)),
-    pixelate = ('side, share', (.6, .5, .4, .3, .25)),
-    elastic = ('largest move, share of the side', (.01, .02, .03, .04, .05)),
-    stain_pale = ('optical density times', (.9, .8, .7, .6, .5)),
-    stain_dark = ('optical density times', (1.2, 1.5, 2., 3., 4.)),
-    stain_blue = ('density of methylene blue times', (1.2, 1.5, 2., 3., 4.)),
-    debris = ('dark spots', (1, 2, 3, 4, 5)),
-    background = ('brightness of the frame, share of a bright field', (.2, .4, .6, .8, 1.)),
-    neighbour = ('how far another cell reaches in, share of the side', (.1, .15, .2, .25, .3)),
-    scale = ('larger or smaller by, share', (.06, .12, .18, .24, .3)))
+CORRUPTIONS = dict(
+    defocus_blur = (.015, .03, .05, .08, .12), # Diameter of the disc, share of the side
+    motion_blur = (.03, .06, .09, .13, .18), # Length of the line, share of the side
+    gaussian_noise = (.04, .06, .08, .09, .10), # Standard deviation, share of the range
+    shot_noise = (500, 250, 100, 75, 50), # Photons of a white pixel
+    hot_pixels = (.001, .003, .006, .01, .02), # Share of the pixels
+    brightness = (.1, .2, .3, .4, .5), # Change, share
+    contrast = (.85, .7, .55, .4, .25), # What is left, share
+    saturation = (.8, .6, .4, .2, 0.), # What is left, share
+    white_balance = (1.04, 1.08, 1.13, 1.18, 1.25), # Red times, blue divided by, or the other way
+    vignetting = (.15, .3, .45, .6, .75), # Light lost at one side, share
+    jpeg = (80, 60, 40, 25, 10), # Quality
+    pixelate = (.6, .5, .4, .3, .25), # Side, share
+    elastic = (.01, .02, .03, .04, .05), # Largest move, share of the side
+    stain_pale = (.9, .8, .7, .6, .5), # Optical density times
+    stain_dark = (1.2, 1.5, 2., 3., 4.), # Optical density times
+    stain_blue = (1.2, 1.5, 2., 3., 4.), # Density of methylene blue times
+    debris = (1, 2, 3, 4, 5), # Dark spots
+    background = (.2, .4, .6, .8, 1.), # Brightness of the frame, share of a bright field
+    neighbour = (.1, .15, .2, .25, .3), # How far another cell reaches in, share of the side
+    scale = (.06, .12, .18, .24, .3)) # Larger or smaller by, share
 
 # %% ../../nbs/extra/05_robustness.ipynb #65229b8e
 class _Picture(_CutOut, _Lens, _Camera, _Smear):
     "A cut-out cell that can be damaged in every way."
     def damaged(self, kind, strength):
         if not strength: return self.x
-        amount = CORRUPTIONS[kind][1][strength-1]
-        y = np.clip(np.rint(getattr(self, kind)(amount, self.rng(kind))), 0, 255).astype(np.uint8)
+        damage = getattr(self, kind)
+        amount = CORRUPTIONS[kind][strength-1]
+        draws = [self.key, [*CORRUPTIONS].index(kind)]
+        y = np.clip(np.rint(damage(amount, np.random.default_rng(draws))), 0, 255).astype(np.uint8)
         return y if kind in ('background', 'neighbour', 'scale') else self.framed(y, self.x)
 
 # %% ../../nbs/extra/05_robustness.ipynb #c1081930
@@ -179,8 +197,10 @@ def corrupt(
     name:str=''   # Names the draws: the path of the picture
 )->np.ndarray: # uint8 (h, w, 3)
     "Damage one picture, its black frame left alone."
-    if kind not in CORRUPTIONS: raise ValueError(f"there is no corruption {kind!r}: {', '.join(CORRUPTIONS)}")
-    if strength not in range(6): raise ValueError(f"strengths are 0 (nothing) to 5, got {strength!r}")
+    if kind not in CORRUPTIONS:
+        raise ValueError(f"there is no corruption {kind!r}: {', '.join(CORRUPTIONS)}")
+    if strength not in range(6):
+        raise ValueError(f"strengths are 0 (nothing) to 5, got {strength!r}")
     return _Picture(x, name).damaged(kind, strength)
 
 # %% ../../nbs/extra/05_robustness.ipynb #a4badd5c
@@ -197,10 +217,13 @@ def sample_cells(
     drawn = place.sort_values(kind='stable').index[:n]
     return cells.loc[drawn].sort_index().reset_index(drop=True)
 
+# %% ../../nbs/extra/05_robustness.ipynb #secb0f01
+def _cut_outs(root, cells):
+    "The pictures of some cells, opened and taken apart."
+    return [
+        _Picture(np.asarray(open_picture(Path(root)/path)), path) for path in cells.path]
+
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
-def _opened(root, cells): return [_Picture(np.asarray(open_picture(Path(root)/path)), path) for path in cells.path]
-
-
 def robustness(
     learn,               # A trained learner
     root:str|Path,       # The folder that `path` is relative to
@@ -210,18 +233,22 @@ def robustness(
     n:int|None=500,      # How many cells; None takes all
     kinds:list|None=None,# Which corruptions; None takes all
     seed:int=42          # Same seed, same cells
-)->pd.DataFrame: # corruption, strength, n, threshold, accuracy, sensitivity, specificity, auc, sensitivity_change, specificity_change
+)->pd.DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
     some = sample_cells(cells, n, seed)[['path', 'label', 'patient']]
-    pictures,rows = _opened(root, some),[]
-    todo = [('none', 0), *((kind, strength) for kind in kinds or CORRUPTIONS for strength in range(1, 6))]
+    pictures = _cut_outs(root, some)
+    rows = []
+    rates = ('accuracy', 'sensitivity', 'specificity', 'auc')
+    todo = [('none', 0), *itertools.product(kinds or CORRUPTIONS, range(1, 6))]
     for kind,strength in progress(todo, 'corruptions', quiet=len(todo)*len(some) < 2000):
-        p = probabilities(learn, [picture.damaged(kind, strength) for picture in pictures], positive)
+        p = probabilities(
+            learn, [picture.damaged(kind, strength) for picture in pictures], positive)
         found = metrics(some.assign(p=p), positive, threshold)
-        rates = {name: found[name] for name in ('accuracy', 'sensitivity', 'specificity', 'auc')}
-        rows.append(dict(corruption=kind, strength=strength, n=len(some), threshold=threshold, **rates))
+        about = dict(corruption=kind, strength=strength, n=len(some), threshold=threshold)
+        rows.append(about | {name: found[name] for name in rates})
     table = pd.DataFrame(rows).astype(dict.fromkeys(rates, float))
-    return table.assign(**{f'{name}_change': table[name] - table[name][0] for name in ('sensitivity', 'specificity')})
+    changes = table[['sensitivity', 'specificity']] - table.loc[0, ['sensitivity', 'specificity']].astype(float)
+    return table.join(changes.add_suffix('_change'))
 
 # %% ../../nbs/extra/05_robustness.ipynb #d29db30f
 def outline_features(
@@ -229,18 +256,23 @@ def outline_features(
 )->np.ndarray: # float64 (8,): height, width, area, filled share, perimeter, hull area (pixels), solidity, elongation
     "Measure the outline of a cell; no colour from inside it."
     inside = _CutOut(x).inside
-    edge,(h,w),places = inside & ~binary_erosion(inside),inside.shape,np.argwhere(inside)
+    edge = inside & ~binary_erosion(inside)
+    h,w = inside.shape
+    places = np.argwhere(inside)
     area = len(places)
     small,large = np.sqrt(np.linalg.eigvalsh(np.cov(places.T) + np.eye(2)/12))
     hull = ConvexHull(np.argwhere(edge)*1., qhull_options='QJ').volume if edge.sum() > 3 else 0.
-    return np.array([h, w, area, area/h/w, edge.sum(), hull, area/max(hull, 1.), small/large])
+    return np.array(
+        [h, w, area, area/h/w, edge.sum(), hull, area/max(hull, 1.), small/large])
 
 # %% ../../nbs/extra/05_robustness.ipynb #e6d48f45
 def _by_outline(root, train, test, positive, seed):
     "Predictions of the test cells from their outline alone."
-    both = pd.concat([train.assign(split='train'), test.assign(split='test')], ignore_index=True)
-    x = np.array([outline_features(np.asarray(open_picture(Path(root)/path))) for path in both.path])
-    return boosted(x, both[['path', 'label', 'patient', 'split']], positive, seed)
+    both = pd.concat(
+        [train.assign(split='train'), test.assign(split='test')], ignore_index=True)
+    x = [outline_features(picture.x) for picture in _cut_outs(root, both)]
+    return boosted(
+        np.array(x), both[['path', 'label', 'patient', 'split']], positive, seed)
 
 # %% ../../nbs/extra/05_robustness.ipynb #9380a99d
 def shortcut_check(
@@ -255,24 +287,33 @@ def shortcut_check(
 )->dict: # blanked, outline and frame: each auc, auc_ci, n
     "Ask how much can be told without looking at the inside of the cell."
     some = sample_cells(test, n, seed)[['path', 'label', 'patient']]
-    pictures,tables = _opened(root, some),{}
+    pictures,tables,found = _cut_outs(root, some),{},{}
     mean = np.mean([picture.mean() for picture in pictures], 0).astype(np.uint8)
-    for name,colour in (('blanked', np.zeros(3, np.uint8)), ('outline', mean)):
+    for name,colour in (('blanked', np.uint8(0)), ('outline', mean)):
         painted = [picture.framed(colour, picture.x) for picture in pictures]
         tables[name] = some.assign(p=probabilities(learn, painted, positive))
-    if train is not None: tables['frame'] = _by_outline(root, sample_cells(train, n, seed), some, positive, seed)
-    blocks = {name: evaluate(table, positive, draws=draws, seed=seed) for name,table in tables.items()}
-    return {name: {key: block[key] for key in ('auc', 'auc_ci', 'n')} for name,block in blocks.items()}
+    if train is not None:
+        tables['frame'] = _by_outline(
+            root, sample_cells(train, n, seed), some, positive, seed)
+    for name,table in tables.items():
+        block = evaluate(table, positive, draws=draws, seed=seed)
+        found[name] = {key: block[key] for key in ('auc', 'auc_ci', 'n')}
+    return found
 
 # %% ../../nbs/extra/05_robustness.ipynb #004315cc
 def _worst(table):
     "The gist of a robustness table, ready for JSON."
     worse = table[table.strength > 0]
-    gist = dict(n=int(table.n[0]), threshold=float(table.threshold[0]), kinds=worse.corruption.nunique())
+    gist = dict(
+        n=int(table.n[0]), threshold=float(table.threshold[0]),
+        kinds=worse.corruption.nunique())
     for name in ('sensitivity_change', 'specificity_change'):
-        if worse[name].isna().all(): continue
-        worst = worse.loc[worse[name].idxmin()]
-        gist[name] = dict(mean=float(worse[name].mean()), worst=float(worst[name]), corruption=worst.corruption, strength=int(worst.strength))
+        change = worse[name]
+        if change.isna().all(): continue
+        row = worse.loc[change.idxmin()]
+        gist[name] = dict(
+            mean=float(change.mean()), worst=float(row[name]), corruption=row.corruption,
+            strength=int(row.strength))
     return gist
 
 # %% ../../nbs/extra/05_robustness.ipynb #022c6f69
@@ -289,7 +330,8 @@ def stress_test(
 )->dict: # shortcut and robustness, for metrics.json
     "Ask a network about worse pictures and about shortcuts."
     test,train = (cells[cells.split == part] for part in ('test', 'train'))
-    found = dict(shortcut=shortcut_check(learn, root, test, train if len(train) else None, positive, draws=draws))
+    found = dict(
+        shortcut=shortcut_check(learn, root, test, train if len(train) else None, positive, draws=draws))
     if not n: return found
     table = robustness(learn, root, test, positive, threshold, n, kinds)
     write_atomically(folder/'robustness.csv', table.to_csv(index=False))
