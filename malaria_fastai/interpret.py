@@ -80,7 +80,7 @@ class ClassificationInterpretation:
         losses:torch.Tensor,                    # float32 (n,)
         ds_type:DatasetType=DatasetType.Valid   # The part they belong to
     ):
-        self.learn,self.preds,self.y_true,self.losses,self.ds_type = learn,preds,y_true,losses,ds_type
+        self.learn,self.preds,self.y_true,self.losses = learn,preds,y_true,losses
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
         self.dl = learn.dls.dl(ds_type or DatasetType.Fix)
 
@@ -170,7 +170,7 @@ def plot_top_losses(self:ClassificationInterpretation,
         height,width = images[0].shape[:2]
         look = dict(cmap=cmap, extent=(0, width, height, 0), interpolation='bilinear', vmin=0, vmax=1)
         maps = self.grad_cam(idxs, of, min_map, views)
-        for ax,cam in zip(axes.flat, maps): ax.imshow(cam, alpha=alpha*cam, **look) # where it is cold, the picture shows
+        for ax,cam in zip(axes.flat, maps): ax.imshow(cam, alpha=alpha*cam, **look)
     if self.learn.dls.drawn_note: notes.append(self.learn.dls.drawn_note)
     fig.supxlabel('\n'.join(notes), fontsize=font, color='0.4')
     plt.close(fig)

@@ -22,9 +22,12 @@ from fastai.metrics import accuracy,error_rate
 from fastai.optimizer import Adam
 from PIL import Image
 from torch import nn
-from malaria_fastai.data import ImageDataBunch,ResizeMethod,get_transforms
-from malaria_fastai.learner import CNNLearner,cnn_learner,split_params,weights_hash
-from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,read_state,save_atomically
+from malaria_fastai.backbone import split_params
+from malaria_fastai.cells import ResizeMethod
+from malaria_fastai.data import ImageDataBunch
+from malaria_fastai.learner import CNNLearner, cnn_learner, weights_hash
+from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_write_tensors
+from malaria_fastai.transforms import get_transforms
 
 HERE = Path(__file__).resolve().parent
 FAULTS,COST,STOCK = (HERE.parent/'results'/f'resume_{o}.csv' for o in ('faults', 'cost', 'stock'))
@@ -141,7 +144,7 @@ class Bad:
     "What a hostile file might hold."
     def __reduce__(self): return exec, ("raise SystemExit('code from the file was run')",)
 
-def hostile(folder): save_atomically(dict(epoch=Bad()), folder/'models'/'x_2.state')
+def hostile(folder): _write_tensors(dict(epoch=Bad()), folder/'models'/'x_2.state')
 
 DAMAGE = { # to the files of a finished run; then the notebook is run again
     'last state cut in half': half('x_2.state'), 'last state empty': empty('x_2.state'), 'a bit of the last state flipped': flip('x_2.state', 5000),
@@ -289,9 +292,9 @@ def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
         replace(old, new)
     monkeypatch.setattr(os, 'fsync', fsync)
     monkeypatch.setattr(os, 'replace', named)
-    save_atomically(dict(weights=torch.arange(5000)), file)
+    _write_tensors(dict(weights=torch.arange(5000)), file)
     assert events==[[file.read_bytes()], 'name', *['folder']*(os.name!='nt')]
-    assert read_state(file)['weights'].tolist()==[*range(5000)]
+    assert _read_state(file)['weights'].tolist()==[*range(5000)]
 
 def test_a_kill_between_two_files_costs_no_bit(tmp_path, new, whole, monkeypatch):
     "A copy of the folder, taken before any file gets its name or goes, is what a kill at this moment leaves. Each copy goes on."
@@ -419,9 +422,9 @@ def test_transforms_of_ones_own(tmp_path, new):
     fit(new(tmp_path/'c', ds_tfms=get_transforms(xtra_tfms=[Brightness(max_lighting=.1)])))
 
 def test_other_versions_are_only_told(done, new, whole, capsys):
-    state = read_state(done/'models'/'x_2.state')
+    state = _read_state(done/'models'/'x_2.state')
     state['surroundings'].update(torch='2.6.0', device='Tesla T4')
-    save_atomically(state, done/'models'/'x_2.state')
+    _write_tensors(state, done/'models'/'x_2.state')
     assert fit(new(done), 'last')==whole[1]
     assert 'device: Tesla T4 then' in (said := capsys.readouterr().out) and 'torch: 2.6.0 then' in said
 
