@@ -310,7 +310,7 @@ def test_same_decision_means_what_the_predictor_says(sample_root, files):
     def made(*p): return lambda x: np.float32([[2*np.log(o/(1-o)), 0] for o in p])
     valid = pd.DataFrame(dict(path=[o.relative_to(sample_root).as_posix() for o in files[:8]], label=['Parasitized']*4+['Uninfected']*4))
     asks = made(.9, .8, .4, .2, .1, .2, .6, .9),made(.9, .6, .6, .2, .1, .2, .4, .8) # the second is not sure of one, and turns two that are unsure
-    facts = Q._cost(asks, E.prepared_cells([sample_root/o for o in valid.path], Resizing((8,8), ResizeMethod.SQUISH)), valid.label, said)
+    facts = Q._cost(asks, E._prepared_cells([sample_root/o for o in valid.path], Resizing((8,8), ResizeMethod.SQUISH)), valid.label, said)
     assert facts['valid_cells']==8 and facts['same_decision']==7/8 and (facts['accuracy_float'],facts['accuracy'])==(4/8,6/8)
     assert abs(facts['largest_difference']-.2) < 1e-6
 

@@ -13,7 +13,7 @@ from malaria_fastai.cells import Resizing,ResizeMethod,open_picture
 from malaria_fastai.cli import main
 from malaria_fastai.files import ModelRefused
 from malaria_fastai.learner import load_learner
-from malaria_fastai.predict import MAX_BYTES,Found,Predictor,find_pictures,predict_files,read_folder
+from malaria_fastai.predict import _MAX_BYTES,Found,Predictor,find_pictures,predict_files,read_folder
 from test_export import alike,files,folder,needs_onnx,predict,rewritten,run,said # fixtures and helpers
 
 # ---- the folder
@@ -108,6 +108,18 @@ def test_normalisation_is_that_of_training(run, predict, files):
     z = predict._ask(x)
     e = np.exp(z-z.max(1, keepdims=True))
     assert abs(e/e.sum(1, keepdims=True) - p).max() < 1e-4
+
+ALONE = """
+import sys
+from malaria_fastai.cli import main
+assert main(['predict', *sys.argv[1:3], '-o', sys.argv[3], '--engine', 'onnx'])==0
+print(sorted({'torch', 'fastai'} & sys.modules.keys()))
+"""
+
+@needs_onnx
+def test_with_onnx_neither_torch_nor_fastai_is_loaded(run, files, tmp_path):
+    done = subprocess.run([sys.executable, '-c', ALONE, str(run), str(files[0]), str(tmp_path/'out.csv')], capture_output=True, text=True)
+    assert done.stdout.endswith('\n[]\n') and (tmp_path/'out.csv').exists(), done.stderr
 
 @needs_onnx
 def test_same_decisions_by_torch_and_onnx(folder, files):
@@ -231,7 +243,7 @@ def zoo(tmp_path, files):
     (d/'gone.png').symlink_to(d/'nothing')
     made = {'good.png':good, '=cmd|x.png':good, '-rf.png':good, '+1.png':good, '@sum.png':good, 'a\nb.png':good, 'é ü.png':good, 'com,ma"q.png':good, '%s{}.png':good,
             'empty.png':b'', 'cut.png':good[:len(good)//2], 'text.png':b'hello', 'bomb.png':bomb_png(), 'web.jpg':b'<html>', 'zip.png':b'PK\x03\x04'+bytes(50),
-            'large.bmp':b'BM'+bytes(MAX_BYTES+10)}
+            'large.bmp':b'BM'+bytes(_MAX_BYTES+10)}
     for k,v in made.items(): (d/k).write_bytes(v)
     (d/os.fsdecode(b'\xff\xfe.png')).write_bytes(good)
     return d,{**{k: v==good for k,v in made.items()}, 'pipe.png':False, 'loop.png':False, 'gone.png':False, os.fsdecode(b'\xff\xfe.png'):True}
@@ -321,7 +333,7 @@ def test_the_time_left_knows_what_zips_and_patterns_hold(files, tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
         for o in ('1.png','2.png','3.png','x.txt'): z.writestr(o, b'')
     (tmp_path/'bad.zip').write_bytes(b'no zip')
-    for path,n in (('d',2),('d/*.png',2),('a.zip',3),('bad.zip',1),('*',6),('d/1.png',1),('gone.png',1)): assert P._how_many(str(tmp_path/path))==n, path
+    for path,n in (('d',2),('d/*.png',2),('a.zip',3),('bad.zip',1),('*',6),('d/1.png',1),('gone.png',1)): assert sum(1 for _ in find_pictures([tmp_path/path]))==n, path
 
 # ---- the command
 

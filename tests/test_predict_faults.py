@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from malaria_fastai.cli import main
 from malaria_fastai.export import pack
-from malaria_fastai.predict import MAX_BYTES,Found,Predictor
+from malaria_fastai.predict import _MAX_BYTES,Found,Predictor
 from test_cells import chained_tiff,scans_jpeg
 from test_export import rewritten,small_run
 
@@ -108,7 +108,7 @@ PICTURES = { # what is put beside the six cells
     'an empty file': put('x.png', b''), 'a picture cut in half': put('x.png', lambda o: o[:len(o)//2]),
     'a bit of a picture flipped': put('x.png', lambda o: o[:900] + bytes([o[900] ^ 4]) + o[901:]), 'a web page called .jpg': put('x.jpg', b'<html>'),
     'a picture of a few KB that unfolds to 30,000 by 30,000 pixels': put('x.png', bomb()), 'a TIFF of 100,000 chained pages': put('x.tif', chained_tiff(100_000)),
-    'a JPEG of 100,000 scans': put('x.jpg', scans_jpeg(100_000)), 'a file of 32 MB and more': put('x.bmp', b'BM' + bytes(MAX_BYTES)),
+    'a JPEG of 100,000 scans': put('x.jpg', scans_jpeg(100_000)), 'a file of 32 MB and more': put('x.bmp', b'BM' + bytes(_MAX_BYTES)),
     'a pipe that nobody writes to': lambda desk: os.mkfifo(desk.cells/'x.png'), 'a link to nothing': lambda desk: (desk.cells/'x.png').symlink_to('gone'),
     'a link to itself': lambda desk: (desk.cells/'x.png').symlink_to(desk.cells/'x.png'), 'a folder called .png': lambda desk: (desk.cells/'x.png').mkdir()}
 

@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/quantize.html.md"""
 # %% auto #0
 __all__ = ['quantize']
 
-# %% ../../nbs/extra/06_quantize.ipynb #f683ba42
+# %% ../../nbs/extra/06_quantize.ipynb #569f76fc
 import io
 import logging
 from contextlib import contextmanager
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluate import read_predictions
-from ..export import _keeps_patients, _test_picture, _write_folder, drawn_from, prepared_cells, training_cells
+from ..export import _keeps_patients, _test_picture, _write_folder
+from ..export import _drawn_from, _prepared_cells, _training_cells
 from ..files import replacing
-from ..predict import _facts_of, _onnx_network, _onnx_package, _resizing, _softmax, checked_file, decide, read_folder
+from ..predict import _facts_of, _onnx_network, _onnx_package, _resizing, _softmax
+from ..predict import _checked_file, _decide, read_folder
 
 # %% ../../nbs/extra/06_quantize.ipynb #1aa0529b
 @contextmanager
@@ -36,28 +38,32 @@ def _output_nodes(file):
     outputs = {value.name for value in graph.output}
     return [node.name for node in graph.node if not outputs.isdisjoint(node.output)]
 
-# %% ../../nbs/extra/06_quantize.ipynb #4751298d
+# %% ../../nbs/extra/06_quantize.ipynb #604745dd
 def _write_int8(source, target, pixels, bs=16):
     "Quantise a network, with ranges from some pictures."
-    quantization = _onnx_package('onnxruntime.quantization')
+    onnx = _onnx_package('onnxruntime.quantization')
     batches = iter([{'pictures': pixels[i:i+bs]} for i in range(0, len(pixels), bs)])
-    reader = type('Ranges', (quantization.CalibrationDataReader,), dict(get_next=lambda self: next(batches, None)))()
+    class Ranges(onnx.CalibrationDataReader):
+        def get_next(self): return next(batches, None)
+    how = dict(quant_format=onnx.QuantFormat.QDQ, per_channel=True, reduce_range=True,
+               weight_type=onnx.QuantType.QInt8, activation_type=onnx.QuantType.QUInt8)
     with _quietly(), replacing(target) as part:
-        quantization.quantize_static(
-            str(source), str(part), reader, quant_format=quantization.QuantFormat.QDQ, per_channel=True, reduce_range=True,
-            nodes_to_exclude=_output_nodes(source), activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8)
+        onnx.quantize_static(str(source), str(part), Ranges(), nodes_to_exclude=_output_nodes(source), **how)
 
-# %% ../../nbs/extra/06_quantize.ipynb #5af63913
+# %% ../../nbs/extra/06_quantize.ipynb #f13e1232
 def _cost(asks, pixels, labels, facts):
     "What two networks make of the same cells."
-    at,batches = facts['classes'].index(facts['positive']),[pixels[i:i+64] for i in range(0, len(pixels), 64)]
-    ps = [np.concatenate([_softmax(ask(batch)/facts['temperature'])[:, at] for batch in batches]) for ask in asks]
-    before,after = (float(((p >= facts['threshold']) == (labels == facts['positive'])).mean()) for p in ps)
-    same = [decide(one, facts)[1] == decide(other, facts)[1] for one,other in zip(*ps)]
-    return dict(valid_cells=len(labels), accuracy=after, accuracy_float=before, same_decision=float(np.mean(same)),
-                largest_difference=float(abs(ps[0]-ps[1]).max()))
+    at,truth = facts['classes'].index(facts['positive']),labels == facts['positive']
+    def answers(ask):
+        logits = np.concatenate([ask(pixels[i:i+64]) for i in range(0, len(pixels), 64)])
+        return _softmax(logits/facts['temperature'])[:, at]
+    before,after = map(answers, asks)
+    right_before,right_after = (float(((p >= facts['threshold']) == truth).mean()) for p in (before, after))
+    same = [_decide(one, facts)[1] == _decide(other, facts)[1] for one,other in zip(before, after)]
+    return dict(valid_cells=len(labels), accuracy=right_after, accuracy_float=right_before,
+                same_decision=float(np.mean(same)), largest_difference=float(abs(before-after).max()))
 
-# %% ../../nbs/extra/06_quantize.ipynb #d10fc6a1
+# %% ../../nbs/extra/06_quantize.ipynb #81e49ad5
 def quantize(
     run:str|Path,  # A run folder or its model folder, with `model.onnx`
     data:str|Path, # The folder of its data
@@ -65,15 +71,18 @@ def quantize(
 )->dict: # What was measured
     "Write `model.int8.onnx` into the model folder."
     folder,facts = read_folder(run)
-    source,target = checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
+    source,target = _checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
     root,rule,rng = Path(data),_resizing(facts),np.random.default_rng(seed)
     preds = read_predictions(folder.parent/'predictions.csv')
-    learned = drawn_from(training_cells(root, preds, _keeps_patients(facts['split'])), 256, rng)
+    learned = _drawn_from(_training_cells(root, preds, _keeps_patients(facts['split'])), 256, rng)
     valid = preds[preds.split == 'valid']
     valid = valid.iloc[rng.permutation(len(valid))[:1000]]
-    _write_int8(source, target, prepared_cells([root/path for path in learned], rule))
-    cost = _cost([_onnx_network(source), _onnx_network(target)], prepared_cells([root/path for path in valid.path], rule), valid.label, facts)
-    picture = prepared_cells([io.BytesIO(_test_picture())], rule)
-    facts['files'][target.name] = dict(file=_facts_of(target), test_logits=_onnx_network(target)(picture)[0].round(6).tolist(), **cost)
+    _write_int8(source, target, _prepared_cells([root/path for path in learned], rule))
+    before,after = _onnx_network(source),_onnx_network(target)
+    pixels = _prepared_cells([root/path for path in valid.path], rule)
+    cost = _cost([before, after], pixels, valid.label, facts)
+    logits = after(_prepared_cells([io.BytesIO(_test_picture())], rule))[0]
+    measured = dict(file=_facts_of(target), test_logits=logits.round(6).tolist(), **cost)
+    facts['files'][target.name] = measured
     _write_folder(folder, facts)
-    return facts['files'][target.name]
+    return measured
