@@ -7,7 +7,9 @@ import ast,filecmp,json,os,re,shutil,subprocess,sys,tarfile,zipfile
 from configparser import ConfigParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
+import draw_house
 import house
+import planted_faults
 import pandas as pd
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -198,6 +200,10 @@ def export_in_sync(tree):
 def notebooks_are_clean(tree):
     for o in changed(tree, 'nbs/**/*.ipynb', 'from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()'):
         yield f'{o} is not what nbdev-clean leaves'
+
+def house_is_drawn(tree):
+    path = tree/'nbs/images/house.svg'
+    if path.exists() and path.read_text(encoding='utf-8')!=draw_house.drawing(tree): yield 'nbs/images/house.svg is not what tools/draw_house.py draws'
 
 EXPORTING = ('nbs/api/', 'nbs/extra/')
 
@@ -406,6 +412,7 @@ RULES = {
     export_in_sync: [add(MOD, 'x = 1'), blame(MOD, cell(NB, '#| export\nx = 1')), blame(MOD, gone(NB)), gone(MOD),
         add(f'{PKG}/old.py', 'x = 1')],
     notebooks_are_clean: [cell(TUT, '1', count=3), swap(TUT, '"metadata": {}', '"metadata": {"tags": ["x"]}')],
+    house_is_drawn: [add('nbs/images/house.svg', '<svg/>')],
     notebooks_are_numbered: [swap(NB, 'default_exp cells', 'default_exp split'), add('nbs/api/05_source.ipynb', '{"cells": []}')],
     tutorials_export_nothing: [cell(TUT, '#| export\nx = 1'), cell(TUT, '#|default_exp x'),
         cell('nbs/index.ipynb', '#| exports\nx = 1')],
@@ -449,6 +456,13 @@ def test_finds_a_planted_fault(rule, fault, healthy, tmp_path):
     plant(tree)
     found = [*rule(tree)]
     assert any(o.startswith(blamed) for o in found), f'expected a complaint that begins with {blamed}, got {found}'
+
+@pytest.mark.parametrize('fault', planted_faults.FAULTS, ids=lambda fault: f'{fault.module}: {fault.what}')
+def test_faults_can_be_planted(fault):
+    "Each names one place of its module, and finders that are there."
+    text = (ROOT/PKG/f"{fault.module.replace('.', '/')}.py").read_text(encoding='utf-8')
+    assert text.count(fault.old)==1 and fault.old!=fault.new
+    for finder in ' '.join(fault.finders).split(): assert (ROOT/finder).is_file()
 
 def test_the_table_has_no_circle():
     for i,(mod,may) in enumerate(MAY_IMPORT.items()): assert {*may.split()} - {'extra'} <= {*list(MAY_IMPORT)[:i]}, mod
