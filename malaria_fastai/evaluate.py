@@ -40,13 +40,17 @@ def simulate_predictions(
     x = shift + rng.normal(np.where(y, separation, -separation), 1)
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
     label = np.where(y, 'Parasitized', 'Uninfected')
-    name = np.where(infected, 'P', 'C').astype(object) + pd.Series(who+1).astype(str)
+    name = np.where(infected, 'P',
+                    'C').astype(object) + pd.Series(who+1).astype(str)
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
     photo = [f'{patient}_IMG_{i%4}' for i,patient in enumerate(name)]
-    path = [f'{folder}/{image}_cell_{i}.png' for i,(folder,image) in enumerate(zip(label, photo))]
+    path = [f'{folder}/{image}_cell_{i}.png' for i,
+            (folder,image) in enumerate(zip(label, photo))]
     disputed = pd.array(rng.random(len(who))<.05, 'boolean')
-    return pd.DataFrame(dict(path=path, label=label, patient=name.astype('string'), photo=photo, split=split,
-                             pred=np.where(p>=.5, 'Parasitized', 'Uninfected'), p=p, disputed=disputed))
+    return pd.DataFrame(dict(path=path, label=label, patient=name.astype('string'),
+                             photo=photo, split=split,
+                             pred=np.where(p>=.5, 'Parasitized', 'Uninfected'), p=p,
+                             disputed=disputed))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -64,25 +68,28 @@ def _check_columns(preds, *columns):
     if not isinstance(preds, pd.DataFrame):
         raise BadPredictions(f"predictions must be a table, got {type(preds).__name__}")
     missing = [column for column in columns if column not in preds]
-    if missing: raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
+    if missing:
+        raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
     if not len(preds):
         raise BadPredictions("the table of predictions has no row. Was a part of the split left empty?")
     gaps = preds[list(columns)].isna().sum()
-    if gaps.any(): raise BadPredictions(f"missing values: {gaps[gaps>0].to_dict()}. "
-                                        f"Each prediction needs {' and '.join(columns)}")
+    if gaps.any():
+        raise BadPredictions(f"missing values: {gaps[gaps>0].to_dict()}. "
+                             f"Each prediction needs {' and '.join(columns)}")
 
-# %% ../nbs/api/12_evaluate.ipynb #46569a0b
+# %% ../nbs/api/12_evaluate.ipynb #4f9c7f47
 def _class_names(preds):
     "Names of the classes, as labels or as decisions, in the order in which they appear."
-    named = pd.concat([preds[column] for column in ('label','pred') if column in preds])
-    return named.dropna().unique().tolist()
+    columns = [preds[name] for name in ('label','pred') if name in preds]
+    return pd.concat(columns).dropna().unique().tolist()
 
-# %% ../nbs/api/12_evaluate.ipynb #12a11c6e
-def _check_classes(preds, positive):
+# %% ../nbs/api/12_evaluate.ipynb #51266636
+def _check_class_names(preds, positive):
     "Refuse more than two classes, and a positive class that is called otherwise."
     seen = _class_names(preds)
-    if len(seen)>2: raise NotBinary(f"two classes are needed, found {len(seen)}: {sorted(map(str, seen))[:5]}. "
-                                    "Evaluate one against the rest")
+    if len(seen)>2:
+        raise NotBinary(f"two classes are needed, found {len(seen)}: {sorted(map(str, seen))[:5]}. "
+                        "Evaluate one against the rest")
     by_lower = {str(name).lower(): name for name in seen}
     near = difflib.get_close_matches(str(positive).lower(), by_lower, 1)
     if positive in seen or len(seen)<2 and not near: return
@@ -94,13 +101,15 @@ def _check_p(preds, positive):
     "Refuse a `p` that is no probability, or that of the other class."
     p = pd.to_numeric(preds['p'], errors='coerce')
     bad = preds['p'][~p.between(0, 1)]
-    if len(bad): raise BadPredictions(f"column p must hold probabilities in [0, 1]: {len(bad)} of {len(p)} rows do not, "
-                                      f"the first is {bad.iloc[0]!r} in row {bad.index[0]!r}")
+    if len(bad):
+        raise BadPredictions(f"column p must hold probabilities in [0, 1]: {len(bad)} of {len(p)} rows do not, "
+                             f"the first is {bad.iloc[0]!r} in row {bad.index[0]!r}")
     if 'pred' not in preds or preds['pred'].isna().any(): return
     called = preds['pred']==positive
     low,high = p[called].min(),p[~called].max()
-    if low<high: raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {low:.4g}, "
-                                      f"the highest of the others {high:.4g}. Is p the probability of the other class?")
+    if low<high:
+        raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {low:.4g}, "
+                             f"the highest of the others {high:.4g}. Is p the probability of the other class?")
 
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
@@ -108,9 +117,9 @@ def check_predictions(
     positive:str, # Name of the positive class; `p` is its probability
     *columns:str, # Names of other columns that are needed
 )->pd.DataFrame: # The same table
-    "Refuse a table that would give a wrong number: empty, not two classes, `p` missing, out of range or of the other class."
+    "Refuse a table that would give a wrong number: empty, not two classes, or `p` is not what it should be."
     _check_columns(preds, *columns, 'label', 'p')
-    _check_classes(preds, positive)
+    _check_class_names(preds, positive)
     _check_p(preds, positive)
     return preds
 
@@ -130,7 +139,8 @@ class _Scores:
     def sort(cls, y, p, group):
         order = np.argsort(-p, kind='stable')
         p = p[order]
-        return cls(y[order], p, group[order], np.flatnonzero(np.append(p[1:]!=p[:-1], True)))
+        return cls(y[order], p, group[order],
+                   np.flatnonzero(np.append(p[1:]!=p[:-1], True)))
 
 # %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
 def has_patients(
@@ -141,11 +151,12 @@ def has_patients(
 
 def _drawn_by(preds): return 'patient' if has_patients(preds) else 'cell'
 
-# %% ../nbs/api/12_evaluate.ipynb #a8f6daf5
+# %% ../nbs/api/12_evaluate.ipynb #05404fcf
 def _group_numbers(preds, by):
     "Number of the patient (or cell) of each row."
     if by=='cell': return np.arange(len(preds))
-    if by!='patient': raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
+    if by!='patient':
+        raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
     if not has_patients(preds):
         raise NoPatients("cells without a patient cannot be drawn by patient. Use by='cell', and say so")
     return pd.factorize(preds['patient'].astype(str), sort=True)[0]
@@ -163,16 +174,16 @@ def _ratio(a, b):
     a,b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b!=0)
 
-# %% ../nbs/api/12_evaluate.ipynb #d51e3a39
+# %% ../nbs/api/12_evaluate.ipynb #334b692d
 def _sums(w, s):
-    "Running sums (draws, k+1) of `w` (draws, n) after each step down the list, 0 first."
+    "Running sums (k+1, draws) of `w` (draws, n) after each step down the list, 0 first."
     total = np.zeros((len(w), w.shape[1]+1))
     np.cumsum(w, 1, out=total[:,1:])
-    if len(s.ends)==w.shape[1]: return total # no two cells have the same `p`
-    return total[:,np.append(0, s.ends+1)]
+    if len(s.ends)<w.shape[1]: total = total[:,np.append(0, s.ends+1)]
+    return total.T
 
-def _curve(w, s):
-    "True and false positives (draws, k+1) after each step down the list, for weights `w` (draws, n)."
+def _walk(w, s):
+    "True and false positives (k+1, draws) after each step down the list, for weights `w` (draws, n)."
     tp = _sums(w*s.y, s)
     return tp, _sums(w, s)-tp
 
@@ -186,13 +197,15 @@ def _deciding(p, n, a, b):
                 sensitivity=sens, specificity=spec,
                 f1=_ratio(2*a, a+b+p), mcc=mcc, precision=_ratio(a, a+b))
 
-# %% ../nbs/api/12_evaluate.ipynb #242b9977
+# %% ../nbs/api/12_evaluate.ipynb #f144d8c7
 def _ranking(tp, fp):
     "Metrics of the whole curve, which need no threshold."
-    p,n,found = tp[:,-1],fp[:,-1],np.diff(tp)
-    auc = (np.diff(fp)*(tp[:,1:]+tp[:,:-1])).sum(1)/2
-    precision = np.divide(tp[:,1:], tp[:,1:]+fp[:,1:], out=np.zeros_like(found), where=found>0)
-    return dict(auc=_ratio(auc, p*n), average_precision=_ratio((found*precision).sum(1), p))
+    found = np.diff(tp, axis=0)
+    auc = (np.diff(fp, axis=0)*(tp[1:]+tp[:-1])).sum(0)/2
+    precision = np.divide(tp[1:], tp[1:]+fp[1:], out=np.zeros_like(found),
+                          where=found>0)
+    return dict(auc=_ratio(auc, tp[-1]*fp[-1]),
+                average_precision=_ratio((found*precision).sum(0), tp[-1]))
 
 # %% ../nbs/api/12_evaluate.ipynb #8e6f5542
 METRICS = dict(
@@ -207,16 +220,16 @@ METRICS = dict(
     average_precision="Mean precision while sensitivity goes from 0 to 1; needs no threshold.",
     brier="Mean squared distance of p from the truth: 0 is perfect, .25 is always saying .5. Lower is better.")
 
-# %% ../nbs/api/12_evaluate.ipynb #eb00dba4
+# %% ../nbs/api/12_evaluate.ipynb #efbfebd7
 def _steps_above(s, threshold):
     "How many steps of the curve lie at or above `threshold`."
     return np.searchsorted(-s.p[s.ends], -threshold, side='right')
 
 def _all_metrics(w, s, threshold):
     "Every metric as arrays (draws,), for weights `w` (draws, n)."
-    tp,fp = _curve(w, s)
+    tp,fp = _walk(w, s)
     at = _steps_above(s, threshold)
-    found = _deciding(tp[:,-1], fp[:,-1], tp[:,at], fp[:,at]) | _ranking(tp, fp)
+    found = _deciding(tp[-1], fp[-1], tp[at], fp[at]) | _ranking(tp, fp)
     found['brier'] = _ratio(w@np.square(s.p-s.y), w.sum(1))
     return {metric: found[metric] for metric in METRICS}
 
@@ -248,18 +261,24 @@ def negative_of(
     others = [str(name) for name in _class_names(preds) if name!=positive]
     return others[0] if others else f'not {positive}'
 
-# %% ../nbs/api/12_evaluate.ipynb #6d55efec
+# %% ../nbs/api/12_evaluate.ipynb #342b2f4e
+def _truth_and_call(preds, positive, threshold):
+    "Of a table, once checked: which cells are positive, and which are called so."
+    check_predictions(preds, positive)
+    return preds['label']==positive, preds['p'].astype(float)>=threshold
+
+# %% ../nbs/api/12_evaluate.ipynb #6e8720b7
 def confusion(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
 )->pd.DataFrame: # Counts (2, 2): rows are the truth, columns the decision, the negative class first
     "Count cells by truth and decision."
-    check_predictions(preds, positive)
+    y,called = _truth_and_call(preds, positive, threshold)
     names = [negative_of(preds, positive), positive]
-    y,called = preds['label']==positive,preds['p'].astype(float)>=threshold
     counts = np.bincount(2*y+called, minlength=4).reshape(2, 2)
-    return pd.DataFrame(counts, pd.Index(names, name='truth'), pd.Index(names, name='decision'))
+    return pd.DataFrame(counts, pd.Index(names, name='truth'),
+                        pd.Index(names, name='decision'))
 
 # %% ../nbs/api/12_evaluate.ipynb #cd211873
 def resamples(
@@ -278,9 +297,10 @@ def resamples(
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
 def _drawn_weights(s, draws, seed):
     "Weights of the cells (rows, n), block by block, when groups are drawn whole."
-    for counts in resamples(s.n_groups, draws, seed): yield counts[:,s.group].astype(float)
+    for counts in resamples(s.n_groups, draws, seed):
+        yield counts[:,s.group].astype(float)
 
-# %% ../nbs/api/12_evaluate.ipynb #2d4a7060
+# %% ../nbs/api/12_evaluate.ipynb #d1f3c436
 def bootstrap(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
     positive:str, # Name of the positive class
@@ -291,45 +311,47 @@ def bootstrap(
 )->pd.DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
     s = _scores(preds, positive, by)
-    blocks = [pd.DataFrame(_all_metrics(w, s, threshold)) for w in _drawn_weights(s, draws, seed)]
+    weights = _drawn_weights(s, draws, seed)
+    blocks = [pd.DataFrame(_all_metrics(w, s, threshold)) for w in weights]
     return pd.concat(blocks, ignore_index=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #fb1f64bb
-def _tail(n, level):
+def _tail(n):
     "Share of the draws to leave out on either side, for draws of `n` patients."
-    if n is None: return (1-level)/2
+    tail = (1-.95)/2
+    if n is None: return tail
     from scipy.special import ndtr, stdtrit
-    return float(ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, (1-level)/2)))
+    return float(ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, tail)))
 
-# %% ../nbs/api/12_evaluate.ipynb #cb0370a8
-def _interval_ends(draws, n=None, level=.95, undefined=.05):
+# %% ../nbs/api/12_evaluate.ipynb #061f9bbe
+def _interval_ends(draws, n=None, undefined=.05):
     "What `interval` gives, as columns lo and hi; NaN where there is none."
     if n==1: return pd.DataFrame(np.nan, draws.columns, ['lo','hi'])
-    tail = _tail(n, level)
+    tail = _tail(n)
     ends = draws.quantile([tail, 1-tail]).T.set_axis(['lo','hi'], axis=1)
     ends[draws.isna().mean()>undefined] = np.nan
     return ends
 
-# %% ../nbs/api/12_evaluate.ipynb #7b40dd28
+# %% ../nbs/api/12_evaluate.ipynb #93276742
 def interval(
     draws:pd.DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
     n:int|None=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
-    level:float=.95, # How often the interval should hold the truth
-    undefined:float=.05, # With more than this share of draws undefined there is no interval
-)->dict: # For each column [low, high], or None where it is not defined
-    "Take the middle of each column, a little more of it when patients are few."
-    ends = _interval_ends(draws, n, level, undefined)
-    return {name: None if np.isnan(low) else [low, high] for name,low,high in ends.itertuples()}
+)->dict: # For each column [low, high], or None where more than 5 % of the draws do not define it
+    "Take the middle 95 % of each column, a little more of it when patients are few."
+    rows = _interval_ends(draws, n).itertuples()
+    return {name: None if np.isnan(low) else [low, high] for name,low,high in rows}
 
 # %% ../nbs/api/12_evaluate.ipynb #97b967bf
-def _n_groups(preds, by): return preds['patient'].nunique() if by=='patient' else len(preds)
+def _n_groups(preds,
+              by): return preds['patient'].nunique() if by=='patient' else len(preds)
 
 def _intervals(preds, positive, threshold, draws, seed, by):
     "The interval of each metric, as `<metric>_ci`; None for a single patient."
     drawn = bootstrap(preds, positive, draws, seed, by, threshold)
-    return {f'{metric}_ci': ci for metric,ci in interval(drawn, _n_groups(preds, by)).items()}
+    return {f'{metric}_ci': ci for metric,
+            ci in interval(drawn, _n_groups(preds, by)).items()}
 
-# %% ../nbs/api/12_evaluate.ipynb #2d3791fd
+# %% ../nbs/api/12_evaluate.ipynb #2620d490
 def evaluate(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
     positive:str, # Name of the positive class
@@ -337,12 +359,14 @@ def evaluate(
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
     by:str|None=None, # What is drawn: 'patient', 'cell', or None for patients where every cell has one
-)->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, each metric and each `<metric>_ci`; no NaN
+)->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, each metric, its `<metric>_ci`; no NaN
     "Compute every metric with its 95 % interval."
     found = metrics(preds, positive, threshold)
     by,n,n_positive = by or _drawn_by(preds),found.pop('n'),int((preds['label']==positive).sum())
-    about = dict(n=n, patients=found.pop('patients'), n_positive=n_positive, n_negative=n-n_positive,
-                 positive=positive, threshold=float(threshold), ci_by=by, draws=draws)
+    about = dict(n=n, patients=found.pop('patients'), n_positive=n_positive,
+                 n_negative=n-n_positive,
+                 positive=positive, threshold=float(threshold), ci_by=by,
+                 draws=draws)
     return about | found | _intervals(preds, positive, threshold, draws, seed, by)
 
 # %% ../nbs/api/12_evaluate.ipynb #dce18579
@@ -362,52 +386,54 @@ def _read_share(part, rest, reach, grid):
 def _read_pr(tp, fp, grid): return _read_share(tp, fp, tp, grid)
 
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
-def _band(s, read, draws, seed, points):
+def _band(s, read, draws, seed, points=101):
     "Read a curve at evenly spaced places with its 95 % band: x, y, lo, hi."
     grid,lines = np.linspace(0, 1, points),[]
     for w in (np.ones((1,len(s.y))), *_drawn_weights(s, draws, seed)):
-        lines += [read(tp, fp, grid) for tp,fp in zip(*_curve(w, s))]
+        tp,fp = _walk(w, s)
+        lines += [read(*draw, grid) for draw in zip(tp.T, fp.T)]
     ends = _interval_ends(pd.DataFrame(np.stack(lines[1:])), s.n_groups)
     return pd.DataFrame(dict(x=grid, y=lines[0])).join(ends)
 
-# %% ../nbs/api/12_evaluate.ipynb #58e1b36b
+# %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
 def curve_band(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     kind:str='roc', # 'roc': sensitivity at each false positive rate. 'pr': precision at each sensitivity
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same band
-    points:int=101, # Places at which the curve is read, evenly over [0,1]
-)->pd.DataFrame: # `points` rows: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
+)->pd.DataFrame: # 101 rows, evenly over [0,1]: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
     "Read a ROC or precision-recall curve with its 95 % band, by patient where patients are known."
     read = dict(roc=_read_roc, pr=_read_pr)[kind]
-    return _band(_scores(preds, positive), read, draws, seed, points)
+    return _band(_scores(preds, positive), read, draws, seed)
 
 # %% ../nbs/api/12_evaluate.ipynb #b6147cef
 def read_predictions(
     path, # The file, as `predictions.to_csv(path, index=False)` wrote it
 )->pd.DataFrame: # The table, with the types it had
     "Read a predictions table; only an empty field is a missing value."
-    types = dict.fromkeys(('path','label','patient','slide','photo','split','pred'), 'string') | dict(p=object)
-    preds = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[''])
-    if 'p' in preds: preds['p'] = preds['p'].map(float).astype(float) # every bit, which pandas' own reader may not give
-    if 'disputed' in preds: preds['disputed'] = preds['disputed'].astype('boolean')
-    return preds
+    types = dict.fromkeys(('path','label','patient','slide','photo','split','pred'),
+                          'string')
+    types |= dict(p=float, disputed='boolean')
+    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[''],
+                       float_precision='round_trip')
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
 def _aligned(a, b):
     "Both tables in the order of `path`, if they hold the same cells with the same labels."
     for table in (a, b):
         _check_columns(table, 'path', 'label', 'p')
-        if table['path'].duplicated().any(): raise BadPredictions("a path occurs twice in one table")
+        if table['path'].duplicated().any():
+            raise BadPredictions("a path occurs twice in one table")
     if lone := len(set(a['path']) ^ set(b['path'])):
         raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
     a,b = (table.sort_values('path', ignore_index=True) for table in (a, b))
     odd = (a['label'].astype(str)!=b['label'].astype(str)).sum()
-    if odd: raise BadPredictions(f"{odd} cells have another label in the other table")
+    if odd:
+        raise BadPredictions(f"{odd} cells have another label in the other table")
     return a, b
 
-# %% ../nbs/api/12_evaluate.ipynb #74e59f7f
+# %% ../nbs/api/12_evaluate.ipynb #967fb995
 def paired_difference(
     a:pd.DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
     b:pd.DataFrame, # Predictions of another model on the same cells
@@ -420,41 +446,47 @@ def paired_difference(
     a,b = _aligned(a, b)
     by = _drawn_by(a)
     if by=='patient': b = b.assign(patient=a['patient'])
-    one,two = (bootstrap(table, positive, draws, seed, by, threshold) for table in (a, b))
-    values = pd.DataFrame(dict(a=metrics(a, positive, threshold), b=metrics(b, positive, threshold)))
+    one,two = (bootstrap(table, positive, draws, seed, by,
+                         threshold) for table in (a, b))
+    values = pd.DataFrame(dict(a=metrics(a, positive, threshold),
+                               b=metrics(b, positive, threshold)))
     values = values.loc[list(METRICS)].astype(float)
-    return values.assign(difference=values.b-values.a).join(_interval_ends(two-one, _n_groups(a, by)))
+    ends = _interval_ends(two-one, _n_groups(a, by))
+    return values.assign(difference=values.b-values.a).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
-)->pd.DataFrame: # One row per patient: whether infected, counts of cells, rates and shares in [0,1]; NaN where undefined
+)->pd.DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
-    check_predictions(preds, positive)
+    y,called = _truth_and_call(preds, positive, threshold)
     _group_numbers(preds, 'patient') # refuses unknown patients
-    y,called = preds['label']==positive,preds['p'].astype(float)>=threshold
     counts = pd.DataFrame(dict(cells=1, positives=y, called=called, found=y&called))
     counts = counts.groupby(preds['patient'].astype(str)).sum().astype(int)
     counts.insert(0, 'infected', counts.positives>0)
     false = counts.called-counts.found
     return counts.assign(
         false_positives=false,
-        sensitivity=_ratio(counts.found, counts.positives), fpr=_ratio(false, counts.cells-counts.positives),
-        share_true=counts.positives/counts.cells, share_called=counts.called/counts.cells)
+        sensitivity=_ratio(counts.found, counts.positives),
+                         fpr=_ratio(false, counts.cells-counts.positives),
+        share_true=counts.positives/counts.cells,
+                         share_called=counts.called/counts.cells)
 
 # %% ../nbs/api/12_evaluate.ipynb #3ce8a893
 def detection_limit(
     patients:pd.DataFrame, # As `per_patient` gives it
     cells:int=5000, # Red cells looked at in one patient
-)->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection (shares of cells; None if undefined)
+)->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection: shares of cells, or None
     "Work out which share of infected cells could be told from false alarms."
     fpr = patients.fpr[~patients.infected]
     f,sd,s = fpr.mean(),fpr.std(),patients.sensitivity[patients.infected].mean()
     limit = 2*1.645*sd/(s-f) if s>f else None
-    return dict(fpr=_json_number(f), fpr_sd=_json_number(sd), sensitivity=_json_number(s), cells=cells,
-                false_alarms=_json_number(f*cells), limit_of_blank=_json_number(f+1.645*sd),
+    return dict(fpr=_json_number(f), fpr_sd=_json_number(sd),
+                sensitivity=_json_number(s), cells=cells,
+                false_alarms=_json_number(f*cells),
+                limit_of_blank=_json_number(f+1.645*sd),
                 limit_of_detection=_json_number(limit))
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
@@ -466,13 +498,11 @@ def patient_scores(
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
     table = per_patient(preds, positive, threshold).reset_index()
     label = np.where(table.infected, 'infected', 'healthy')
-    return pd.DataFrame(dict(path=table.patient, patient=table.patient.astype('string'), label=label,
+    return pd.DataFrame(dict(path=table.patient,
+                             patient=table.patient.astype('string'), label=label,
                              p=table.share_called, cells=table.cells))
 
 # %% ../nbs/api/12_evaluate.ipynb #d9bde14e
-def _known_names(preds, column):
-    return frozenset(preds[column].dropna().astype(str)) if column in preds else frozenset()
-
 @dataclass(frozen=True)
 class Fitted:
     "A number chosen on some patients, for use on others."
@@ -481,15 +511,17 @@ class Fitted:
     positive:str # Name of the positive class
     negative:str # Name of the negative class
     about:dict # How it was chosen; ready for JSON
-    patients:frozenset=field(default=frozenset(), repr=False) # Names of the patients it was chosen on
-    paths:frozenset=field(default=frozenset(), repr=False) # Paths of the cells it was chosen on
+    known:dict=field(repr=False) # Names of the patients (`patient`) and of the pictures (`path`) it was chosen on
 
     def check(self,
         preds:pd.DataFrame, # The predictions it is about to be used on
+        kind:str='threshold', # What it is to be used as
     )->pd.DataFrame: # The same table
         "Refuse predictions of a patient or a picture that it was chosen on."
-        for column,known in (('patient',self.patients), ('path',self.paths)):
-            shared = known & _known_names(preds, column)
+        if self.kind!=kind:
+            raise ValueError(f"a {kind} is needed, got a {self.kind}")
+        for column,names in _names_in(preds).items():
+            shared = names & self.known.get(column, set())
             if shared: raise BadPredictions(
                 f"this {self.kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
                 "Choose it on validation patients and judge it on others")
@@ -497,14 +529,19 @@ class Fitted:
 
     def to_dict(self)->dict: # Ready for JSON, without names of patients
         "Say what was chosen and how."
-        return dict(kind=self.kind, value=self.value, positive=self.positive) | self.about
+        return dict(kind=self.kind, value=self.value,
+                    positive=self.positive) | self.about
 
-# %% ../nbs/api/12_evaluate.ipynb #05246ab9
+def _names_in(preds):
+    "The patients and the pictures of a table."
+    return {column: set(preds[column].dropna().astype(str)) for column in ('patient','path') if column in preds}
+
+# %% ../nbs/api/12_evaluate.ipynb #aacb38df
 def _chosen_on(preds, positive, kind, value, **about):
     "A number with what it was chosen on."
     about = dict(n=len(preds), patients=_n_patients(preds)) | about
     return Fitted(kind, float(value), positive, negative_of(preds, positive), about,
-                  _known_names(preds, 'patient'), _known_names(preds, 'path'))
+                  _names_in(preds))
 
 # %% ../nbs/api/12_evaluate.ipynb #113d916e
 def _cuts(p):
@@ -516,7 +553,7 @@ def _cuts(p):
     middle = (above+below)/2
     return np.where((below<middle) & (middle<above), middle, np.nan)
 
-# %% ../nbs/api/12_evaluate.ipynb #dd8ed097
+# %% ../nbs/api/12_evaluate.ipynb #40ac5ecf
 def choose_threshold(
     valid:pd.DataFrame, # Predictions of validation patients; needs columns `label` and `p`
     positive:str, # Name of the positive class
@@ -524,20 +561,25 @@ def choose_threshold(
     specificity:float|None=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
 )->Fitted: # The threshold, with what it reached on `valid`
     "Choose the threshold that reaches a wanted sensitivity or specificity."
-    if (sensitivity is None)==(specificity is None): raise ValueError("give either sensitivity= or specificity=")
-    aim,wanted = ('sensitivity',sensitivity) if specificity is None else ('specificity',specificity)
+    if (sensitivity is None)==(specificity is None):
+        raise ValueError("give either sensitivity= or specificity=")
+    aim,wanted = 'sensitivity',sensitivity
+    if wanted is None: aim,wanted = 'specificity',specificity
     if not 0<=wanted<=1: raise ValueError(f"{aim} must be in [0, 1], got {wanted}")
     s = _scores(valid, positive, 'cell')
-    tp,fp = (counts[0] for counts in _curve(np.ones((1,len(valid))), s))
-    if not tp[-1]*fp[-1]: raise OneClass("a threshold can only be chosen where there are cells of both classes")
+    tp,fp = (counts.ravel() for counts in _walk(np.ones((1,len(valid))), s))
+    if not tp[-1]*fp[-1]:
+        raise OneClass("a threshold can only be chosen where there are cells of both classes")
     cuts = _cuts(s.p[s.ends])
     if aim=='sensitivity': enough = tp>=wanted*tp[-1]-1e-9
     else: enough = fp<=(1-wanted)*fp[-1]+1e-9
     steps = np.flatnonzero(enough & ~np.isnan(cuts))
     value = cuts[steps[0 if aim=='sensitivity' else -1]]
     reached = metrics(valid, positive, value)
-    return _chosen_on(valid, positive, 'threshold', value, aim=aim, wanted=float(wanted),
-                      sensitivity=reached['sensitivity'], specificity=reached['specificity'])
+    return _chosen_on(valid, positive, 'threshold', value, aim=aim,
+                      wanted=float(wanted),
+                      sensitivity=reached['sensitivity'],
+                      specificity=reached['specificity'])
 
 # %% ../nbs/api/12_evaluate.ipynb #d974a3ca
 def apply_threshold(
@@ -545,22 +587,21 @@ def apply_threshold(
     fitted:Fitted, # What `choose_threshold` gave
 )->pd.DataFrame: # `preds` with a new column `pred`
     "Decide by a threshold that was chosen on other patients."
-    if fitted.kind!='threshold': raise ValueError(f"a threshold is needed, got a {fitted.kind}")
-    check_predictions(fitted.check(preds), fitted.positive)
+    check_predictions(fitted.check(preds, 'threshold'), fitted.positive)
     called = preds['p'].astype(float)>=fitted.value
     return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
-AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95), ('specificity',.98), ('specificity',.99))
+AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95),
+        ('specificity',.98), ('specificity',.99))
 
 def _rates_at(w, s, thresholds):
     "Sensitivity at each threshold, then specificity at each: (draws, 2*thresholds)."
-    tp,fp = _curve(w, s)
+    tp,fp = _walk(w, s)
     at = [_steps_above(s, threshold) for threshold in thresholds]
-    negatives = fp[:,-1:]
-    return np.hstack([_ratio(tp[:,at], tp[:,-1:]), _ratio(negatives-fp[:,at], negatives)])
+    return np.vstack([_ratio(tp[at], tp[-1]), _ratio(fp[-1]-fp[at], fp[-1])]).T
 
-# %% ../nbs/api/12_evaluate.ipynb #a33608c7
+# %% ../nbs/api/12_evaluate.ipynb #2f12e39c
 def operating_points(
     valid:pd.DataFrame, # Predictions of validation patients
     test:pd.DataFrame, # Predictions of other patients
@@ -570,15 +611,18 @@ def operating_points(
     seed:int=42, # Same seed, same intervals
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
-    fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,wanted in aims]
+    fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,
+              wanted in aims]
     fitted[0].check(test)
-    s,thresholds,k = _scores(test, positive),[each.value for each in fitted],len(fitted)
+    s,k = _scores(test, positive),len(fitted)
+    thresholds = [each.value for each in fitted]
     rates = _rates_at(np.ones((1,len(test))), s, thresholds)[0]
     drawn = [_rates_at(w, s, thresholds) for w in _drawn_weights(s, draws, seed)]
     ci = interval(pd.DataFrame(np.concatenate(drawn)), s.n_groups)
-    return [dict(aim=each.about['aim'], wanted=each.about['wanted'], threshold=each.value,
+    return [dict(aim=aim, wanted=wanted, threshold=thresholds[i],
                  sensitivity=_json_number(rates[i]), sensitivity_ci=ci[i],
-                 specificity=_json_number(rates[k+i]), specificity_ci=ci[k+i]) for i,each in enumerate(fitted)]
+                 specificity=_json_number(rates[k+i]), specificity_ci=ci[k+i])
+            for i,(aim,wanted) in enumerate(aims)]
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
 def _bins(p, bins): return np.minimum((np.asarray(p)*bins).astype(int), bins-1)
@@ -593,17 +637,16 @@ def reliability(
     "Compare `p` with the share of positive cells, bin by bin."
     check_predictions(preds, positive)
     group,at = _group_numbers(preds, _drawn_by(preds)),_bins(preds['p'], bins)
-    def count(weights=None):
-        "By group and bin."
-        flat = np.bincount(group*bins+at, weights, minlength=(group.max()+1)*bins)
-        return flat.reshape(-1, bins)
-    n,y = count(),count(preds['label']==positive)
+    n,y = np.zeros((2, group.max()+1, bins), int)
+    np.add.at(n, (group, at), 1)
+    np.add.at(y, (group, at), (preds['label']==positive).to_numpy(int))
     drawn = [_ratio(w@y, w@n) for w in resamples(len(n), draws, seed)]
     ends = _interval_ends(pd.DataFrame(np.concatenate(drawn)), len(n), undefined=.2)
     edges,total = np.linspace(0, 1, bins+1),n.sum(0)
     p_mean = _ratio(np.bincount(at, preds['p'], minlength=bins), total)
     share = _ratio(y.sum(0), total)
-    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=total, p_mean=p_mean, share=share)).join(ends)
+    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=total, p_mean=p_mean,
+                             share=share)).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #cdfa2552
 def ece(
@@ -641,22 +684,23 @@ def fit_temperature(
     check_predictions(valid, positive)
     if valid['label'].nunique()<2:
         raise OneClass("a temperature can only be fitted where there are cells of both classes")
-    def loss(log_temperature): return log_loss(valid, positive, np.exp(log_temperature))
+    def loss(log_t): return log_loss(valid, positive, np.exp(log_t))
     best = minimize_scalar(loss, bounds=np.log([.05,20]), method='bounded')
-    return _chosen_on(valid, positive, 'temperature', np.exp(best.x), log_loss=loss(best.x))
+    return _chosen_on(valid, positive, 'temperature', np.exp(best.x),
+                      log_loss=loss(best.x))
 
-# %% ../nbs/api/12_evaluate.ipynb #2e589d44
+# %% ../nbs/api/12_evaluate.ipynb #32995428
 def apply_temperature(
     preds:pd.DataFrame, # Predictions of other patients
     fitted:Fitted, # What `fit_temperature` gave
 )->pd.DataFrame: # `preds` with a new `p`
     "Soften or sharpen `p` by a temperature that was fitted on other patients."
-    if fitted.kind!='temperature': raise ValueError(f"a temperature is needed, got a {fitted.kind}")
-    check_predictions(fitted.check(preds), fitted.positive)
+    check_predictions(fitted.check(preds, 'temperature'), fitted.positive)
     return preds.assign(p=1/(1+np.exp(-_logit(preds['p'])/fitted.value)))
 
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17
-def _read_risk(wrong, right, grid): return _read_share(wrong, right, wrong+right, grid)
+def _read_risk(wrong, right, grid):
+    return _read_share(wrong, right, wrong+right, grid)
 
 def coverage_risk(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
@@ -667,10 +711,10 @@ def coverage_risk(
     points:int=101, # Places at which the curve is read, evenly over [0,1]
 )->pd.DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
-    check_predictions(preds, positive)
-    wrong = (preds['p'].astype(float)>=threshold)!=(preds['label']==positive)
+    y,called = _truth_and_call(preds, positive, threshold)
     sure = np.abs(_logit(preds['p'])-_logit(threshold))
-    s = _Scores.sort(wrong.to_numpy(bool), sure, _group_numbers(preds, _drawn_by(preds)))
+    s = _Scores.sort((y!=called).to_numpy(bool), sure,
+                     _group_numbers(preds, _drawn_by(preds)))
     return _band(s, _read_risk, draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
@@ -684,10 +728,11 @@ def with_and_without_disputed(
     "Evaluate with all cells, and without those whose label is disputed."
     if 'disputed' not in preds or preds['disputed'].isna().all(): return None
     disputed = preds['disputed'].astype('boolean').fillna(False).to_numpy(bool)
-    rest = preds[~disputed]
-    return dict(disputed=int(disputed.sum()), unknown=int(preds['disputed'].isna().sum()),
-                all=evaluate(preds, positive, threshold, draws, seed),
-                undisputed=evaluate(rest, positive, threshold, draws, seed) if len(rest) else None)
+    rest,how = preds[~disputed],(positive, threshold, draws, seed)
+    return dict(disputed=int(disputed.sum()),
+                unknown=int(preds['disputed'].isna().sum()),
+                all=evaluate(preds, *how),
+                undisputed=evaluate(rest, *how) if len(rest) else None)
 
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
 def _quantiles(x):
@@ -695,14 +740,17 @@ def _quantiles(x):
     x = x.dropna().quantile([0,.05,.25,.5,.75,.95,1])
     return None if x.isna().any() else {f'{at:g}': value for at,value in x.items()}
 
-# %% ../nbs/api/12_evaluate.ipynb #d15aba22
+# %% ../nbs/api/12_evaluate.ipynb #c2da21df
 def _patient_summary(patients):
     "How patients differ, from what `per_patient` gives; ready for JSON."
     sick,well = patients[patients.infected],patients[~patients.infected]
     off = (patients.share_called-patients.share_true).abs().mean()
-    return dict(infected=len(sick), controls=len(well), sensitivity=_quantiles(sick.sensitivity),
-                fpr_infected=_quantiles(sick.fpr), fpr_controls=_quantiles(well.fpr),
-                false_positives_controls=int(well.false_positives.sum()), cells_controls=int(well.cells.sum()),
+    return dict(infected=len(sick), controls=len(well),
+                sensitivity=_quantiles(sick.sensitivity),
+                fpr_infected=_quantiles(sick.fpr),
+                fpr_controls=_quantiles(well.fpr),
+                false_positives_controls=int(well.false_positives.sum()),
+                cells_controls=int(well.cells.sum()),
                 share_error=_json_number(off), detection=detection_limit(patients))
 
 # %% ../nbs/api/12_evaluate.ipynb #a2e1a950
@@ -714,7 +762,7 @@ def _wilson(k, n):
     half = z*np.sqrt(p*(1-p)/n+z*z/4/n/n)/(1+z*z/n)
     return [float(max(middle-half, 0)), float(min(middle+half, 1))]
 
-# %% ../nbs/api/12_evaluate.ipynb #d08fe02d
+# %% ../nbs/api/12_evaluate.ipynb #30207f58
 def patient_rule(
     valid:pd.DataFrame, # Predictions of validation patients
     test:pd.DataFrame, # Predictions of other patients
@@ -725,21 +773,26 @@ def patient_rule(
     seed:int=42, # Same seed, same intervals
 )->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
-    chosen_on,judged = (patient_scores(part, positive, threshold) for part in (valid, test))
+    chosen_on = patient_scores(valid, positive, threshold)
+    judged = patient_scores(test, positive, threshold)
     if chosen_on.label.nunique()<2 or judged.label.nunique()<2: return None
     rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
     found = evaluate(rule.check(judged), 'infected', rule.value, draws, seed)
     (tn,fp),(fn,tp) = confusion(judged, 'infected', rule.value).to_numpy()
-    kept = ('n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity', 'specificity')
-    return (dict(share=rule.value, wanted=specificity) | {name: found[name] for name in kept}
-            | dict(sensitivity_ci=_wilson(tp, tp+fn), specificity_ci=_wilson(tn, tn+fp)))
+    kept = ('n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity',
+            'specificity')
+    return dict(share=rule.value, wanted=specificity,
+                **{name: found[name] for name in kept},
+                sensitivity_ci=_wilson(tp, tp+fn),
+                specificity_ci=_wilson(tn, tn+fp))
 
-# %% ../nbs/api/12_evaluate.ipynb #50509473
-def _calibration(valid, test, positive):
+# %% ../nbs/api/12_evaluate.ipynb #61c1d594
+def _temperature_effect(valid, test, positive):
     "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
     fitted = fit_temperature(valid, positive)
     tables = [test, apply_temperature(test, fitted)]
-    return dict(temperature=fitted.value, ece=[ece(table, positive) for table in tables],
+    return dict(temperature=fitted.value,
+                ece=[ece(table, positive) for table in tables],
                 log_loss=[log_loss(table, positive) for table in tables],
                 brier=[metrics(table, positive)['brier'] for table in tables])
 
@@ -748,15 +801,17 @@ def _choices(valid, test, positive, threshold, draws, seed):
     "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
     found = dict(rule=None, thresholds=None, calibration=None, refused=None)
     for name,part in (('valid',valid), ('test',test)):
-        if part['label'].nunique()<2: return found | dict(refused=f"there are no {name} cells of both classes")
+        if part['label'].nunique()<2:
+            return found | dict(refused=f"there are no {name} cells of both classes")
         check_predictions(part, positive)
-    try: found['thresholds'] = operating_points(valid, test, positive, draws=draws, seed=seed)
+    try:
+        found['thresholds'] = operating_points(valid, test, positive, AIMS, draws, seed)
     except BadPredictions as e: return found | dict(refused=str(e))
     if has_patients(valid) and has_patients(test):
-        found['rule'] = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed)
-    return found | dict(calibration=_calibration(valid, test, positive))
+        found['rule'] = patient_rule(valid, test, positive, threshold, .9, draws, seed)
+    return found | dict(calibration=_temperature_effect(valid, test, positive))
 
-# %% ../nbs/api/12_evaluate.ipynb #857f8c83
+# %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(
     preds:pd.DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
     positive:str, # Name of the positive class
@@ -768,9 +823,10 @@ def examine(
     _check_columns(preds, 'split')
     valid,test = (preds[preds['split']==part] for part in ('valid','test'))
     part,shown = ('test',test) if len(test) else ('valid',valid)
+    how = (positive, threshold, draws, seed)
     patients = by_cell = None
     if has_patients(shown):
         patients = _patient_summary(per_patient(shown, positive, threshold))
-        by_cell = _intervals(shown, positive, threshold, draws, seed, 'cell')
-    return dict(part=part, patients=patients, **_choices(valid, test, positive, threshold, draws, seed),
-                disputed=with_and_without_disputed(shown, positive, threshold, draws, seed), by_cell=by_cell)
+        by_cell = _intervals(shown, *how, 'cell')
+    return dict(part=part, patients=patients, **_choices(valid, test, *how),
+                disputed=with_and_without_disputed(shown, *how), by_cell=by_cell)

@@ -25,8 +25,8 @@ __all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patien
 _BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
 _PALETTE = (_BLUE, _ORANGE, _GREEN, _RED, '#CC79A7', '#56B4E9')
 
-# %% ../nbs/api/13_report.ipynb #461d592b
-def _axes(ax, figsize=(4.2,3.2)):
+# %% ../nbs/api/13_report.ipynb #bbe27894
+def _axes(ax, figsize=None):
     "These axes, or those of a new figure, without the frame on top and at the right."
     if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
     ax.spines[['top','right']].set_visible(False)
@@ -74,11 +74,14 @@ def plot_confusion(
     shares = counts/np.maximum(of_class, 1)[:,None]
     ax.imshow(shares, cmap=_SHARES, vmin=0, vmax=1, aspect='auto')
     for (i,j),n in np.ndenumerate(counts):
-        ax.text(j, i, f'{n:,}\n{_percent(shares[i,j])}', ha='center', va='center', fontsize=12)
+        ax.text(j, i, f'{n:,}\n{_percent(shares[i,j])}', ha='center', va='center',
+                fontsize=12)
     names = [_figure_text(name) for name in table]
     ax.set_xticks([0,1], names)
-    ax.set_yticks([0,1], [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)])
-    ax.set(xlabel=f'decision of the model (p from {threshold:.3g} is positive)', ylabel='true class')
+    ax.set_yticks([0,1],
+                  [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)])
+    ax.set(xlabel=f'decision of the model (p from {threshold:.3g} is positive)',
+           ylabel='true class')
     ax.spines[:].set_visible(False)
     return ax
 
@@ -86,12 +89,13 @@ def plot_confusion(
 def _plot_band(ax, band, preds, name):
     "A line with its band; the label says what was drawn for it."
     who = 'patients' if has_patients(preds) else 'cells, patients unknown'
-    ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0, label=f'95 % band, by {who}')
+    ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0,
+                    label=f'95 % band, by {who}')
     ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
 
-# %% ../nbs/api/13_report.ipynb #5dfd97c9
+# %% ../nbs/api/13_report.ipynb #a991010b
 def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric, window, corner):
-    "Draw a curve, and again in a window on the corner that matters; give back the metrics and the number of positive rows."
+    "Draw a curve, and again in a window on the corner that matters; returns metrics and the number of positive rows."
     found = metrics(preds, positive, .5 if threshold is None else threshold)
     band = curve_band(preds, positive, kind, draws, seed)
     value = found[metric]
@@ -145,7 +149,8 @@ def plot_pr(
     "Draw precision against sensitivity with a 95 % band."
     ax = _axes(ax, (4.2,3.6))
     found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
-                          'mean precision', 'average_precision', [.1,.6,.44,.28], .8)
+                          'mean precision', 'average_precision',
+                          [.1,.6,.44,.28], .8)
     _mark(ax, found['sensitivity'], found['precision'], threshold)
     base = n/len(preds)
     ax.axhline(base, color=_GREY, lw=1, ls=':', label=f'base rate {base:.3f}')
@@ -157,25 +162,28 @@ def plot_pr(
 def _metric_columns(history):
     "The columns that can be drawn as metrics."
     numbers = history.select_dtypes('number').dropna(axis=1, how='all')
-    return [c for c in numbers if c not in ('epoch','stage','train_loss','valid_loss','time','seconds','lr')]
+    others = ('epoch', 'train_loss', 'valid_loss', 'seconds', 'lr')
+    return [column for column in numbers if column not in others]
 
-# %% ../nbs/api/13_report.ipynb #6ce3e922
+# %% ../nbs/api/13_report.ipynb #746a4aef
 def _mark_stages(history, ax):
     "Draw a line where a new stage begins, with its name."
     if 'stage' not in history: return
     stage = history['stage'].astype(str).to_numpy()
     for i in np.flatnonzero(stage[1:]!=stage[:-1]):
         ax.axvline(i+1.5, color=_GREY, ls='--', lw=1)
-        ax.annotate(_figure_text(stage[i+1]), (i+1.5,1), xycoords=('data','axes fraction'), xytext=(3,-3),
+        ax.annotate(_figure_text(stage[i+1]), (i+1.5,1),
+                    xycoords=('data','axes fraction'), xytext=(3,-3),
                     textcoords='offset points', va='top', fontsize=8, color=_GREY)
 
-# %% ../nbs/api/13_report.ipynb #e6bf7009
+# %% ../nbs/api/13_report.ipynb #b4c21438
 def _plot_epochs(history, columns, ylabel, ax):
     "Draw columns of a history by epoch."
     _axes(ax)
     epochs = np.arange(1, len(history)+1)
     for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
-        ax.plot(epochs, history[column], color=color, marker=marker, ms=4, lw=1.5, label=_figure_text(column))
+        ax.plot(epochs, history[column], color=color, marker=marker, ms=4, lw=1.5,
+                label=_figure_text(column))
     _mark_stages(history, ax)
     ax.set(xlabel='epoch', ylabel=ylabel, xlim=(.8, max(len(history), 2)+.2))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
@@ -188,15 +196,17 @@ def _plot_losses(history, ax):
     _plot_epochs(history, losses, 'loss', ax)
     ax.set(ylim=(0,None))
 
-def _plot_metrics(history, ax): _plot_epochs(history, _metric_columns(history), 'on validation cells', ax)
+def _plot_metrics(history, ax):
+    _plot_epochs(history, _metric_columns(history), 'on validation cells', ax)
 
-# %% ../nbs/api/13_report.ipynb #04945172
+# %% ../nbs/api/13_report.ipynb #6e519aa4
 def plot_history(
     history:pd.DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
 ): # Array of one or two axes
     "Draw the learning curves: losses on the left, metrics on the right if there are any."
-    plots = [_plot_losses, _plot_metrics] if _metric_columns(history) else [_plot_losses]
-    axes = plt.subplots(1, len(plots), figsize=(8.4,3.2), layout='constrained', squeeze=False)[1][0]
+    plots = [_plot_losses, _plot_metrics][:1+bool(_metric_columns(history))]
+    fig = plt.figure(figsize=(8.4,3.2), layout='constrained')
+    axes = fig.subplots(1, len(plots), squeeze=False)[0]
     for plot,ax in zip(plots, axes): plot(history, ax)
     return axes
 
@@ -218,7 +228,7 @@ def _row_axes(ax, ylim, xlabel):
     ax.grid(axis='x', alpha=.3)
     return ax
 
-# %% ../nbs/api/13_report.ipynb #f0528a54
+# %% ../nbs/api/13_report.ipynb #d162e75f
 def plot_patients(
     preds:pd.DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
@@ -227,12 +237,14 @@ def plot_patients(
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
     ax = _axes(ax, (4.2,3.8))
-    for i,(name,color,rate,n) in enumerate(_error_strips(per_patient(preds, positive, threshold))):
+    strips = _error_strips(per_patient(preds, positive, threshold))
+    for i,(name,color,rate,n) in enumerate(strips):
         x,n = 100*rate[n>0],n[n>0]
         ax.scatter(x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
         if len(x): ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
-    return _row_axes(ax, (2.45,-.62), "cells called wrongly, % of the patient's cells of that kind")
+    return _row_axes(ax, (2.45,-.62),
+                     "cells called wrongly, % of the patient's cells of that kind")
 
 # %% ../nbs/api/13_report.ipynb #27ecbe92
 def plot_shares(
@@ -244,8 +256,11 @@ def plot_shares(
     "Draw, for each patient, the share of cells called positive against the true share."
     ax,table = _axes(ax, (3.8,3.6)),per_patient(preds, positive, threshold)
     ax.plot([0,100], [0,100], color=_GREY, lw=1, ls=':')
-    for name,color,marker,group in (('infected',_BLUE,'o',table[table.infected]), ('healthy',_GREEN,'^',table[~table.infected])):
-        ax.scatter(100*group.share_true, 100*group.share_called, s=22, color=color, marker=marker, alpha=.65, lw=0,
+    groups = (('infected', _BLUE, 'o', table[table.infected]),
+              ('healthy', _GREEN, '^', table[~table.infected]))
+    for name,color,marker,group in groups:
+        ax.scatter(100*group.share_true, 100*group.share_called, s=22, color=color,
+                   marker=marker, alpha=.65, lw=0,
                    label=f'{name} (n = {len(group)})')
     ax.set(xlabel="truly positive, % of the patient's cells\n(balanced by hand: no parasitaemia)",
            ylabel="called positive, % of the patient's cells")
@@ -256,9 +271,10 @@ def _plot_bins(ax, bins, color, marker, name):
     "Draw the share of positive cells in each bin with its interval."
     known = bins[bins.lo.notna()]
     ax.vlines(known.p_mean, known.lo, known.hi, color=color, alpha=.5, lw=2)
-    ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5, label=name)
+    ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5,
+            label=name)
 
-# %% ../nbs/api/13_report.ipynb #2f5e6f4a
+# %% ../nbs/api/13_report.ipynb #0b74b8a8
 def plot_reliability(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
@@ -272,13 +288,16 @@ def plot_reliability(
     bins = reliability(preds, positive, draws=draws, seed=seed).query('n>0')
     _plot_bins(ax, bins, _BLUE, 'o', 'as trained')
     if after is not None:
-        _plot_bins(ax, reliability(after, positive, draws=draws, seed=seed).query('n>0'), _ORANGE, 's', 'after temperature')
+        cooled = reliability(after, positive, draws=draws, seed=seed).query('n>0')
+        _plot_bins(ax, cooled, _ORANGE, 's', 'after temperature')
     most = bins.n.max()
-    ax.bar(bins.low, .18*bins.n/most, width=bins.high-bins.low, align='edge', color=_GREY, alpha=.35, lw=0,
+    ax.bar(bins.low, .18*bins.n/most, width=bins.high-bins.low, align='edge',
+           color=_GREY, alpha=.35, lw=0,
            label=f'cells (most in a bin: {most:,})')
     ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':')
     name = _figure_text(positive)
-    _share_axes(ax, f'p of {name}, mean in the bin', f'truly {name}, share of the bin')
+    _share_axes(ax, f'p of {name}, mean in the bin',
+                f'truly {name}, share of the bin')
     return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #baee3378
@@ -292,8 +311,10 @@ def plot_coverage(
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
     ax = _axes(ax, (4.2,3.2))
-    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, seed, points=51), preds, 'errors')
-    ax.set(xlim=(0,100.5), ylim=(0,None), xlabel=f'coverage: surest cells kept, % of {len(preds):,}',
+    band = coverage_risk(preds, positive, threshold, draws, seed, points=51)
+    _plot_band(ax, 100*band, preds, 'errors')
+    ax.set(xlim=(0,100.5), ylim=(0,None),
+           xlabel=f'coverage: surest cells kept, % of {len(preds):,}',
            ylabel='risk: errors, % of the cells kept')
     ax.legend(frameon=False, loc='upper left', fontsize=9)
     return ax
@@ -315,19 +336,22 @@ def _plot_fold_row(ax, i, name, block, folds, metric, color):
 
 def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
 
-# %% ../nbs/api/13_report.ipynb #cfa2229c
+# %% ../nbs/api/13_report.ipynb #38adfed6
 def plot_folds(
-    found:dict, # Name to show -> what metrics.json of a cross-validation holds: blocks `test`, maybe `colour_floor`, list `by_fold`
+    found:dict, # Name to show -> metrics.json of a cross-validation: `test`, maybe `colour_floor`, list `by_fold`
     metric:str='accuracy', # Which metric
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
-    "Draw cross-validations beside each other: each fold, all cells with the 95 % interval, and the floor that colours give."
-    rows = [(name, each['test'], each['by_fold'], metric, _BLUE) for name,each in found.items()]
+    "Draw cross-validations beside each other: folds, all cells with the 95 % interval, and the floor that colours give."
+    rows = [(name, each['test'], each['by_fold'], metric, _BLUE) for name,
+            each in found.items()]
     for name,each in found.items():
-        if floor := each.get('colour_floor'): rows.append((f'{name}, colours alone', floor, [], metric, _GREY))
+        if floor := each.get('colour_floor'):
+            rows.append((f'{name}, colours alone', floor, [], metric, _GREY))
     ax = _axes(ax, (5, .9+.55*len(rows)))
     for i,row in enumerate(rows): _plot_fold_row(ax, i, *row)
-    return _row_axes(ax, (len(rows)-.45,-.65), f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
+    return _row_axes(ax, (len(rows)-.45,-.65),
+                     f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
 # %% ../nbs/api/13_report.ipynb #948968a7
 _CHANGES = mpl.colors.LinearSegmentedColormap.from_list( # orange for a loss, nothing at 0, blue for a gain
@@ -335,7 +359,7 @@ _CHANGES = mpl.colors.LinearSegmentedColormap.from_list( # orange for a loss, no
 
 def _signed(x, digits=0): return f'{x:+.{digits}f}'.replace('-', '−')
 
-# %% ../nbs/api/13_report.ipynb #aa97aa3a
+# %% ../nbs/api/13_report.ipynb #04c1866c
 def plot_robustness(
     table:pd.DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, and `<rate>_change` as fractions
     rates:tuple=('sensitivity','specificity'), # Which rates, side by side
@@ -346,27 +370,35 @@ def plot_robustness(
     kinds,strengths = damaged.corruption.unique(),sorted(damaged.strength.unique())
     width = len(strengths)
     ax = _axes(ax, (1.6+1.9*len(rates), .9+.27*len(kinds)))
-    changes = damaged.pivot(index='corruption', columns='strength', values=[f'{rate}_change' for rate in rates])
+    changes = damaged.pivot(index='corruption', columns='strength',
+                            values=[f'{rate}_change' for rate in rates])
     points = 100*changes.loc[kinds].to_numpy(float)
-    points = np.insert(points, range(width, points.shape[1], width), np.nan, axis=1) # a gap between the rates
+    points = np.insert(points, range(width, points.shape[1], width), np.nan,
+                       axis=1) # a gap between the rates
     ax.imshow(points, cmap=_CHANGES, vmin=-40, vmax=40, aspect='auto')
     for (i,j),x in np.ndenumerate(points):
-        if np.isfinite(x): ax.text(j, i, _signed(round(x)) if round(x) else '0', ha='center', va='center', fontsize=8)
+        if np.isfinite(x):
+            ax.text(j, i, _signed(x) if round(x) else '0', ha='center', va='center',
+                    fontsize=8)
     for i,rate in enumerate(rates):
-        ax.text(i*(width+1)+(width-1)/2, -.6, f'{rate}, points', ha='center', va='bottom', fontsize=9)
+        ax.text(i*(width+1)+(width-1)/2, -.6, f'{rate}, points', ha='center',
+                va='bottom', fontsize=9)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set(xlabel=f'strength ({table.n.iloc[0]:,} cells each)')
-    ax.set_xticks([i for i in range(points.shape[1]) if i%(width+1)<width], strengths*len(rates))
-    ax.set_yticks(range(len(kinds)), [_figure_text(kind.replace('_', ' ')) for kind in kinds])
+    ax.set_xticks([i for i in range(points.shape[1]) if i%(width+1)<width],
+                  strengths*len(rates))
+    ax.set_yticks(range(len(kinds)),
+                  [_figure_text(kind.replace('_', ' ')) for kind in kinds])
     return ax
 
 # %% ../nbs/api/13_report.ipynb #9493b9b9
 _INK = '#010203'
-_SVG_STYLE = {'font.size': 10, 'svg.fonttype': 'none'} | dict.fromkeys(
-    ('text.color','axes.edgecolor','axes.labelcolor','xtick.color','ytick.color'), _INK)
+_SVG_STYLE = {
+    'font.size': 10, 'svg.fonttype': 'none', 'text.color': _INK, 'axes.edgecolor': _INK,
+    'axes.labelcolor': _INK, 'xtick.color': _INK, 'ytick.color': _INK}
 
-# %% ../nbs/api/13_report.ipynb #2a80b94d
+# %% ../nbs/api/13_report.ipynb #8ef0af05
 def _inline_svg(svg, about):
     "What a file of matplotlib holds, as a part of a page."
     svg = svg[svg.index('<svg'):]
@@ -374,33 +406,37 @@ def _inline_svg(svg, about):
     svg = f'<svg {box} role="img" aria-label="{escape(about)}">'+svg[svg.index('>')+1:]
     svg = re.sub(r'\n\s*', '\n', svg)
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-    svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]), svg)
+    svg = re.sub(r'(?<= d=")[^"]*',
+                 lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]), svg)
     return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
 
-# %% ../nbs/api/13_report.ipynb #a7566a23
+# %% ../nbs/api/13_report.ipynb #5176a2dc
 def _figure(about, plot, *args, size=(4.2,3.4)):
     "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and axes."
     with mpl.rc_context({**_SVG_STYLE, 'svg.hashsalt': about}):
         fig = Figure(figsize=size, layout='constrained')
         plot(*args, ax=_axes(fig.subplots()))
         out = io.StringIO()
-        fig.savefig(out, format='svg', transparent=True, metadata=dict.fromkeys(('Date','Creator','Format','Type')))
+        fig.savefig(out, format='svg', transparent=True,
+                    metadata=dict.fromkeys(('Date','Creator','Format','Type')))
     return about, _inline_svg(out.getvalue(), about)
 
 # %% ../nbs/api/13_report.ipynb #210269c1
 class NotARun(ValueError):
     "The folder holds no run."
 
-# %% ../nbs/api/13_report.ipynb #6e607ad7
+# %% ../nbs/api/13_report.ipynb #e57c1aa7
 def _read_object(file):
     "The object that a JSON file holds; an empty one if there is no file."
     if not file.is_file(): return {}
     try: found = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: raise NotARun(f"{file} cannot be read as JSON ({e}). Was the run stopped while it wrote?") from e
-    if not isinstance(found, dict): raise NotARun(f"{file} must hold a JSON object, got {type(found).__name__}")
+    except ValueError as e:
+        raise NotARun(f"{file} cannot be read as JSON ({e}). Was the run stopped while it wrote?") from e
+    if not isinstance(found, dict):
+        raise NotARun(f"{file} must hold a JSON object, got {type(found).__name__}")
     return found
 
-# %% ../nbs/api/13_report.ipynb #8e672ec4
+# %% ../nbs/api/13_report.ipynb #ceefa6ea
 def read_run(
     folder:str|Path, # Folder of the run
 )->dict: # folder, metrics (dict), environment (dict); history, preds, robustness and review (tables or None)
@@ -408,18 +444,25 @@ def read_run(
     folder = Path(folder)
     if not (folder/'metrics.json').is_file():
         raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
-    def table(name, read=pd.read_csv): return read(folder/name) if (folder/name).is_file() else None
+    def table(name, read=pd.read_csv):
+        file = folder/name
+        return read(file) if file.is_file() else None
     return dict(folder=folder, metrics=_read_object(folder/'metrics.json'),
                 environment=_read_object(folder/'environment.json'),
-                preds=table('predictions.csv', read_predictions), history=table('history.csv'),
-                robustness=table('robustness.csv'), review=table('review.csv', read_predictions))
+                preds=table('predictions.csv', read_predictions),
+                history=table('history.csv'),
+                robustness=table('robustness.csv'),
+                review=table('review.csv', read_predictions))
 
 # %% ../nbs/api/13_report.ipynb #a0e1ab6a
 def _blocks(found):
     "The parts that were evaluated, 'valid' and 'test' first: name -> metrics."
-    names = ['valid', 'test', *sorted(found.keys()-{'valid','test'})]
-    named = {name: found[name] for name in names if isinstance(found.get(name), dict)}
-    return {name: block for name,block in named.items() if 'accuracy' in block and not isinstance(block['accuracy'], list)}
+    names,blocks = ['valid', 'test', *sorted(found.keys()-{'valid','test'})],{}
+    for name in names:
+        block = found.get(name)
+        if not isinstance(block, dict) or isinstance(block.get('accuracy', []), list): continue
+        blocks[name] = block
+    return blocks
 
 # %% ../nbs/api/13_report.ipynb #66b3c89f
 def _leaks(found):
@@ -429,44 +472,55 @@ def _leaks(found):
         for what,share in shares.items():
             if share is not None: yield part, what, share
 
-# %% ../nbs/api/13_report.ipynb #6511a953
+# %% ../nbs/api/13_report.ipynb #a3a4a9ae
 def _leak_warnings(found):
     "A sentence for each part that shares something with train."
     shared = {}
     for part,what,share in _leaks(found):
-        if share>0: shared.setdefault(part, []).append(f"{_percent(share, '.4g')} have their {what}")
+        if share<=0: continue
+        line = f"{_percent(share, '.4g')} have their {what}"
+        shared.setdefault(part, []).append(line)
     for part,lines in shared.items():
-        yield f"Of the {part} cells, {' and '.join(lines)} in the training set: these numbers say little about new patients."
+        yield (f"Of the {part} cells, {' and '.join(lines)} in the training set: "
+               "these numbers say little about new patients.")
 
-# %% ../nbs/api/13_report.ipynb #118ead07
+# %% ../nbs/api/13_report.ipynb #69617b36
 def _block_warnings(name, block):
     "What to know of the numbers of one part."
     patients = block.get('patients')
     if block.get('ci_by')=='cell':
         yield f"{name}: patients are unknown, so the intervals treat cells as independent. They are too narrow."
-    elif patients and patients<30: yield f"{name}: only {patients} patients. Intervals from so few tend to be too narrow."
-    perfect = [metric for metric in ('sensitivity','specificity','auc') if block.get(f'{metric}_ci')==[1.,1.]]
+    elif patients and patients<30:
+        yield f"{name}: only {patients} patients. Intervals from so few tend to be too narrow."
+    metrics = ('sensitivity', 'specificity', 'auc')
+    perfect = [metric for metric in metrics if block.get(f'{metric}_ci')==[1.,1.]]
     if perfect:
-        yield f"{name}: no error was seen in {' and '.join(perfect)}. An interval without width does not mean that none can occur."
+        yield (f"{name}: no error was seen in {' and '.join(perfect)}. "
+               "An interval without width does not mean that none can occur.")
     for kind in ('positive','negative'):
-        if block.get(f'n_{kind}')==0: yield f"{name}: there is no {kind} cell, so some metrics are not defined."
+        if block.get(f'n_{kind}')==0:
+            yield f"{name}: there is no {kind} cell, so some metrics are not defined."
 
-# %% ../nbs/api/13_report.ipynb #401a8a48
+# %% ../nbs/api/13_report.ipynb #7005ab2c
 def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know."
     data,blocks,lines = found.get('data') or {},_blocks(found),[]
     if data.get('drawn'):
-        lines.append("The pictures are drawn by code. They show that the program works. No claim rests on them.")
+        lines.append("The pictures are drawn by code. They show that the program works. "
+                     "No claim rests on them.")
     if str(found.get('split')).startswith('random'):
-        lines.append("The split is random: cells of one patient are on both sides. New patients would give lower numbers.")
+        lines.append("The split is random: cells of one patient are on both sides. "
+                     "New patients would give lower numbers.")
     if 'test' not in blocks:
-        lines.append("There is no test part. Choices such as the best epoch were made on the very cells that are reported.")
+        lines.append("There is no test part. Choices such as the best epoch were made "
+                     "on the very cells that are reported.")
     lines += _leak_warnings(found)
     for name,block in blocks.items(): lines += _block_warnings(name, block)
-    counts = [f'{name} ({n})' for name,n in (data.get('left_out') or {}).items() if n]
-    if counts: lines.append(f"Files of the source that were left out: {', '.join(counts)}.")
+    left_out = data.get('left_out') or {}
+    counts = ', '.join(f'{name} ({n})' for name,n in left_out.items() if n)
+    if counts: lines.append(f"Files of the source that were left out: {counts}.")
     return lines
 
 # %% ../nbs/api/13_report.ipynb #554f1e27
@@ -482,17 +536,21 @@ def _shown(value):
     "Any value of a JSON file for a reader."
     if isinstance(value, bool): return 'yes' if value else 'no'
     if isinstance(value, float): return f'{value:.4g}'
-    if isinstance(value, int): return f'{value:,}' if abs(value)>=10_000 else str(value)
-    if isinstance(value, dict): return ', '.join(f'{name}: {_shown(v)}' for name,v in value.items())
+    if isinstance(value, int):
+        return f'{value:,}' if abs(value)>=10_000 else str(value)
+    if isinstance(value, dict):
+        return ', '.join(f'{name}: {_shown(v)}' for name,v in value.items())
     if isinstance(value, list): return ', '.join(map(_shown, value))
     return str(value)
 
-# %% ../nbs/api/13_report.ipynb #c7c618fc
-_PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+# %% ../nbs/api/13_report.ipynb #19de80d7
+_PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'),
+                     autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _PAGES.globals['METRICS'] = METRICS
 _PAGES.tests['spanning'] = _spans
-_PAGES.filters |= dict(name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate,
-                       shown=_shown, signed=_signed)
+_PAGES.filters |= dict(
+    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate,
+    shown=_shown, signed=_signed)
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(run):
@@ -501,59 +559,77 @@ def _reported(run):
     if preds is None: return None, None, positive, .5
     part = 'test' if (preds['split']=='test').any() else 'valid'
     threshold = _blocks(run['metrics']).get(part, {}).get('threshold', .5)
-    return part, preds[preds['split']==part], positive, threshold
+    shown = preds[preds['split']==part]
+    return part, shown if len(shown) else None, positive, threshold
 
-# %% ../nbs/api/13_report.ipynb #b0b0f1c8
+# %% ../nbs/api/13_report.ipynb #57d2f09b
 def _decision_figures(run, draws, seed):
     "Confusion matrix and ROC curve, or a sentence that says why there are none."
     part,preds,positive,threshold = _reported(run)
     if preds is None or positive is None: return 'There are no predictions to draw.'
     try: check_predictions(preds, positive)
     except NotBinary as e: return f'Not drawn: {e}.'
-    return [_figure(f'Confusion matrix, {part} cells', plot_confusion, preds, positive, threshold, size=(4.2,3.6)),
-            _figure(f'ROC, {part} cells', plot_roc, preds, positive, threshold, draws, seed, size=(4.2,3.6))]
+    return [_figure(f'Confusion matrix, {part} cells', plot_confusion, preds,
+                    positive, threshold, size=(4.2,3.6)),
+            _figure(f'ROC, {part} cells', plot_roc, preds, positive, threshold,
+                    draws, seed, size=(4.2,3.6))]
 
 # %% ../nbs/api/13_report.ipynb #ce512e50
 def _learning_figures(history):
     "The learning curves of which there are columns."
     if history is None or not len(history): return None
     figures = []
-    if 'train_loss' in history or 'valid_loss' in history: figures.append(_figure('Loss by epoch', _plot_losses, history))
-    if _metric_columns(history): figures.append(_figure('Metrics on validation cells by epoch', _plot_metrics, history))
+    if 'train_loss' in history or 'valid_loss' in history:
+        figures.append(_figure('Loss by epoch', _plot_losses, history))
+    if _metric_columns(history):
+        figures.append(_figure('Metrics on validation cells by epoch',
+                               _plot_metrics, history))
     return figures
 
 # %% ../nbs/api/13_report.ipynb #9f629208
 def _plain_facts(found, *without):
     "What can be shown in one line of a table."
-    def nested(value): return isinstance(value, dict) or isinstance(value, list) and any(isinstance(v, dict) for v in value)
-    return {name: value for name,value in found.items() if name not in without and not nested(value)}
+    def nested(value):
+        if isinstance(value, list): return any(map(nested, value))
+        return isinstance(value, dict)
+    plain = {name: value for name,value in found.items() if not nested(value)}
+    return {name: value for name,value in plain.items() if name not in without}
 
-# %% ../nbs/api/13_report.ipynb #410b26d9
-def _in_order(facts, *first):
-    "What is known, some names first."
-    known = {name: value for name,value in facts.items() if value not in (None, '', {}, [])}
-    return {name: known.pop(name) for name in first if name in known} | known
+# %% ../nbs/api/13_report.ipynb #6054af38
+_DATA_FIRST = 'name title source n patients labels positive split hash drawn left_out'
+_TRAINING_FIRST = 'arch size epochs finetune_epochs bs pretrained seed seconds'
+
+def _in_order(facts, first):
+    "What is known, the names in `first` first."
+    nothing = (None, '', {}, [])
+    known = {name: value for name,value in facts.items() if value not in nothing}
+    return {name: known.pop(name) for name in first.split() if name in known} | known
 
 # %% ../nbs/api/13_report.ipynb #aa9756a2
 def _fact_tables(run):
     "The tables of names and values: data, training, versions."
     found,environment = run['metrics'],run['environment']
-    data = dict(source=found.get('source'), split=found.get('split'), hash=environment.get('data_hash')) | (found.get('data') or {})
-    for part,what,share in _leaks(found): data[f'{part} cells whose {what} is in train'] = _percent(share, '.4g')
-    versions = (environment.get('versions') or {}) | _plain_facts(environment, 'command', 'data_hash')
-    return dict(data=_in_order(data, 'name', 'title', 'source', 'n', 'patients', 'labels', 'positive', 'split', 'hash', 'drawn', 'left_out'),
-                training=_in_order(_plain_facts(found, 'source', 'split'), 'arch', 'size', 'epochs', 'finetune_epochs', 'bs',
-                                   'pretrained', 'seed', 'seconds'), versions=_in_order(versions))
+    data = dict(source=found.get('source'), split=found.get('split'),
+                hash=environment.get('data_hash')) | (found.get('data') or {})
+    for part,what,share in _leaks(found):
+        data[f'{part} cells whose {what} is in train'] = _percent(share, '.4g')
+    versions = environment.get('versions') or {}
+    versions = versions | _plain_facts(environment, 'command', 'data_hash')
+    return dict(data=_in_order(data, _DATA_FIRST), versions=_in_order(versions, ''),
+                training=_in_order(_plain_facts(found, 'source', 'split'), _TRAINING_FIRST))
 
 # %% ../nbs/api/13_report.ipynb #818f5d38
 def _patient_figures(examined, preds, positive, threshold, draws, seed):
     "Figures of which each dot or each step is a patient."
-    figures = [_figure('Error rates of each patient; a bar marks the median', plot_patients, preds, positive, threshold, size=(4.2,4)),
-               _figure('Share of positive cells of each patient', plot_shares, preds, positive, threshold, size=(4.2,4))]
+    shown,size = (preds, positive, threshold),(4.2,4)
+    figures = [
+        _figure('Error rates of each patient; a bar marks the median', plot_patients, *shown, size=size),
+        _figure('Share of positive cells of each patient', plot_shares, *shown, size=size)]
     scores = patient_scores(preds, positive, threshold)
     if scores.label.nunique()==2:
         share = (examined['rule'] or {}).get('share')
-        figures.append(_figure('ROC of the rule for patients', plot_roc, scores, 'infected', share, draws, seed, 'patients', size=(4.2,4)))
+        shown = (scores, 'infected', share, draws, seed, 'patients')
+        figures.append(_figure('ROC of the rule for patients', plot_roc, *shown, size=size))
     return figures
 
 # %% ../nbs/api/13_report.ipynb #400116ff
@@ -563,24 +639,30 @@ def _calibration_figures(run, preds, positive, threshold, draws, seed):
     if run['metrics']['examined']['calibration']:
         valid = run['preds'][run['preds']['split']=='valid']
         after = apply_temperature(preds, fit_temperature(valid, positive))
-    return [_figure('Reliability: does p mean what it says?', plot_reliability, preds, positive, after, draws, seed),
-            _figure('Errors when the model may abstain', plot_coverage, preds, positive, threshold, draws, seed)]
+    return [_figure('Reliability: does p mean what it says?', plot_reliability,
+                    preds, positive, after, draws, seed),
+            _figure('Errors when the model may abstain', plot_coverage, preds,
+                    positive, threshold, draws, seed)]
 
 # %% ../nbs/api/13_report.ipynb #054311e7
 def _compared_widths(by_patient, by_cell):
     "Both intervals of the accuracy, and how many times as wide the honest one is."
     if not by_patient or not by_cell or by_cell[0]==by_cell[1]: return None
-    return dict(patient=by_patient, cell=by_cell, ratio=np.ptp(by_patient)/np.ptp(by_cell))
+    return dict(patient=by_patient, cell=by_cell,
+                ratio=np.ptp(by_patient)/np.ptp(by_cell))
 
 # %% ../nbs/api/13_report.ipynb #d1414c2f
 def _closer_look(run, draws, seed):
     "What the sections show that need `examined`."
-    examined,(part,preds,positive,threshold) = run['metrics'].get('examined'),_reported(run)
+    examined = run['metrics'].get('examined')
+    part,preds,positive,threshold = _reported(run)
     if not examined or preds is None or positive is None: return {}
     shown = (preds, positive, threshold, draws, seed)
-    figures = dict(thresholds=[_figure(f'Precision and recall, {part} cells', plot_pr, *shown, size=(4.2,3.8))],
+    curve = _figure(f'Precision and recall, {part} cells', plot_pr, *shown, size=(4.2,3.8))
+    figures = dict(thresholds=[curve],
                    calibration=_calibration_figures(run, *shown))
-    if examined['patients']: figures['patients'] = _patient_figures(examined, *shown)
+    if examined['patients']:
+        figures['patients'] = _patient_figures(examined, *shown)
     block,by_cell = _blocks(run['metrics']).get(part, {}),examined['by_cell'] or {}
     widths = _compared_widths(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))
     return dict(examined=examined, part=part, closer=figures, widths=widths)
@@ -600,42 +682,39 @@ def _damages(table):
 def _review_summary(run):
     "What the list of doubtful labels comes to, and what a human said of it."
     review,file = run['review'],run['folder']/'verdicts.csv'
-    verdicts = pd.read_csv(file, dtype=str, keep_default_na=False)['verdict'].value_counts() if file.is_file() else {}
-    return dict(n=len(review), suspected=review['suspected'].sum(), verdicts=dict(verdicts))
+    summary = dict(n=len(review), suspected=review['suspected'].sum())
+    if not file.is_file(): return summary
+    verdicts = pd.read_csv(file, dtype=str, keep_default_na=False)['verdict']
+    return summary | dict(verdicts=dict(verdicts.value_counts()))
 
-# %% ../nbs/api/13_report.ipynb #52e626a6
+# %% ../nbs/api/13_report.ipynb #2c739d8a
 def _trials(run):
     "What the sections show of what else was tried."
     found,trials = run['metrics'],{}
     if found.get('by_fold'):
         name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
         size = (5, 2.1 if found.get('colour_floor') else 1.55)
-        trials['folds'] = [(f"fold {block['fold']}", block) for block in found['by_fold']]
-        trials['fold_figures'] = [_figure('Each fold, and all cells together', plot_folds, {name: found}, size=size)]
-    if run['robustness'] is not None: trials['robustness'] = _damages(run['robustness'])
+        about = 'Each fold, and all cells together'
+        trials['fold_figures'] = [_figure(about, plot_folds, {name: found}, size=size)]
+    if run['robustness'] is not None:
+        trials['robustness'] = _damages(run['robustness'])
     if run['review'] is not None: trials['review'] = _review_summary(run)
     return trials
 
 # %% ../nbs/api/13_report.ipynb #53379ad8
-def _title(run):
-    "Name of the folder and what was trained."
-    found,words = run['metrics'],[]
-    if found.get('arch'): words.append(str(found['arch']))
-    if found.get('size'): words.append(f"{found['size']} px")
-    if rule := found.get('split'): words.append('random split' if rule=='random' else f'split by {rule}')
-    return f"{run['folder'].resolve().name}: {', '.join(words)}".rstrip(': ')
-
-# %% ../nbs/api/13_report.ipynb #f0f6d3a6
 def _contents(run, draws, seed):
     "Everything that the template shows."
-    found,picture,command = run['metrics'],run['folder']/'figures'/'top_losses.png',run['environment'].get('command')
-    blocks = _blocks(found)
-    headline = [(name, blocks[name]) for name in ('test', 'valid', *blocks) if name in blocks][:1]
-    return dict(title=_title(run), found=found, blocks=blocks, headline=headline, warnings=warnings_of(found),
-        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed), **_trials(run),
-        learning=_learning_figures(run['history']), **_fact_tables(run),
-        top_losses=base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else None,
-        command=shlex.join(map(str, command)) if isinstance(command, list) else command or 'unknown')
+    found,command = run['metrics'],run['environment'].get('command', 'unknown')
+    picture = run['folder']/'figures'/'top_losses.png'
+    if isinstance(command, list): command = shlex.join(map(str, command))
+    contents = dict(
+        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found), command=command,
+        warnings=warnings_of(found), **_fact_tables(run),
+        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed),
+        **_trials(run), learning=_learning_figures(run['history']))
+    if picture.is_file():
+        contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
+    return contents
 
 # %% ../nbs/api/13_report.ipynb #79017386
 def write_report(
@@ -646,10 +725,11 @@ def write_report(
     "Write one self-contained page about a run."
     run = read_run(folder)
     page = run['folder']/'report.html'
-    write_atomically(page, _PAGES.get_template('report.html.jinja').render(_contents(run, draws, seed)))
+    template = _PAGES.get_template('report.html.jinja')
+    write_atomically(page, template.render(_contents(run, draws, seed)))
     return page
 
-# %% ../nbs/api/13_report.ipynb #397a82a3
+# %% ../nbs/api/13_report.ipynb #83ed4b3d
 def examine_run(
     folder:str|Path, # Folder of a run with predictions.csv
     draws:int=2000, # Bootstrap draws
@@ -659,7 +739,10 @@ def examine_run(
     run = read_run(folder)
     part,preds,positive,threshold = _reported(run)
     if preds is None: raise NotARun(f"{folder} holds no predictions.csv")
-    if positive is None: raise NotARun(f"{folder}/metrics.json names no positive class (data.positive)")
-    found = run['metrics'] | dict(examined=examine(run['preds'], positive, threshold, draws, seed))
-    write_atomically(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
+    if positive is None:
+        raise NotARun(f"{folder}/metrics.json names no positive class (data.positive)")
+    examined = examine(run['preds'], positive, threshold, draws, seed)
+    found = run['metrics'] | dict(examined=examined)
+    write_atomically(run['folder']/'metrics.json',
+                     json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws, seed)

@@ -1,4 +1,4 @@
-"""Which labels should a human look at again? A list by doubt, an experiment that tells whether it is any good, and verdicts that outlive a run.
+"""Which labels should a human look at again? A list by doubt, a test of the list, and verdicts that outlive a run.
 
 Docs: https://OWNER.github.io/malaria_fastai/extra/audit.html.md"""
 
@@ -19,36 +19,41 @@ def _check_out_of_fold(preds):
     "Refuse predictions whose model may have been trained on these very cells."
     remedy = "Use the predictions.csv of a cross-validation by patient"
     if 'fold' not in preds or preds['fold'].isna().any(): raise BadPredictions(
-        f"nothing says in which fold each cell was left out (column fold): the model may know these labels by heart. {remedy}")
+        "nothing says in which fold each cell was left out (column fold): "
+        f"the model may know these labels by heart. {remedy}")
     if train := np.sum(preds.get('split')=='train'):
         raise BadPredictions(f"{train:,} rows are training cells. {remedy}")
-    if preds['fold'].nunique()<2: raise BadPredictions(f"all rows are of one fold. {remedy}")
+    if preds['fold'].nunique()<2:
+        raise BadPredictions(f"all rows are of one fold. {remedy}")
     if twice := preds['path'].duplicated().sum():
         raise BadPredictions(f"{twice:,} paths occur twice: each cell is left out once")
     if not has_patients(preds): return
     folds = preds.groupby('patient')['fold'].nunique()
     several = folds.index[folds>1]
     if len(several): raise BadPredictions(
-        f"{len(several)} patients are in several folds, e.g. {several[0]!r}: the model knew their other cells. {remedy}")
+        f"{len(several)} patients are in several folds, e.g. {several[0]!r}: "
+        f"the model knew their other cells. {remedy}")
 
 # %% ../../nbs/extra/02_audit.ipynb #a6b9425c
 def review_list(
     preds:pd.DataFrame, # Out-of-fold predictions; needs columns `path`, `label`, `p`, `fold`, and `patient` if known
     positive:str, # Name of the positive class
-)->pd.DataFrame: # All cells, the most doubtful label first: rank (from 1), quality in [0,1], suspected (bool), says, then the columns of `preds`
+)->pd.DataFrame: # The most doubtful first: rank (from 1), quality in [0,1], suspected, says, the columns of `preds`
     "Rank labels by how much an out-of-fold model doubts them. No label is changed."
     check_predictions(preds, positive, 'path')
     _check_out_of_fold(preds)
-    if preds['label'].nunique()<2: raise OneClass("labels can only be doubted where there are cells of both classes")
+    if preds['label'].nunique()<2:
+        raise OneClass("labels can only be doubted where there are cells of both classes")
     try: from cleanlab import filter as doubts, rank
     except ImportError as e:
         raise ImportError(f"the label audit needs cleanlab, which is not installed: {install_command('audit')}") from e
     y,p = (preds['label']==positive).to_numpy(int),preds['p'].to_numpy(float)
     both = np.stack([1-p, p], 1)
-    ranked = pd.DataFrame(dict(quality=rank.get_label_quality_scores(y, both, method='self_confidence'),
-                               suspected=doubts.find_label_issues(y, both, n_jobs=1),
-                               says=np.where(p>=.5, positive, negative_of(preds, positive))), preds.index)
-    ranked = ranked.join(preds).sort_values(['quality','path'], ignore_index=True)
+    quality = rank.get_label_quality_scores(y, both, method='self_confidence')
+    suspected = doubts.find_label_issues(y, both, n_jobs=1)
+    says = np.where(p>=.5, positive, negative_of(preds, positive))
+    found = pd.DataFrame(dict(quality=quality, suspected=suspected, says=says), preds.index)
+    ranked = found.join(preds).sort_values(['quality','path'], ignore_index=True)
     ranked.insert(0, 'rank', ranked.index+1)
     return ranked
 
@@ -59,44 +64,56 @@ def flip_labels(
     seed:int=42, # Same seed, same rows
 )->pd.DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
     "Plant wrong labels on purpose, for an experiment. Train on the copy; never keep it."
-    if not 0<share<1: raise ValueError(f"share must lie between 0 and 1, got {share}")
+    if not 0<share<1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
     names = sorted(cells['label'].unique())
-    if len(names)!=2: raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
-    disputed = cells['disputed'].fillna(False).to_numpy(bool) if 'disputed' in cells else np.zeros(len(cells), bool)
-    sure = np.flatnonzero(~disputed)
+    if len(names)!=2:
+        raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
+    disputed = cells.get('disputed', pd.Series(False, cells.index))
+    sure = np.flatnonzero(~disputed.fillna(False).to_numpy(bool))
     n = max(1, round(share*len(cells)))
-    if n>len(sure): raise ValueError(f"{n:,} labels were to be flipped, but only {len(sure):,} are undisputed")
+    if n>len(sure):
+        raise ValueError(f"{n:,} labels were to be flipped, but only {len(sure):,} are undisputed")
     flipped = np.zeros(len(cells), bool)
     flipped[np.random.default_rng(seed).choice(sure, n, replace=False)] = True
     other = cells['label'].map(dict(zip(names, reversed(names))))
-    return cells.assign(label=cells['label'].where(~flipped, other), flipped=flipped)
+    return cells.assign(label=cells['label'].where(~flipped, other),
+                        flipped=flipped)
 
 # %% ../../nbs/extra/02_audit.ipynb #4ef4db2c
 def review_agreement(
     review:pd.DataFrame, # As `review_list` gives it
-    truth:str='disputed', # Boolean column that marks the labels one hopes to find; rows where it is missing are left out
-    at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; the number of marked rows is added
+    truth:str='disputed', # Boolean column that marks the labels one hopes to find; missing values are left out
+    at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; that of all marked is added
     draws:int=2000, # Bootstrap draws of the intervals
     seed:int=42, # Same seed, same intervals
-)->dict|None: # n, marked, unknown, auc and recall by the list's order, contradicted (share of the marked), by_label, at; None if nothing is marked
+)->dict|None: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; None if nothing is marked
     "Compare the order of the list with labels that are known, or said, to be wrong."
     known = review[review[truth].notna()]
     marked = known[truth].to_numpy(bool)
     total = int(marked.sum())
     if total in (0, len(known)): return None
-    doubts = known.assign(label=np.where(marked, 'marked', 'other'), p=1-known['quality'])
-    block = evaluate(doubts.drop(columns='pred', errors='ignore'), 'marked', draws=draws, seed=seed)
+    doubts = known.assign(label=np.where(marked, 'marked', 'other'),
+                          p=1-known['quality'])
+    block = evaluate(doubts.drop(columns='pred', errors='ignore'), 'marked',
+                     draws=draws, seed=seed)
     against = (known['label']!=known['says'])[marked].groupby(known['label'][marked])
+    by_label = against.agg(marked='size', contradicted='mean')
     k = np.array(sorted(k for k in {*at, total} if k<=len(known)))
     found = np.cumsum(marked)[k-1]
-    rows = pd.DataFrame(dict(k=k, found=found, precision=found/k, recall=found/total, enrichment=found/k/marked.mean()))
-    return dict(truth=truth, n=len(known), marked=total, unknown=len(review)-len(known), ci_by=block['ci_by'],
+    rows = pd.DataFrame(dict(k=k, found=found, precision=found/k,
+                             recall=found/total, enrichment=found/k/marked.mean()))
+    return dict(truth=truth, n=len(known), marked=total,
+                unknown=len(review)-len(known), ci_by=block['ci_by'],
                 auc=block['auc'], auc_ci=block['auc_ci'],
-                contradicted=block['sensitivity'], contradicted_ci=block['sensitivity_ci'],
-                by_label=against.agg(marked='size', contradicted='mean').to_dict('index'), at=rows.to_dict('records'))
+                contradicted=block['sensitivity'],
+                contradicted_ci=block['sensitivity_ci'],
+                by_label=by_label.to_dict('index'),
+                at=rows.to_dict('records'))
 
 # %% ../../nbs/extra/02_audit.ipynb #ef936606
-_VERDICTS = ('right', 'wrong', 'unsure') # what a reviewer may say of a label; an empty field was not judged yet
+_VERDICTS = ('right', 'wrong',
+             'unsure') # what a reviewer may say of a label; an empty field was not judged yet
 _VERDICT_COLUMNS = ['path', 'sha256', 'verdict', 'note']
 
 def ask_verdicts(
@@ -106,13 +123,15 @@ def ask_verdicts(
     known:pd.DataFrame|None=None, # Verdicts that were given before; all are kept
 )->pd.DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
     "Make the table in which a human writes verdicts."
-    asked = review[['path']].head(k).merge(cells[['path','sha256']], 'left').assign(verdict='', note='')
+    asked = review[['path']].head(k).merge(cells[['path','sha256']], 'left')
+    asked = asked.assign(verdict='', note='')
     lost = asked['path'][asked['sha256'].isna()]
-    if len(lost): raise BadPredictions(f"{lost.iloc[0]} is not in the table of cells")
+    if len(lost):
+        raise BadPredictions(f"{lost.iloc[0]} is not in the table of cells")
     if known is not None: asked = pd.concat([known[_VERDICT_COLUMNS], asked])
     return asked.drop_duplicates('path', ignore_index=True)
 
-# %% ../../nbs/extra/02_audit.ipynb #00dc1c6e
+# %% ../../nbs/extra/02_audit.ipynb #b1070cd7
 def read_verdicts(
     path:str|Path, # verdicts.csv
     cells:pd.DataFrame, # Cells table with `path` and `sha256`
@@ -120,16 +139,23 @@ def read_verdicts(
     "Read verdicts, and refuse them if a picture is not the one that was judged."
     verdicts = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = [column for column in _VERDICT_COLUMNS if column not in verdicts]
-    if missing: raise BadPredictions(f"the verdicts have no column {missing}, only {list(verdicts)}")
+    if missing:
+        raise BadPredictions(f"the verdicts have no column {missing}, only {list(verdicts)}")
     paths = verdicts['path']
-    twice,odd = paths[paths.duplicated()],verdicts[~verdicts['verdict'].isin(['', *_VERDICTS])]
-    if len(twice): raise BadPredictions(f"{twice.iloc[0]} has two verdicts: keep one")
-    if len(odd): raise BadPredictions(f"the verdict on {odd['path'].iloc[0]} is {odd['verdict'].iloc[0]!r}: "
-                                      f"it may be {', '.join(_VERDICTS)} or empty")
+    twice = paths[paths.duplicated()]
+    odd = verdicts[~verdicts['verdict'].isin(['', *_VERDICTS])]
+    if len(twice):
+        raise BadPredictions(f"{twice.iloc[0]} has two verdicts: keep one")
+    if len(odd):
+        raise BadPredictions(f"the verdict on {odd['path'].iloc[0]} is {odd['verdict'].iloc[0]!r}: "
+                             f"it may be {', '.join(_VERDICTS)} or empty")
     here = paths.map(cells.set_index('path')['sha256'])
-    for bad,why in ((here.isna(), "is not in this set"), (here!=verdicts['sha256'], "is another picture than the one that was judged")):
-        if bad.any(): raise BadPredictions(f"{paths[bad].iloc[0]} {why} ({bad.sum():,} of {len(verdicts):,} verdicts): "
-                                           "take the verdicts that belong to these pictures, or remove the rows")
+    for bad,why in ((here.isna(), "is not in this set"),
+                    (here!=verdicts['sha256'],
+                     "is another picture than the one that was judged")):
+        if bad.any():
+            raise BadPredictions(f"{paths[bad].iloc[0]} {why} ({bad.sum():,} of {len(verdicts):,} verdicts): "
+                                 "take the verdicts that belong to these pictures, or remove the rows")
     return verdicts
 
 # %% ../../nbs/extra/02_audit.ipynb #32cfb1e3

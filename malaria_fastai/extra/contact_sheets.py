@@ -26,7 +26,8 @@ def plot_review(
 ): # The figure
     "Show cells with the rank in the list, the label, and the probability that the model gives to it."
     rows = -(-len(review)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=(1.55*cols, 1.95*rows+.35), squeeze=False, layout='constrained')
+    fig,axes = plt.subplots(rows, cols, figsize=(1.55*cols, 1.95*rows+.35),
+                            squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for ax,row in zip(axes.flat, review.itertuples()):
         ax.imshow(open_picture(Path(root)/row.path))
@@ -37,7 +38,7 @@ def plot_review(
     plt.close(fig)
     return fig
 
-# %% ../../nbs/extra/03_contact_sheets.ipynb #2fea6954
+# %% ../../nbs/extra/03_contact_sheets.ipynb #2bb3632f
 def write_review(
     folder:str|Path, # Where to; keep it out of any repository, it shows pictures of the set
     root:str|Path, # The folder that `path` is relative to
@@ -52,11 +53,13 @@ def write_review(
     verdicts = folder/'verdicts.csv'
     known = read_verdicts(verdicts, cells) if verdicts.is_file() else None
     write_atomically(folder/'review.csv', review.to_csv(index=False))
-    write_atomically(verdicts, ask_verdicts(review, cells, k, known).to_csv(index=False))
+    write_atomically(verdicts,
+                     ask_verdicts(review, cells, k, known).to_csv(index=False))
     first = review.head(k)
     for i in range(0, len(first), a_sheet):
         sheet = plot_review(root, first[i:i+a_sheet], note=note)
-        with replacing(folder/f'sheet_{i//a_sheet+1:03}.png') as part: sheet.savefig(part, dpi=110, format='png')
+        with replacing(folder/f'sheet_{i//a_sheet+1:03}.png') as part:
+            sheet.savefig(part, dpi=110, format='png')
     return folder
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #4af6df2a
@@ -64,7 +67,7 @@ def review_run(
     run:str|Path, # Folder of a cross-validation by patient
     root:str|Path, # The pictures it was made on
     cells:pd.DataFrame, # Their cells table
-    out:str|Path|None=None, # Where list, sheets and verdicts go; None is the run's folder. Keep it out of any repository
+    out:str|Path|None=None, # Where list, sheets and verdicts go, outside of any repository; None is the run's folder
     k:int=100, # How many of the most doubtful labels to look at
     note:str='', # A line under each sheet
 )->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
@@ -72,13 +75,15 @@ def review_run(
     run,out = Path(run),Path(out or run)
     found = read_run(run)
     metrics,preds = found['metrics'],found['preds']
-    if preds is None or 'fold' not in preds or metrics.get('split')!='patient': raise NotARun(
-        f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither the cell nor its patient. "
-        "malaria-fastai crossval DATA --split patient makes one")
+    if preds is None or 'fold' not in preds or metrics.get('split')!='patient':
+        raise NotARun(
+f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither "
+        "the cell nor its patient. malaria-fastai crossval DATA --split patient makes one")
     review = review_list(preds, metrics['data']['positive'])
     write_review(out, root, review, cells, k, note=note)
     agreement = review_agreement(review) if 'disputed' in review else None
     if out==run:
-        write_atomically(run/'metrics.json', json.dumps(metrics | dict(review=agreement), indent=1, allow_nan=False))
+        metrics['review'] = agreement
+        write_atomically(run/'metrics.json', json.dumps(metrics, indent=1, allow_nan=False))
         write_report(run)
     return agreement
