@@ -230,7 +230,7 @@ def _test_picture(w=61, h=47):
     Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(f, 'PNG')
     return f.getvalue()
 
-# %% ../nbs/api/17_export.ipynb #cea66411
+# %% ../nbs/api/17_export.ipynb #93c099f9
 def _test_vector(net, rule):
     "A picture, some of its pixels after resizing, its numbers for the content check, and the answer of the network."
     png = _test_picture()
@@ -239,7 +239,7 @@ def _test_vector(net, rule):
     numbers = {name: round(number, 6) for name,number in appearance(im).items()}
     rows,columns = ([n//4, n//2, 3*n//4] for n in x.shape[:2])
     pixels = [[i, j, x[i, j].tolist()] for i in rows for j in columns]
-    logits = _torch_logits(net, x[None].copy())[0].round(6).tolist()
+    logits = _torch_logits(net, x[None].copy())[0].astype(float).round(6).tolist()
     return dict(png=base64.b64encode(png).decode(), pixels=pixels, pixel_sum=int(x.sum(dtype=np.int64)),
                 numbers=numbers, logits=logits)
 

@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/quantize.html.md"""
 # %% auto #0
 __all__ = ['quantize']
 
-# %% ../../nbs/extra/06_quantize.ipynb #569f76fc
+# %% ../../nbs/extra/06_quantize.ipynb #1627b7ab
 import io
 import logging
 from contextlib import contextmanager
@@ -63,7 +63,7 @@ def _cost(asks, pixels, labels, facts):
     return dict(valid_cells=len(labels), accuracy=right_after, accuracy_float=right_before,
                 same_decision=float(np.mean(same)), largest_difference=float(abs(before-after).max()))
 
-# %% ../../nbs/extra/06_quantize.ipynb #81e49ad5
+# %% ../../nbs/extra/06_quantize.ipynb #b9cd6901
 def quantize(
     run:str|Path,  # A run folder or its model folder, with `model.onnx`
     data:str|Path, # The folder of its data
@@ -82,7 +82,7 @@ def quantize(
     pixels = _prepared_cells([root/path for path in valid.path], rule)
     cost = _cost([before, after], pixels, valid.label, facts)
     logits = after(_prepared_cells([io.BytesIO(_test_picture())], rule))[0]
-    measured = dict(file=_facts_of(target), test_logits=logits.round(6).tolist(), **cost)
+    measured = dict(file=_facts_of(target), test_logits=logits.astype(float).round(6).tolist(), **cost)
     facts['files'][target.name] = measured
     _write_folder(folder, facts)
     return measured
