@@ -37,8 +37,14 @@ def count(text):
     return int(text)
 
 
-def every(text): return text if text == 'epoch' else count(text)
-def names(text): return tuple(name.strip() for name in text.split(',') if name.strip())
+def every(text):
+    "A number of batches, or 'epoch'."
+    return text if text == 'epoch' else count(text)
+
+
+def names(text):
+    "Names with commas between them."
+    return tuple(name.strip() for name in text.split(',') if name.strip())
 
 # %% ../nbs/api/18_cli.ipynb #b2474c60
 _Out = Annotated[str, dict(opt=True, required=True)]
