@@ -6,8 +6,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/cells.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'ResizeMethod', 'locate', 'default_source', 'identity', 'BadPicture', 'open_picture', 'Resizing',
-           'NoCells', 'NoPatients', 'manifest', 'read_cells', 'ChangedCells', 'Verified', 'verify', 'describe',
-           'plot_sizes', 'data_hash']
+           'NoCells', 'NoPatients', 'manifest', 'read_cells', 'ChangedCells', 'verify', 'describe', 'plot_sizes',
+           'data_hash']
 
 # %% ../nbs/api/03_cells.ipynb #7920d5da
 import io
@@ -229,8 +229,8 @@ class Resizing:
     def of(cls, size, method=None, padding_mode='zeros'):
         "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
         pair = isinstance(size, (tuple, list))
-        if size is None: method = method or ResizeMethod.NO
-        method = method or (ResizeMethod.SQUISH if pair else ResizeMethod.CROP)
+        if method is None and size is None: method = ResizeMethod.NO
+        if method is None: method = ResizeMethod.SQUISH if pair else ResizeMethod.CROP
         if not isinstance(method, ResizeMethod):
             raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
         if padding_mode not in _PADDING:
@@ -311,7 +311,7 @@ def _manifest():
 
 # %% ../nbs/api/03_cells.ipynb #e0b03944
 def manifest(
-)->pd.DataFrame: # Columns filename, label, patient, slide, photo, width, height (pixels), bytes, sha256, disputed (bool)
+)->pd.DataFrame: # filename, label, patient, slide, photo, width, height (pixels), bytes, sha256, disputed (bool)
     "The facts of all 27,558 original NIH cells, one row per cell."
     return _manifest().copy()
 
@@ -435,7 +435,7 @@ class ChangedCells(ValueError):
 
 # %% ../nbs/api/03_cells.ipynb #fbd2d214
 @dataclass(frozen=True)
-class Verified:
+class _Verified:
     "What `verify` found; its text is one line."
     total:int # Cells in the manifest
     same:int # Cells with the bytes and the label of the original
@@ -461,7 +461,7 @@ class Verified:
 def verify(
     cells, # Cells table, or a folder to read first
     strict:bool=True # Raise `ChangedCells` if a cell is not what the manifest says; else only report it
-)->Verified: # Counts and names; prints as one line
+)->_Verified: # Counts and names; prints as one line
     "Hold cells against the manifest of the 27,558 originals."
     if not isinstance(cells, pd.DataFrame): cells = read_cells(cells)
     known = _manifest().set_index('filename')
@@ -469,7 +469,7 @@ def verify(
     originals = known.reindex(names)[['sha256', 'label']].to_numpy()
     is_extra = ~names.isin(known.index)
     same = (originals == cells[['sha256', 'label']].to_numpy()).all(1)
-    found = Verified(
+    found = _Verified(
         total=len(known),
         same=int(same.sum()),
         missing=sorted({*known.index} - {*names}),
@@ -506,7 +506,8 @@ def describe(
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
     tables = [*cells.groupby('label'), ('total', cells)]
     rows = [dict(label=label) | _describe(table) for label,table in tables]
-    return pd.DataFrame(rows).set_index('label').astype(dict(patients='Int64', photos='Int64', disputed='Int64'))
+    types = dict(patients='Int64', photos='Int64', disputed='Int64')
+    return pd.DataFrame(rows).set_index('label').astype(types)
 
 # %% ../nbs/api/03_cells.ipynb #9ed15520
 # Okabe and Ito (2008): colours that colour-blind readers can tell apart

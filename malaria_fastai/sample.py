@@ -24,7 +24,7 @@ def _colours(codes):
     return np.array([ImageColor.getrgb(code) for code in codes.split()], float)
 
 # %% ../nbs/api/02_sample.ipynb #cac033a0
-# Of cells, the two ends of Giemsa's colour for chromatin, and what a parasite leaves of the blood's red
+# Of cells; the two ends of Giemsa's colour for chromatin; what a parasite leaves of the blood's red
 _BODIES = _colours('#d89c9e #e0a896 #ce92a4 #c8ac9e #da84ac #b0a8ca #a8a0d0 #a86c9e #bab8c8')
 _PURPLES = _colours('#7e1a7c #58208c')
 _PIGMENT = _colours('#46321e')
@@ -181,9 +181,9 @@ def _photograph(cell, stain):
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(stain['blur'])))
     side = cell.rng.integers(2, 4)
     blocks = cell.edge[side//2::side, side//2::side] > 0
-    height,width = np.minimum(np.multiply(blocks.shape, side), cell.edge.shape)
-    inside = np.kron(blocks, np.ones((side, side), bool))[:height, :width]
-    return Image.fromarray(blurred[:height, :width]*inside[..., None])
+    inside = np.kron(blocks, np.ones((side, side), bool))
+    height,width = np.minimum(inside.shape, cell.edge.shape)
+    return Image.fromarray(blurred[:height, :width]*inside[:height, :width, None])
 
 # %% ../nbs/api/02_sample.ipynb #83ce7550
 def draw_cell(

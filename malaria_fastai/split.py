@@ -92,8 +92,7 @@ def _check_patients(cells):
 # %% ../nbs/api/04_split.ipynb #358e6c68
 def _linked(cells):
     "Number the sets of cells that stay together: same patient, photo or bytes, also by a chain of these."
-    numbers,_ = pd.factorize(cells.patient, sort=True)
-    old,group = None,pd.Series(numbers, cells.index)
+    old,group = None,cells.groupby('patient').ngroup()
     while not group.equals(old):
         old = group
         for key in ('patient', 'photo', 'sha256'):
