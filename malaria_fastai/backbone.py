@@ -47,7 +47,7 @@ PACKAGED = {} # Name of a network -> what reads its weights: from the names of i
 def _is_torchvision(net): return type(net).__module__.startswith('torchvision')
 
 
-def _network(name, pretrained=False, weights=None):
+def _make_network(name, pretrained=False, weights=None):
     "A whole torchvision network, or a timm network without its classifier."
     theirs = name in torchvision.models.list_models()
     if weights and not pretrained: raise ValueError(f"weights={weights!r} goes with pretrained=True")
@@ -74,7 +74,7 @@ def _with_packaged(name):
     if name not in PACKAGED:
         there = ', '.join(PACKAGED)
         raise WeightsUnavailable(f"no Python package brings weights of {name}; there are those of {there}")
-    net = _network(name)
+    net = _make_network(name)
     net.load_state_dict(PACKAGED[name]([*net.state_dict()]))
     return net
 
@@ -113,7 +113,7 @@ def create_body(
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
-    net = _network(name, pretrained, weights)
+    net = _make_network(name, pretrained, weights)
     if not _is_torchvision(net):
         if cut is None: return _TimmBody(net)
         raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
@@ -255,7 +255,7 @@ def build(self:ModelSpec,
         if self.kind != 'own':
             body = create_body(self.arch, pretrained, weights, self.cut)
             return nn.Sequential(body, self.head(n_features(body)))
-        net = _network(self.arch, pretrained, weights)
+        net = _make_network(self.arch, pretrained, weights)
         if self.log_softmax or self.cut:
             raise ValueError("log_softmax and cut go with the heads fastai, dense and flat")
         if not _is_torchvision(net): raise ValueError(f"{self.arch}: kind='own' takes a torchvision network")

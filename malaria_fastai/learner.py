@@ -151,16 +151,16 @@ class _Progress(Callback):
     def before_fit(self):
         self._stop() # a bar that an interrupted fit left behind
         if not self.learn.fitting: return
-        self.quiet,self.learn.logger = self.learn.logger,self._write
+        self.quiet,self.learn.logger = self.learn.logger,self._write_row
         self.widths = [max(10, len(name)) for name in self.recorder.metric_names]
 
     def before_epoch(self): # not before the fit: one that is refused prints no table
-        if self.learn.fitting and self.epoch == self.learn.first_epoch: self._write(self.recorder.metric_names)
+        if self.learn.fitting and self.epoch == self.learn.first_epoch: self._write_row(self.recorder.metric_names)
 
     def after_fit(self):
         if self.learn.fitting: self.learn.logger = self.quiet
 
-    def _write(self, row):
+    def _write_row(self, row):
         "Write one line of the table."
         values = [f'{value:.6f}' if isinstance(value, float) else str(value) for value in row]
         line = '  '.join(value.ljust(width) for value,width in zip(values, self.widths))
@@ -286,15 +286,14 @@ def _do_fit(self:CNNLearner):
 @patch
 def _go_on(self:CNNLearner):
     "Bring back what was reached."
-    savers = [cb for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
-    back = [cb.jump_to_epoch(self.first_epoch) for cb in savers]
+    back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
     if self.dls.train.share[1] > 1: torch.distributed.barrier() # no process writes while another one looks for states
     if any(back): return
     if self.first_epoch == 'last' and False in back: return self.begin_stage()
     rec = self.recorder
-    last = rec.history[-1] if rec.history else {}
-    just_done = (last.get('stage'), last.get('epoch', -1) + 1) == (self.stage, self.first_epoch)
-    if just_done and len(rec.losses) == rec.iters[-1]: return
+    for last in rec.history[-1:]:
+        just_done = (last['stage'], last['epoch'] + 1, rec.iters[-1])
+        if just_done == (self.stage, self.first_epoch, len(rec.losses)): return
     raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=["
                      "SaveModelCallback(learn, every='epoch', name=…)] with the name the run was saved under")
 
@@ -440,7 +439,7 @@ def _row_of_axes(rec, n=1, width=4.5, height=2.8):
     return axes[0]
 
 
-def _curve(rec, ax, ylabel, x, y, **style):
+def _draw_curve(rec, ax, ylabel, x, y, **style):
     "A line over the batches, with a dotted line where a stage began."
     for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
     ax.set(xlabel='Batches processed', ylabel=ylabel)
@@ -458,7 +457,7 @@ def plot_losses(self:Recorder,
     if ax is None: ax, = _row_of_axes(self, width=5.5, height=3.2)
     end = max(skip_start, len(self.losses)-skip_end)
     losses = [float(loss) for loss in self.losses[skip_start:end]]
-    _curve(self, ax, 'Loss', range(skip_start, end), losses, label='Train')
+    _draw_curve(self, ax, 'Loss', range(skip_start, end), losses, label='Train')
     valid = [(at, row['valid_loss']) for at,row in zip(self.iters, self.history) if skip_start <= at <= end]
     if valid: ax.plot(*zip(*valid), label='Validation', color='#D55E00', marker='.')
     ax.legend()
@@ -472,10 +471,10 @@ def plot_lr(self:Recorder,
     skip_end:int=0        # Batches to leave out at the end
 ):
     "Plot the rate of the last layer group, batch by batch."
-    shown = range(len(self.lrs))[skip_start:len(self.lrs)-skip_end]
+    end = len(self.lrs)-skip_end
     axes = _row_of_axes(self, 1+show_moms)
     for ax,values,name in zip(axes, (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
-        _curve(self, ax, name, shown, [values[i] for i in shown])
+        _draw_curve(self, ax, name, range(skip_start, max(skip_start, end)), values[skip_start:end])
     return axes[0].figure
 
 # %% ../nbs/api/09_learner.ipynb #47b30fd9
@@ -489,7 +488,7 @@ def plot_metrics(self:Recorder,
     names = [name for name in table if name not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
     if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
     axes = _row_of_axes(self, len(names))
-    for ax,name in zip(axes, names): _curve(self, ax, name, at, table[name], marker='.')
+    for ax,name in zip(axes, names): _draw_curve(self, ax, name, at, table[name], marker='.')
     return axes[0].figure
 
 # %% ../nbs/api/09_learner.ipynb #a7b3a4dc
@@ -530,10 +529,9 @@ class StepDecay(Callback):
 # %% ../nbs/api/09_learner.ipynb #d6f47ec4
 def _named_bytes(tensors):
     "Texts and bytes that say everything about named tensors: their names, types, shapes and numbers."
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    for name,tensor in sorted(tensors.items()):
         yield f'{name} {tensor.dtype} {tuple(tensor.shape)}'
-        yield tensor.reshape(-1).view(torch.uint8).numpy()
+        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 # %% ../nbs/api/09_learner.ipynb #d9df04c4
 def weights_hash(
@@ -838,8 +836,8 @@ def read_model(
 # %% ../nbs/api/09_learner.ipynb #19b7a066
 def _is_pickle(file):
     "Whether a file begins as a zip of torch's or a pickle does."
-    with open(file, 'rb') as opened: head = opened.read(4)
-    return head == b'PK\x03\x04' or (head[:1] == b'\x80' and b'\x02' <= head[1:2] <= b'\x05')
+    with open(file, 'rb') as opened: head = opened.read(2)
+    return head == b'PK' or head[:1] == b'\x80'
 
 
 def load_learner(
@@ -850,11 +848,12 @@ def load_learner(
     "Load a model; `learn.data = data` then gives it pictures to train on, layer groups and all."
     file = Path(path)/file if Path(path).is_dir() else Path(path)
     if not file.is_file(): raise FileNotFoundError(f"{file}: no such model file; `learn.export()` writes one")
-    if _is_pickle(file):
+    try: about,tensors = read_model(file)
+    except ModelRefused as error:
+        if not _is_pickle(file): raise
         if trust_pickle: return _load_pickle(file)
         raise ModelRefused(f"{file.name} is a pickle: loading it runs whatever code it contains. "
-                           "If you made it yourself, pass trust_pickle=True, and export it anew")
-    about,tensors = read_model(file)
+                           "If you made it yourself, pass trust_pickle=True, and export it anew") from error
     said,words = about['data'],about['spec']
     spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words.items()})
     data = ImageDataBunch.single_from_classes(
