@@ -313,7 +313,7 @@ _LEAKING = dict(patient='patient', photo='photo', picture='sha256') # What leaks
 
 def leakage(
     cells:pd.DataFrame # Cells table with column `split`
-)->dict: # `patients_shared`, `photos_shared`, `pictures_shared`: how many are in several parts; `valid`, `test`: see below
+)->dict: # `patients_shared`, `photos_shared`, `pictures_shared`: how many are in several parts; `valid` and `test`
     "Count what the parts of a split have in common: patients, photos and identical pictures."
     found = {f'{what}s_shared': len(_shared(cells, key)) for what,key in _LEAKING.items()}
     for part in ('valid', 'test'):
