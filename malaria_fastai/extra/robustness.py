@@ -74,8 +74,8 @@ class _Lens:
         factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
         h,w = cell.inside.shape
         to = factor, 0, w/2*(1-factor), 0, factor, h/2*(1-factor)
-        return np.asarray(
-            Image.fromarray(cell.x).transform((w, h), Image.Transform.AFFINE, to, Image.Resampling.BILINEAR))
+        picture = Image.fromarray(cell.x)
+        return np.asarray(picture.transform((w, h), Image.Transform.AFFINE, to, Image.Resampling.BILINEAR))
 
     def elastic(cell, move, rng):
         shape,places = cell.inside.shape,[]
@@ -90,12 +90,20 @@ class _Lens:
 # %% ../../nbs/extra/05_robustness.ipynb #7a08d4e9
 class _Camera:
     "Noise, light and colour, and what a file format leaves of them."
-    def gaussian_noise(cell, deviation, rng): return cell.filled + rng.normal(0, 255*deviation, cell.filled.shape)
+    def gaussian_noise(cell, deviation, rng):
+        return cell.filled + rng.normal(0, 255*deviation, cell.filled.shape)
+
     def shot_noise(cell, photons, rng): return rng.poisson(cell.filled/255*photons)/photons*255
-    def hot_pixels(cell, share, rng): return np.where((rng.random(cell.inside.shape) < share)[..., None], 255, cell.filled)
+
+    def hot_pixels(cell, share, rng):
+        hot = rng.random(cell.inside.shape) < share
+        return np.where(hot[..., None], 255, cell.filled)
+
     def brightness(cell, change, rng): return cell.filled*(1 + change*rng.choice([-1, 1]))
     def contrast(cell, left, rng): return cell.mean() + (cell.filled - cell.mean())*left
-    def white_balance(cell, factor, rng): return cell.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
+
+    def white_balance(cell, factor, rng):
+        return cell.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
 
     def saturation(cell, left, rng):
         grey = (cell.filled@np.float32([.299, .587, .114]))[..., None] # ITU-R BT.601
@@ -120,7 +128,8 @@ class _Camera:
 
 # %% ../../nbs/extra/05_robustness.ipynb #10499d9e
 # Optical densities of methylene blue and eosin in red, green and blue: the Giemsa vectors of ImageJ's Colour
-# Deconvolution (G. Landini), after Ruifrok & Johnston, Anal Quant Cytol Histol 23:291 (2001); the third is at right angles to both.
+# Deconvolution (G. Landini), after Ruifrok & Johnston, Anal Quant Cytol Histol 23:291 (2001); the third is at right
+# angles to both.
 _DYES = np.array([[.834750233, .513556283, .196330403], [.092789, .954111, .283111]])
 _THIRD = np.cross(*_DYES)
 _DYES = np.vstack([_DYES, _THIRD/np.linalg.norm(_THIRD)]).astype(np.float32)
@@ -247,8 +256,8 @@ def robustness(
         about = dict(corruption=kind, strength=strength, n=len(some), threshold=threshold)
         rows.append(about | {name: found[name] for name in rates})
     table = pd.DataFrame(rows).astype(dict.fromkeys(rates, float))
-    changes = table[['sensitivity', 'specificity']] - table.loc[0, ['sensitivity', 'specificity']].astype(float)
-    return table.join(changes.add_suffix('_change'))
+    both = table[['sensitivity', 'specificity']]
+    return table.join((both - both.loc[0]).add_suffix('_change'))
 
 # %% ../../nbs/extra/05_robustness.ipynb #d29db30f
 def outline_features(
