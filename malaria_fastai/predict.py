@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/predict.html.md"""
 # %% auto #0
 __all__ = ['appearance', 'ContentCheck', 'read_folder', 'Found', 'find_pictures', 'Predictor', 'predict_files']
 
-# %% ../nbs/api/16_predict.ipynb #63ad402e
+# %% ../nbs/api/16_predict.ipynb #ed29ad90
 import csv
 import glob
 import io
@@ -217,8 +217,8 @@ def _checked_file(
         raise ModelRefused(f"{name}: it is not what model.json says; copy the whole folder again")
     return file
 
-# %% ../nbs/api/16_predict.ipynb #eb7a9a05
-_LOADING = threading.Lock() # the same picture may be in a list twice, and two threads must not read on in one file
+# %% ../nbs/api/16_predict.ipynb #630155d2
+_LOADING = threading.Lock() # two threads must not read on in one file: the same picture twice, or one zip
 
 
 def _from_pillow(im, name):
@@ -252,11 +252,12 @@ def _from_file(path, name):
         raise BadPicture(name, 'it is no regular file')
     with open(path, 'rb') as f: return _from_bytes(f.read(_MAX_BYTES + 1), name)
 
-# %% ../nbs/api/16_predict.ipynb #6fad9de7
+# %% ../nbs/api/16_predict.ipynb #98814cb2
 def _from_member(member, name):
     "The picture in an entry of a zip; `zipfile` raises many kinds of errors for a damaged one."
     archive,info = member
-    try: content = archive.open(info).read(_MAX_BYTES + 1)
+    try:
+        with _LOADING: content = archive.open(info).read(_MAX_BYTES + 1)
     except Exception as e:
         raise BadPicture(name, f'it cannot be unpacked ({e})') from e
     return _from_bytes(content, name)
