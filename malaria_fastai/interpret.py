@@ -80,7 +80,7 @@ class ClassificationInterpretation:
         losses:torch.Tensor,                    # float32 (n,)
         ds_type:DatasetType=DatasetType.Valid   # The part they belong to
     ):
-        self.learn,self.preds,self.y_true,self.losses = learn,preds,y_true,losses
+        self.learn,self.preds,self.y_true,self.losses,self.ds_type = learn,preds,y_true,losses,ds_type
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
         self.dl = learn.dls.dl(ds_type or DatasetType.Fix)
 

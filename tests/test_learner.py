@@ -2,8 +2,9 @@
 import inspect, math, os, pickle
 import fastai.learner, fastai.vision.learner, numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders, Datasets
+from fastcore.basics import noop
 from fastai.metrics import accuracy, error_rate
-from fastai.test_utils import synth_learner
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch import nn
@@ -759,6 +760,8 @@ def test_a_hostile_pickle_does_not_run(tmp_path, protocol):
     assert not (tmp_path/'ran').exists()
 
 def test_a_trusted_pickle(tmp_path):
-    synth_learner(path=tmp_path).export('old.pkl')
+    pairs = Datasets([torch.zeros(1), torch.ones(1)], [[noop], [noop]])
+    loaders = DataLoaders.from_dsets(pairs, pairs, bs=1)
+    fastai.learner.Learner(loaders, nn.Linear(1, 1), loss_func=nn.MSELoss(), path=tmp_path).export('old.pkl')
     with pytest.raises(ModelRefused, match='trust_pickle=True'): load_learner(tmp_path, 'old.pkl')
     with pytest.warns(UserWarning): assert isinstance(load_learner(tmp_path, 'old.pkl', trust_pickle=True), fastai.learner.Learner)
