@@ -62,14 +62,14 @@ def run(code, names):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    "`data/train/{Parasitized,Uninfected}` with 150 real cells each, spread over the archive."
+    "`data/train/{Parasitized,Uninfected}` with 60 real cells each, spread over the archive."
     data = tmp_path_factory.mktemp('tutorial')/'data'
     with zipfile.ZipFile(os.environ['MALARIA_NIH_ZIP']) as z:
         for label in ('Parasitized', 'Uninfected'):
             names = sorted(o for o in z.namelist() if o.endswith('.png') and Path(o).parent.name == label and 'MACOSX' not in o)
             to = data/'train'/label
             to.mkdir(parents=True)
-            for o in names[::len(names)//150][:150]: (to/Path(o).name).write_bytes(z.read(o))
+            for o in names[::len(names)//60][:60]: (to/Path(o).name).write_bytes(z.read(o))
     return data
 
 @pytest.fixture(scope='module')
@@ -113,18 +113,18 @@ def test_it_runs_and_says_what_its_text_says(told, folder):
     names,shown,warned = told
     data,learn18 = names['data'],names['learn18']
     assert len(shown) == 22 and len(names['tfms']) == 2 and data.classes == ['Parasitized', 'Uninfected']
-    assert (len(data.train_ds), len(data.valid_ds), names['size'], data.bs) == (240, 60, 32, 32)
+    assert (len(data.train_ds), len(data.valid_ds), names['size'], data.bs) == (96, 24, 32, 32)
     values = [v for _,v in shown]
     assert 'Transforms =  2' in names['SAID'].getvalue()
     assert repr(data) in map(repr, values) and any(v is True for v in values)    # len(data.valid_ds)==len(losses)==len(idxs)
     text = next(repr(v) for v in values if repr(v).startswith('ImageDataBunch;'))
-    assert 'Train: LabelList (240 items)\nx: ImageList\nImage (3, 32, 32),Image (3, 32, 32)' in text and text.endswith('Test: None')
+    assert 'Train: LabelList (96 items)\nx: ImageList\nImage (3, 32, 32),Image (3, 32, 32)' in text and text.endswith('Test: None')
     assert sum(type(v).__name__ == 'Figure' for v in values) == 7                # batch, losses twice, matrix three times, curves
     assert next(v for v in values if type(v).__name__ == 'Sequential') is not None
     assert any("monitor='accuracy' is not measured" in o for o in warned)
-    assert learn18.recorder.to_frame().stage.tolist() == [0, 0, 1, 1] and len(learn18.recorder.losses) == 4*(240//48)
+    assert learn18.recorder.to_frame().stage.tolist() == [0, 0, 1, 1] and len(learn18.recorder.losses) == 4*(96//48)
     interp = names['interp']
-    assert interp.confusion_matrix().sum() == 60 and len(names['losses']) == 60
+    assert interp.confusion_matrix().sum() == 24 and len(names['losses']) == 24
 
 def test_its_files(told, folder):
     from malaria_fastai.learner import load_learner, weights_hash
