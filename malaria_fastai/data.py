@@ -35,6 +35,7 @@ from fastai.vision.data import get_grid
 from fastcore.basics import chunked, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
+from PIL import Image
 
 from .cells import NoCells, ResizeMethod, Resizing, open_picture
 from .files import digest, replacing, write_atomically
@@ -112,8 +113,9 @@ class Pictures:
     )->np.ndarray: # uint8 (height, width, 3)
         "Decode and resize one picture."
         source = self.path(i)
-        is_file = isinstance(source, (str, Path))
-        return self.rule.fixed(open_picture(source) if is_file else PILImage.create(source).convert('RGB'))
+        if isinstance(source, (str, Path)): return self.rule.fixed(open_picture(source))
+        image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
+        return self.rule.fixed(image.convert('RGB'))
 
     def batch(self,
         idxs,        # Positions of the pictures
@@ -802,7 +804,8 @@ def load_data(
     same = {name: saved[name] for name in ('seed', 'size', 'padding_mode', 'classes')}
     data = ImageDataBunch.from_cells(
         path, cells, resize_method=ResizeMethod[saved['resize_method']], ds_tfms=tfms and get_transforms(**tfms),
-        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], normalize=saved['stats'] or False, **same, **kwargs)
+        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], normalize=saved['stats'] or False,
+        **same, **kwargs)
     data._normalize_chosen = False # v1's code calls `.normalize(…)` after loading
     if data.fingerprint() != saved['fingerprint']:
         raise ValueError(f"{file}: its table was changed by hand; make the bunch anew")
