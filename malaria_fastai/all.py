@@ -20,24 +20,36 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
-from .backbone import *
-from .cells import *
-from .data import *
-from .export import export_onnx, pack
-from .evaluate import (apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
+from .backbone import WeightsUnavailable, arch_name, create_body, layer_groups, split_params
+from .cells import (
+    BadPicture, ChangedCells, NoCells, NoPatients, ResizeMethod, describe, locate, open_picture, plot_sizes,
+    read_cells, verify, data_hash)
+from .data import DatasetType, ImageDataBunch, LabelList, Pictures, load_data, show_grid
+from .evaluate import (
+    apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
     paired_difference, per_patient, read_predictions, with_and_without_disputed)
-from .interpret import *
-from .learner import *
+from .export import export_onnx, pack
+from .interpret import ClassificationInterpretation, grad_cam, hottest
+from .learner import (
+    CNNLearner, NLLLossFlat, OneCycle, Recorder, StepDecay, alone, cnn_learner, half_precision, is_writer,
+    load_learner, weights_hash, writer_first)
 from .predict import Predictor, predict_files
-from .report import (plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability,
-    plot_robustness, plot_roc, write_report)
 from .recipes import RECIPES, Recipe, find_recipe, recipes_table
-from .resume import *
-from .sample import *
-from .source import *
-from .split import *
-from .transforms import *
-from .run import *
+from .report import (
+    plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability,
+    plot_robustness, plot_roc, write_report)
+from .resume import AnotherRun, SaveModelCallback, StateDamaged, StateNotWritten
+from .run import (
+    augmentation, boosted, colour_features, colour_floor, cross_validate, environment, evaluate_run, fit_recipe,
+    limit_cells, positive_class, probabilities, recipe_data, recipe_learner, runs_table, split_gap, splits_table,
+    start_notebook, summary, train)
+from .sample import DRAWN_NOTE, draw_sample, is_drawn
+from .source import (
+    BadArchive, CXR, DataNotFound, DownloadFailed, NIH, download, extract, facts, progress, record_for)
+from .split import (
+    Leak, SplitError, check_split, fold_rules, leakage, split_by, split_fold, split_folder, split_kfold,
+    split_patient, split_random, split_summary)
+from .transforms import Dihedral, Flip, Lighting, Stain, get_transforms, seeded
 
 # %% ../nbs/api/19_all.ipynb #b0d6c411
 __all__ = [o for o in globals() if not o.startswith('_')]
