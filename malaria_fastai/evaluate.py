@@ -14,12 +14,11 @@ import numpy as np, pandas as pd
 from .cells import NoPatients
 
 # %% auto #0
-__all__ = ['METRICS', 'AIMS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions',
-           'has_patients', 'metrics', 'negative_of', 'confusion', 'resamples', 'bootstrap', 'interval', 'evaluate',
-           'curve_band', 'read_predictions', 'paired_difference', 'per_patient', 'detection_limit', 'patient_scores',
-           'Fitted', 'choose_threshold', 'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss',
-           'fit_temperature', 'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'patient_rule',
-           'examine']
+__all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics',
+           'negative_of', 'confusion', 'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions',
+           'paired_difference', 'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold',
+           'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature',
+           'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'patient_rule', 'examine']
 
 # %% ../nbs/api/12_evaluate.ipynb #8d39512f
 def simulate_predictions(
@@ -359,7 +358,7 @@ def evaluate(
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
     by:str|None=None, # What is drawn: 'patient', 'cell', or None for patients where every cell has one
-)->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, each metric, its `<metric>_ci`; no NaN
+)->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`; no NaN
     "Compute every metric with its 95 % interval."
     found = metrics(preds, positive, threshold)
     by,n,n_positive = by or _drawn_by(preds),found.pop('n'),int((preds['label']==positive).sum())

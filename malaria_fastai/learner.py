@@ -6,7 +6,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 
 # %% auto #0
 __all__ = ['FASTAI_V1', 'OneCycle', 'Recorder', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay', 'weights_hash',
-           'Bfloat16', 'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
+           'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import json

@@ -17,9 +17,8 @@ from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions,
 from .files import write_atomically
 
 # %% auto #0
-__all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_shares', 'plot_reliability',
-           'plot_coverage', 'plot_folds', 'plot_robustness', 'NotARun', 'read_run', 'warnings_of', 'write_report',
-           'examine_run']
+__all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_reliability', 'plot_coverage',
+           'plot_folds', 'plot_robustness', 'NotARun', 'read_run', 'write_report', 'examine_run']
 
 # %% ../nbs/api/13_report.ipynb #ec1f4081
 _BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -342,7 +341,7 @@ def plot_folds(
     metric:str='accuracy', # Which metric
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
-    "Draw cross-validations beside each other: folds, all cells with the 95 % interval, and the floor that colours give."
+    "Draw cross-validations side by side: folds, all cells with the 95 % interval, and the floor that colours give."
     rows = [(name, each['test'], each['by_fold'], metric, _BLUE) for name,
             each in found.items()]
     for name,each in found.items():

@@ -6,7 +6,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/source.html.md"""
 
 # %% auto #0
 __all__ = ['NIH', 'CXR', 'SAMPLE', 'RECORDS', 'EXTENSIONS', 'Record', 'record_for', 'facts', 'DataNotFound', 'DownloadFailed',
-           'download', 'BadArchive', 'progress', 'extract', 'class_root', 'install_command']
+           'download', 'BadArchive', 'progress', 'extract', 'install_command']
 
 # %% ../nbs/api/01_source.ipynb #36c39839
 import logging

@@ -47,12 +47,12 @@ MAY_IMPORT = dict(
 EXTRA = set(MAY_IMPORT) - {'cli', 'all'} | {'extra'} # what only some need: it may import the rooms above, never the other way
 # What tools/house.py measures: the smaller, the better. A bound may only fall.
 BOUNDS = dict(
-    nodes                  = 50_786,  # syntax nodes: expressions and statements
-    core_nodes             = 44_283,  # the same, without the folder `extra`
-    over_120               = 10,     # lines of more than 120 characters
+    nodes                  = 50_753,  # syntax nodes: expressions and statements
+    core_nodes             = 44_254,  # the same, without the folder `extra`
+    over_120               = 4,     # lines of more than 120 characters
     mean_code_line         = 57.8,    # characters
     nodes_per_line         = 7.3,
-    public_names           = 218,     # without the words of fastai 1
+    public_names           = 185,     # without the words of fastai 1
     star_names             = 109,     # those of them that `malaria_fastai.all` brings
     private_in_two_modules = 0,
     public_with_two_owners = 0,

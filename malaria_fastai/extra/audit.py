@@ -87,7 +87,7 @@ def review_agreement(
     at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; that of all marked is added
     draws:int=2000, # Bootstrap draws of the intervals
     seed:int=42, # Same seed, same intervals
-)->dict|None: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; None if nothing is marked
+)->dict|None: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; or None: nothing marked
     "Compare the order of the list with labels that are known, or said, to be wrong."
     known = review[review[truth].notna()]
     marked = known[truth].to_numpy(bool)
