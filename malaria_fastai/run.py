@@ -619,6 +619,8 @@ def _gather(out, folds, split, floor, draws, command):
     runs = [read_run(out/f'fold{k}') for k in range(folds)]
     each = [run['metrics'] for run in runs]
     preds = _pooled([run['preds'] for run in runs])
+    if preds.path.duplicated().any() or set(preds.path) != set(floor.path):
+        raise ValueError(f"{out}: the folds do not hold every cell once")
     tests,first = [found['test'] for found in each],each[0]
     leaks = [found['leakage']['test'] for found in each]
     sizes = [test['n'] for test in tests]

@@ -310,6 +310,11 @@ def _sweep(root):
 def _write_entries(archive, infos, root):
     "Write entries into a folder beside `root`, then give it its name, or fill the gaps of the one that has it."
     root.parent.mkdir(parents=True, exist_ok=True)
+    needed,free = sum(info.file_size for info in infos),shutil.disk_usage(root.parent).free
+    if needed > free:
+        raise OSError(
+            f"{root.parent}: {needed/1e9:,.1f} GB needed, {free/1e9:,.1f} GB free; "
+            "make room or name another folder")
     _sweep(root)
     beside = TemporaryDirectory('.part', f'.{root.name}.', root.parent, ignore_cleanup_errors=True)
     with beside as part:

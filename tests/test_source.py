@@ -3,6 +3,7 @@ layouts of the same data, extractions that are killed, and what the drawn sample
 import csv, hashlib, io, os, re, shutil, signal, stat, subprocess, sys, threading, time, unicodedata, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -469,6 +470,12 @@ def test_truth_is_where_the_purple_is(sample_root):
         near,cell = np.hypot(xx - float(r['x']), yy - float(r['y'])) < float(r['radius']),a.any(2)
         darker.append(np.percentile(a[near & cell, 1], 10) < np.percentile(a[cell & ~near, 1], 10))
     assert np.mean(darker) > .9
+
+def test_room_is_asked_for_first(tmp_path, monkeypatch):
+    "Nothing is written where the pictures would not fit."
+    monkeypatch.setattr(source.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match='make room or name another folder'): extract(zipped(tmp_path/'x.zip', TREE), tmp_path/'out')
+    assert not [path for path in (tmp_path/'out').rglob('*') if path.is_file()]
 
 def accuracy_of_colour(sample_root, seed=0):
     "Of gradient boosting on 30 numbers of colour per cell, patients kept apart."
