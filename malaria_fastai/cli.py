@@ -37,7 +37,7 @@ def count(text):
     return int(text)
 
 
-def every(text):
+def when(text):
     "A number of batches, or 'epoch'."
     return text if text == 'epoch' else count(text)
 
@@ -79,7 +79,7 @@ def _run_options(
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
     resume:bool=False, # go on with the run in DIR exactly where it was interrupted; start if there is none
-    every:every='epoch' # write the training state after so many batches, or after each epoch
+    every:when='epoch' # write the training state after so many batches, or after each epoch
 ):
     "The options that `train` and `crossval` share."
 

@@ -512,7 +512,7 @@ def fit_flat_cos(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd
 class StepDecay(Callback):
-    "A rate that drops to `factor` of itself after every `every` epochs."
+    "A rate that drops to `factor` of itself after each `every` epochs."
     order,run_valid = 60,False
     def __init__(self,
         lr,             # Rate of the first epochs: a number or a slice

@@ -292,7 +292,7 @@ if 'RANK' in os.environ:
 def line_of_the_page():
     "The command of the tutorial that runs on drawn cells."
     page = json.loads((Path(__file__).parent.parent/'nbs'/'tutorials'/'09_train_on_several_gpus.ipynb').read_text(encoding='utf-8'))
-    text = '\n'.join(''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'markdown')
+    text = '\n'.join(''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'markdown').replace('\\\n', '')
     line, = re.findall(r'^accelerate launch .* malaria-fastai train sample .*', text, re.M)
     return shlex.split(line)
 
