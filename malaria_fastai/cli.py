@@ -24,27 +24,28 @@ _NOTICE = 'For learning and research. Not for diagnosis: never use it to decide 
 _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a data set's name: nih, cxr, sample"
 
 # %% ../nbs/api/18_cli.ipynb #0c5a25ca
-def number(text):
+class number(int):
     "A whole number."
-    if not text.isdigit():
+    def __new__(cls, text):
+        if text.isdigit(): return int(text)
         raise argparse.ArgumentTypeError(f'a whole number is needed, got {text!r}')
-    return int(text)
 
-
-def count(text):
+# %% ../nbs/api/18_cli.ipynb #ec40a645
+class count(int):
     "A whole number above 0."
-    if not number(text): raise argparse.ArgumentTypeError('at least 1 is needed')
-    return int(text)
+    def __new__(cls, text):
+        if number(text): return int(text)
+        raise argparse.ArgumentTypeError('at least 1 is needed')
 
-
-def when(text):
+# %% ../nbs/api/18_cli.ipynb #6f9cd123
+class when(str):
     "A number of batches, or 'epoch'."
-    return text if text == 'epoch' else count(text)
+    def __new__(cls, text): return text if text == 'epoch' else count(text)
 
-
-def names(text):
+# %% ../nbs/api/18_cli.ipynb #f7641eaa
+class names(tuple):
     "Names with commas between them."
-    return tuple(name.strip() for name in text.split(',') if name.strip())
+    def __new__(cls, text): return tuple(name.strip() for name in text.split(',') if name.strip())
 
 # %% ../nbs/api/18_cli.ipynb #b2474c60
 _Out = Annotated[str, dict(opt=True, required=True)]
