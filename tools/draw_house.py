@@ -10,8 +10,8 @@ import house
 import networkx as nx
 
 ROOT = Path(__file__).resolve().parent.parent
-BOX = 104,26          # width and height of a room, pixels
-STEP = 122,58         # from room to room, and from floor to floor
+BOX = 124,26          # width and height of a room, pixels
+STEP = 140,58         # from room to room, and from floor to floor
 STYLE = ('<style>text {font: 13px system-ui, sans-serif; fill: #12222f; text-anchor: middle} rect {fill: #dbe7f1; stroke: #6b7f90} '
          '.extra rect {fill: #f5e6cf; stroke: #a98244} path {fill: none; stroke: #7d8d9a; stroke-width: 1.2; marker-end: url(#tip)}</style>'
          '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'

@@ -1,1 +1,1 @@
-"What only some need: not in the star import, and nothing else of the library reaches into it."
+"What only some need: not in the star import; of the library, the command alone reaches into it, when it is asked to."
