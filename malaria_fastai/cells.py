@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import warnings
 import zlib
 from collections import Counter
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from posixpath import basename
 
@@ -125,6 +126,7 @@ def _check_jpeg(data, name):
 # %% ../nbs/api/03_cells.ipynb #00c0596f
 # What a picture may be, whatever its extension says, and how files of these formats begin
 _FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP'
+_EXPECTED = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 _SIGNED = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'II*\0', b'MM\0*', b'BM'
 _KNOWN = {
     b'GIF8': 'a GIF',
@@ -140,39 +142,47 @@ def _refuse_other(data, name):
     if data.startswith(_SIGNED): reason = "damaged near its beginning"
     for start,kind in _KNOWN.items():
         if data.lstrip().startswith(start): reason = f"it is {kind}"
-    raise BadPicture(name, f"{reason}; expected {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}")
+    raise BadPicture(name, f"{reason}; expected {_EXPECTED}")
 
 # %% ../nbs/api/03_cells.ipynb #8ebe2400
+def _to_bytes(values, name):
+    "Bring an array of numbers of any type to 8 bits, exactly or not at all."
+    if values.dtype == np.uint8: return values
+    if values.dtype == bool: return values*np.uint8(255)
+    remedy = "Save it with 8 bits per colour"
+    if values.dtype.kind == 'f':
+        scaled = values.astype(float)*255
+        whole = np.round(scaled)
+        if np.all((abs(scaled - whole) < .001) & (0 <= whole) & (whole <= 255)): return whole.astype(np.uint8)
+        reason = "floating-point pixels have no known range, unless they are bytes divided by 255"
+    elif values.dtype.kind not in 'iu' or values.ndim > 2:
+        reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
+    else:
+        low,high = int(values.min()),int(values.max()) # 16-bit grey: 0 to 65,535
+        if 0 <= low and (high == 0 or 4095 < high < 65536): return ((values.astype(int) + 128)//257).astype(np.uint8)
+        reason = f"grey values from {low} to {high} use 12 bits or fewer: nobody knows what is white"
+        if low < 0 or high > 65535: reason = f"grey values from {low} to {high}, beyond 16 bits"
+    raise BadPicture(name, reason, remedy)
+
+# %% ../nbs/api/03_cells.ipynb #62a89925
 def _to_rgb(im, name):
     "Bring any colour mode to RGB."
-    if im.mode == 'F':
-        reason = "floating-point pixels have no known range"
-        raise BadPicture(name, reason, "Save it with 8 bits per colour")
-    if im.mode.startswith('I'):
-        grey = np.asarray(im).astype(np.int64) # 16-bit grey: 0 to 65,535
-        low,high = grey.min(),grey.max()
-        if low < 0 or high > 65535:
-            reason = f"grey values from {low} to {high}, beyond 16 bits"
-            raise BadPicture(name, reason, "Save it with 8 bits")
-        im = Image.fromarray(((grey+128)//257).astype(np.uint8))
+    if im.mode[0] in 'FI': # 32 and 16 bits
+        values = np.array(im)
+        values[values == im.info.get('transparency')] = 0
+        im = Image.fromarray(_to_bytes(values, name))
     if not im.has_transparency_data: return im.convert('RGB')
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im).convert('RGB')
 
 # %% ../nbs/api/03_cells.ipynb #5fcd73d3
-def _decode(data, name, max_pixels):
-    "Decode the bytes of one picture; any exception may leave here."
-    if not data: raise BadPicture(name, "the file is empty")
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        reason = "Pillow is told to accept cut-off pictures"
-        raise BadPicture(name, reason, "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
-    if data.startswith(_SIGNED[0]): _check_png(data, name)
-    if data.startswith(_SIGNED[1]): _check_jpeg(data, name)
-    try: im = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
+def _upright(im, name, max_pixels):
+    "An RGB picture, upright, of one that Pillow has opened."
+    if im.format not in (None, 'MPO', *_FORMATS):
+        raise BadPicture(name, f"it is a {im.format}; expected {_EXPECTED}", "Save it as PNG")
     width,height = im.size
-    if width*height > max_pixels:
-        reason = f"{width} x {height} pixels are more than {max_pixels:,}"
+    if not 0 < width*height <= max_pixels:
+        reason = f"{width} x {height} pixels are {'more than' if width*height else 'not 1 to'} {max_pixels:,}"
         raise BadPicture(name, reason, "Make it smaller, or raise `max_pixels`")
     animated = getattr(im, 'is_animated', False) # `n_frames` would walk along all pages
     if animated and im.format != 'MPO':
@@ -181,10 +191,44 @@ def _decode(data, name, max_pixels):
     im.load()
     return _to_rgb(ImageOps.exif_transpose(im), name)
 
+# %% ../nbs/api/03_cells.ipynb #d67720be
+def _decode(data, name):
+    "Open the bytes of one picture, or refuse what is damaged or something else."
+    if not data: raise BadPicture(name, "the file is empty")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        reason = "Pillow is told to accept cut-off pictures"
+        raise BadPicture(name, reason, "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
+    if data.startswith(_SIGNED[0]): _check_png(data, name)
+    if data.startswith(_SIGNED[1]): _check_jpeg(data, name)
+    try: return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
+
+# %% ../nbs/api/03_cells.ipynb #5cffcc08
+def _from_array(pixels, name):
+    "A Pillow picture of an array or of a tensor."
+    shape = tuple(pixels.shape)
+    if hasattr(pixels, 'detach'):
+        pixels = pixels.detach().cpu().numpy()
+        first,last = (len(shape) == 3 and shape[i] in range(1, 5) for i in (0, 2))
+        if first and last:
+            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", "Pass an array (h, w, 3)")
+        if first: pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
+    if not pixels.size or pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in range(2, 5)):
+        raise BadPicture(name, f"an array {shape} is not one picture", "Pass (h, w), (h, w, 3) or a tensor (3, h, w)")
+    return Image.fromarray(np.ascontiguousarray(_to_bytes(pixels, name)))
+
 # %% ../nbs/api/03_cells.ipynb #2cb47e9f
+_OPENING = threading.Lock() # Two threads must not read on in one file
+
 def _open(data, name, max_pixels):
-    "Decode the bytes of one picture, or say in a `BadPicture` why not."
-    try: return _decode(data, name, max_pixels)
+    "Make an RGB picture of bytes, of an array or of a picture, or say in a `BadPicture` why not."
+    try:
+        if isinstance(data, Image.Image):
+            with _OPENING: return _upright(data, name, max_pixels)
+        is_bytes = isinstance(data, (bytes, bytearray, memoryview))
+        im = _decode(bytes(data), name) if is_bytes else _from_array(data, name)
+        return _upright(im, name, max_pixels)
     except BadPicture: raise
     except Image.DecompressionBombError as error:
         raise BadPicture(name, "far too many pixels", "Make it smaller") from error
@@ -194,12 +238,18 @@ def _open(data, name, max_pixels):
 
 # %% ../nbs/api/03_cells.ipynb #0277191e
 def _read(file):
-    "All bytes of a path or of an open binary file, and its name."
+    "What was given, all bytes if it is a path or an open binary file, and its name."
+    file = getattr(file, 'pil', file) # a picture with the words of fastai 1
+    if isinstance(file, (Image.Image, bytes, bytearray, memoryview)) or hasattr(file, 'shape'):
+        return file,getattr(file, 'filename', None) or 'picture'
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
         raise BadPicture(file, reason, "Check path and permissions") from error
+    except TypeError as error:
+        kinds = "a path, bytes, an open file, a Pillow picture, an array or a tensor"
+        raise BadPicture(type(file).__name__, f"a picture is {kinds}", "Pass one of these") from error
 
 # %% ../nbs/api/03_cells.ipynb #7651383d
 # Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
@@ -207,10 +257,10 @@ MAX_PIXELS = 12_000_000
 
 # %% ../nbs/api/03_cells.ipynb #8da1cb73
 def open_picture(
-    file, # Path, or an open binary file
+    file, # A path, bytes, an open binary file, a Pillow picture, an array (h, w, 3) or a tensor (3, h, w)
     max_pixels:int=MAX_PIXELS # Refuse a picture with more pixels than this, before it is decoded
 )->Image.Image: # Mode RGB, 8 bits per colour, upright
-    "Open one picture, the same way for training, prediction and checking."
+    "Open one picture, the same way for training, prediction and checking, and whatever it comes as."
     return _open(*_read(file), max_pixels)
 
 # %% ../nbs/api/03_cells.ipynb #86a96968
@@ -508,6 +558,30 @@ def describe(
     rows = [dict(label=label) | _describe(table) for label,table in tables]
     types = dict(patients='Int64', photos='Int64', disputed='Int64')
     return pd.DataFrame(rows).set_index('label').astype(types)
+
+# %% ../nbs/api/03_cells.ipynb #4957770d
+def _show_figure(figure):
+    "Show a figure and those of ours that are open and older, unless this very cell of the notebook has done it."
+    from IPython import get_ipython
+    from IPython.display import display
+    from matplotlib._pylab_helpers import Gcf
+    cell = get_ipython().execution_count
+    drawn = [manager.canvas.figure for manager in Gcf.get_all_fig_managers()]
+    older = drawn[:drawn.index(figure)] if figure in drawn else []
+    for one in [*older, figure]:
+        if getattr(one, 'shown_in', cell) == cell: continue # no figure of ours, or shown already
+        one.shown_in,one._ipython_display_ = cell,None
+        display(one)
+        leave_open(one, cell)
+
+
+def leave_open(
+    figure,      # A figure of pyplot's
+    shown_in=0   # The number of the notebook's cell that has shown it
+): # The same figure
+    "Leave a figure open as pyplot's current one; a notebook shows it once, also where it is the value of a cell."
+    figure.shown_in,figure._ipython_display_ = shown_in,partial(_show_figure, figure)
+    return figure
 
 # %% ../nbs/api/03_cells.ipynb #9ed15520
 # Okabe and Ito (2008): colours that colour-blind readers can tell apart

@@ -37,7 +37,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from PIL import Image
 
-from .cells import NoCells, ResizeMethod, Resizing, open_picture
+from .cells import NoCells, ResizeMethod, Resizing, leave_open, open_picture
 from .files import digest, replacing, write_atomically
 from .sample import DRAWN_NOTE, is_drawn
 from .source import progress as bar
@@ -273,6 +273,12 @@ class PictureLoader(TfmdDL):
         "As fastai's, but nothing is gathered, and a single number stays on its device: fetching it waits for the GPU."
         return to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=False)
 
+# %% ../nbs/api/06_data.ipynb #5e17a3c2
+@patch
+def _sent(self:PictureLoader, x):
+    "`x` on the device. The GPU reads from pinned memory while the CPU goes on; from other memory it would be waited for."
+    return (x.pin_memory() if self.device.type == 'cuda' else x).to(self.device, non_blocking=True)
+
 # %% ../nbs/api/06_data.ipynb #7c04e2a0
 @patch
 def load(self:PictureLoader,
@@ -287,9 +293,8 @@ def load(self:PictureLoader,
     with seeded(*key) if drawn else nullcontext():
         places = np.random.rand(len(mine), 2) if cropped else None
         x = part.pictures.batch(part.positions[mine], places)
-        if self.device.type == 'cuda': x = x.pin_memory() # a copy from other memory would wait for the GPU
-        b = (TensorImage(x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)),)
-        if part.labelled: b += (TensorCategory(part.y[mine if self.shuffle else idxs].to(self.device)),)
+        b = (TensorImage(self._sent(x).permute(0, 3, 1, 2)),)
+        if part.labelled: b += (TensorCategory(self._sent(part.y[mine if self.shuffle else idxs])),)
         return transformed(b, self.after_batch)
 
 # %% ../nbs/api/06_data.ipynb #67706e29
@@ -697,8 +702,7 @@ def show_grid(
         ax.axis('off')
         ax.set_title(title, fontsize=8)
     if note: fig.supxlabel(note, fontsize=8, color='0.4')
-    plt.close(fig)
-    return fig
+    return leave_open(fig)
 
 # %% ../nbs/api/06_data.ipynb #b0ee1a60
 @patch

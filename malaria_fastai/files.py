@@ -118,15 +118,16 @@ def _table_head(file, text, needed, separators, header):
 def _typed(column, kind):
     "A column of text as numbers, or as yes and no."
     if kind != bool: return column.astype(kind)
-    odd = column[~column.isin(['True', 'False'])].dropna()
+    truth = column.str.lower().map({'true': True, '1': True, 'false': False, '0': False})
+    odd = column[truth.isna() & column.notna()]
     if len(odd): raise ValueError(f"it says {odd.iloc[0]!r}, not True or False")
-    return column == 'True'
+    return truth.astype('boolean')
 
 # %% ../nbs/api/00_files.ipynb #7f688fb7
 def read_table(
     file:str|Path,        # CSV with `,`, `;` or tab, in UTF-8 or UTF-16; it may be packed by gzip
     needed:tuple=(),      # Names of columns that it must have
-    types:dict|None=None, # Column -> float, int or bool (True or False), where it is no text and is there
+    types:dict|None=None, # Column -> float, int or bool (True, False, 1, 0), where it is no text and is there
     separator:str=',;\t', # Where two of these fit, the one that it is
     header:int|None=0     # The row with the names of the columns; None: they are 0, 1, 2 …
 ): # A `DataFrame`; text is text ('string'), and only an empty field is missing (NA)
@@ -152,3 +153,24 @@ def read_table(
 # %% ../nbs/api/00_files.ipynb #a2f8d2d5
 class ModelRefused(ValueError):
     "A model file that is damaged, of another kind, or a pickle that nobody vouched for."
+
+# %% ../nbs/api/00_files.ipynb #6f1c0a53
+def check_output(
+    out:Path,          # The file or the folder that is about to be written
+    *inputs,           # What is read for it: files and folders; what is neither is let through
+    folder:bool=False  # A folder is written, which may be there already
+)->Path: # `out`, as a path
+    "Refuse an output that would replace what is read, or lie in it, that is a link or a device, or cannot be written."
+    out,kind = Path(out),'folder' if folder else 'file'
+    if out.is_symlink() and not folder:
+        raise FileExistsError(f"{out} is a link, which would be replaced: name the file it leads to, or another")
+    if out.exists() and not (out.is_dir() if folder else out.is_file()):
+        raise FileExistsError(f"{out} is no {kind}, and cannot become one: name another {kind}")
+    real = out.resolve()
+    for path in map(Path, inputs):
+        if not path.exists() or path.resolve() not in (real, *real.parents): continue
+        raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
+    above = next(path for path in (real, *real.parents) if path.is_dir())
+    if not os.access(above, os.W_OK):
+        raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
+    return out

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .backbone import layer_blocks
+from .cells import leave_open
 from .data import DatasetType
 from .learner import CNNLearner
 from .transforms import n_views, view
@@ -173,8 +174,7 @@ def plot_top_losses(self:ClassificationInterpretation,
         for ax,cam in zip(axes.flat, maps): ax.imshow(cam, alpha=alpha*cam, **look)
     if self.learn.dls.drawn_note: notes.append(self.learn.dls.drawn_note)
     fig.supxlabel('\n'.join(notes), fontsize=font, color='0.4')
-    plt.close(fig)
-    return fig
+    return leave_open(fig)
 
 # %% ../nbs/api/11_interpret.ipynb #3ae5d39c
 @patch
@@ -203,8 +203,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
         for i,j in np.ndindex(counts.shape):
             text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{counts[i, j]:,}'
             ax.text(j, i, text, ha='center', va='center', color='white' if shares[i, j] > .6 else 'black')
-    plt.close(fig)
-    return fig
+    return leave_open(fig)
 
 # %% ../nbs/api/11_interpret.ipynb #e50bdddf
 def hottest(

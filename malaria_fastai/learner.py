@@ -28,8 +28,8 @@ import pandas as pd
 import timm
 import torch
 import torchvision
-from fastai.callback.core import Callback, CancelEpochException, TrainEvalCallback
-from fastai.callback.fp16 import MixedPrecision # importing it also gives Learner.to_fp16
+from fastai.callback.core import Callback, CancelEpochException, CancelStepException, TrainEvalCallback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Category
@@ -47,7 +47,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .backbone import ModelSpec, arch_name, split_params
-from .cells import ResizeMethod
+from .cells import ResizeMethod, leave_open
 from .data import DatasetType, ImageDataBunch, show_grid
 from .files import ModelRefused, digest, replacing
 from .transforms import derive_seed, n_views, seed_torch, seeded, view
@@ -302,13 +302,18 @@ class _FusedAdam(OptimWrapper):
     "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
     def __init__(self, params, lr, mom=.9, sqr_mom=.99, eps=1e-5, wd=.01):
         super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
+        self.amp = {} # half precision's scale and overflow of the next step
 
     def step(self, closure=None):
         "One step of all groups."
         whole = self.opt.param_groups
         self.opt.param_groups = [part for group in whole for part in self._by_decay(group)]
+        for word,value in self.amp.items(): setattr(self.opt, word, value)
         try: self.opt.step()
-        finally: self.opt.param_groups = whole
+        finally:
+            self.opt.param_groups = whole
+            for word in self.amp: delattr(self.opt, word)
+            self.amp = {}
 
     def _by_decay(self, group):
         "A group of parameters in two: those that decay, and the others."
@@ -432,10 +437,10 @@ def fit_one_cycle(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #0cb37ce2
 def _row_of_axes(rec, n=1, width=4.5, height=2.8):
-    "A figure of `n` axes that says when the cells are drawn; it is closed, so that it is shown only once."
+    "A figure of `n` axes that says when the cells are drawn."
     fig,axes = plt.subplots(1, n, figsize=(width*n, height), layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
-    plt.close(fig)
+    leave_open(fig)
     return axes[0]
 
 
@@ -720,11 +725,35 @@ def show_results(self:CNNLearner,
     for ax,right in zip(fig.axes, y == pred): ax.title.set_color('#007a55' if right else '#b5120f')
     return fig
 
+# %% ../nbs/api/09_learner.ipynb #a41fp16c
+class HalfPrecision(MixedPrecision):
+    "fastai's mixed precision. Where the optimizer's step is fused, it takes scale and overflow along, and nobody waits for the GPU."
+    name = 'mixed_precision'
+    def before_fit(self):
+        super().before_fit()
+        # tensor cores want channels last; averages of an optimizer that has begun keep their layout, and so do the weights
+        if not self.opt.state: self.model.to(memory_format=torch.channels_last)
+
+    @property
+    def _step_supports_amp_scaling(self): # what the scaler asks of an optimizer
+        later = any(cb.order > self.order and hasattr(cb, 'before_step') for cb in self.learn.cbs) # clipping reads unscaled gradients
+        return not later and isinstance(self.opt, _FusedAdam)
+
+    def before_step(self):
+        self.skipped = True
+        self.scaler.step(self)
+        if self.skipped: raise CancelStepException()
+
+    def step(self):
+        "The scaler takes this for the optimizer: what it found is handed on, and used up by the step that follows."
+        self.skipped = False
+        if self._step_supports_amp_scaling: self.opt.amp = dict(grad_scale=self.grad_scale, found_inf=self.found_inf)
+
 # %% ../nbs/api/09_learner.ipynb #4f2caf04
 @patch
 def to_fp16(self:CNNLearner, **kwargs):
     "Train in mixed precision where there is a CUDA device; elsewhere say so and change nothing."
-    if torch.cuda.is_available(): return Learner.to_fp16(self, **kwargs)
+    if torch.cuda.is_available(): return self.add_cb(HalfPrecision(**kwargs))
     print("to_fp16: no CUDA device here, training goes on in single precision")
     return self
 
@@ -749,12 +778,14 @@ class Bfloat16(Callback):
 @patch
 def to_bf16(self:CNNLearner):
     "Train and predict with products in bfloat16, on a CPU or a GPU."
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{torch.cuda.get_device_name()} does not multiply bfloat16 (a T4 does not either): use `to_fp16`")
     return self.add_cb(Bfloat16)
 
 # %% ../nbs/api/09_learner.ipynb #877ac25e
 def half_precision()->list: # [] or one callback for `fit_one_cycle(callbacks=)`
     "Half precision where the hardware gains from it: float16 on CUDA, bfloat16 on processors that multiply it."
-    if torch.cuda.is_available(): return [MixedPrecision()]
+    if torch.cuda.is_available(): return [HalfPrecision()]
     able = '_is_avx512_bf16_supported', '_is_amx_tile_supported'
     return [Bfloat16()]*any(getattr(torch.cpu, name, bool)() for name in able)
 

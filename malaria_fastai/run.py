@@ -22,6 +22,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -420,7 +421,9 @@ def _draw_top_losses(learn, file):
     file.parent.mkdir(parents=True, exist_ok=True)
     part = DatasetType.Test if len(learn.dls) > 2 else DatasetType.Valid
     interpretation = ClassificationInterpretation.from_learner(learn, part)
-    interpretation.plot_top_losses(9, heatmap=True).savefig(file, dpi=110)
+    figure = interpretation.plot_top_losses(9, heatmap=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 # %% ../nbs/api/15_run.ipynb #d61d101d
 def _finish(learn, out, about, start, draws, command):

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from fastai.callback.core import Callback
 
-from ..cells import data_hash, locate, read_cells
+from ..cells import data_hash, leave_open, locate, read_cells
 from ..evaluate import evaluate, paired_difference, read_predictions
 from ..files import replacing, write_atomically
 from ..backbone import WeightsUnavailable
@@ -308,8 +308,7 @@ def plot_comparison(
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
     fig.suptitle('\n'.join(textwrap.wrap(_claim(table, drawn), 120)), fontsize=8)
-    plt.close(fig)
-    return fig
+    return leave_open(fig)
 
 # %% ../../nbs/extra/04_compare.ipynb #c55a6ef2
 def compare(
@@ -357,7 +356,9 @@ def compare(
     write_atomically(out/'results.csv', table.to_csv(index=False))
     write_atomically(out/'results.md', _results_markdown(table, drawn))
     with replacing(out/'results.svg') as part:
-        plot_comparison(table, drawn).savefig(part, format='svg')
+        figure = plot_comparison(table, drawn)
+        figure.savefig(part, format='svg')
+    plt.close(figure)
     return table
 
 # %% ../../nbs/extra/04_compare.ipynb #9409bce1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
-from ..cells import open_picture
+from ..cells import leave_open, open_picture
 from .audit import ask_verdicts, read_verdicts, review_agreement, review_list
 from ..files import replacing, write_atomically
 from ..report import NotARun, read_run, write_report
@@ -35,8 +35,7 @@ def plot_review(
         ax.set_title(title, fontsize=7.5, parse_math=False)
     about = 'above each: rank in the review list, the label, and how probable the model finds it'
     fig.supxlabel(f'{about}\n{note}'.strip(), fontsize=8, color='0.4')
-    plt.close(fig)
-    return fig
+    return leave_open(fig)
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #2bb3632f
 def write_review(
@@ -60,6 +59,7 @@ def write_review(
         sheet = plot_review(root, first[i:i+a_sheet], note=note)
         with replacing(folder/f'sheet_{i//a_sheet+1:03}.png') as part:
             sheet.savefig(part, dpi=110, format='png')
+        plt.close(sheet)
     return folder
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #4af6df2a
