@@ -9,6 +9,7 @@ __all__ = ['main']
 
 # %% ../nbs/api/18_cli.ipynb #c0ae7ea0
 import argparse
+import errno
 import os
 import sys
 from functools import partial
@@ -23,29 +24,18 @@ from fastcore.script import anno_parser
 _NOTICE = 'For learning and research. Not for diagnosis: never use it to decide about a patient.'
 _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a data set's name: nih, cxr, sample"
 
-# %% ../nbs/api/18_cli.ipynb #0c5a25ca
-class number(int):
-    "A whole number."
-    def __new__(cls, text):
-        if text.isdigit(): return int(text)
-        raise argparse.ArgumentTypeError(f'a whole number is needed, got {text!r}')
-
-# %% ../nbs/api/18_cli.ipynb #ec40a645
-class count(int):
-    "A whole number above 0."
-    def __new__(cls, text):
-        if number(text): return int(text)
-        raise argparse.ArgumentTypeError('at least 1 is needed')
-
 # %% ../nbs/api/18_cli.ipynb #6f9cd123
 class when(str):
     "A number of batches, or 'epoch'."
-    def __new__(cls, text): return text if text == 'epoch' else count(text)
+    def __new__(cls, text): return text if text == 'epoch' else int(text)
 
 # %% ../nbs/api/18_cli.ipynb #f7641eaa
 class names(tuple):
     "Names with commas between them."
-    def __new__(cls, text): return tuple(name.strip() for name in text.split(',') if name.strip())
+    def __new__(cls, text):
+        found = tuple(name.strip() for name in text.split(',') if name.strip())
+        if found: return found
+        raise argparse.ArgumentTypeError('at least one name is needed')
 
 # %% ../nbs/api/18_cli.ipynb #b2474c60
 _Out = Annotated[str, dict(opt=True, required=True)]
@@ -64,17 +54,17 @@ class Command:
 def _run_options(
     recipe:str=None, # train a recipe (malaria-fastai recipes lists them); the words below override its fields
     arch:str=None,   # a torchvision or timm network (resnet18 unless given)
-    size:count=None, # side of the pictures, in pixels (128 unless given)
-    bs:count=None,   # pictures in a batch (64 unless given)
+    size:int=None, # side of the pictures, in pixels (128 unless given)
+    bs:int=None,   # pictures in a batch (64 unless given)
     # epochs of the first stage: the head on a frozen body with ImageNet weights, everything without them (3 unless
     # given)
-    epochs:count=None,
+    epochs:int=None,
     # epochs of the second stage: everything, with rates that rise from the first layers to the head (2 unless given)
-    finetune_epochs:number=None,
+    finetune_epochs:int=None,
     lr:float=None,   # peak learning rate of the first stage (0.003 unless given)
-    seed:number=42,  # same seed, same run
+    seed:int=42,     # same seed, same run
     pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and tells
-    limit:count=None, # use at most N cells, for a quick try (all unless given)
+    limit:int=None, # use at most N cells, for a quick try (all unless given)
     positive:_Class=None,
     cache:bool=True, # decode the pictures in every epoch instead of keeping them
     data_dir:_DataDir='data',
@@ -125,7 +115,7 @@ def crossval(self:Command,
     out:_Out, # the run folder to make
     # what the folds are made of: patients, or cells, as in most tutorials
     split:Annotated[str, dict(choices=('patient', 'random'))]='patient',
-    folds:count=5, # how many folds; five by patient are the pinned ones where all patients have one
+    folds:int=5, # how many folds; five by patient are the pinned ones where all patients have one
     **options
 ):
     "Train once a fold, so that every cell is judged once; one table of predictions, one report."
@@ -155,15 +145,15 @@ def compare(self:Command,
     out:_Out, # the folder to fill
     # random and patient stand side by side; folder for sets with train and test folders
     splits:names=('random', 'patient'),
-    folds:count=1, # how many of the five folds
-    seeds:count=1,      # how many seeds
-    seed:number=42,     # the first of them
+    folds:int=1, # how many of the five folds
+    seeds:int=1,        # how many seeds
+    seed:int=42,        # the first of them
     budget:float=None, # stop after so many minutes; the same command goes on later
-    limit:count=None,   # use at most N cells
-    size:count=None,    # at most N pixels; rows say so
-    bs:count=None,      # at most N pictures in a batch; rows say so
-    epochs:count=None,  # at most N epochs in the first stage; rows say so
-    finetune_epochs:number=None, # at most N epochs in the second stage; rows say so
+    limit:int=None,     # use at most N cells
+    size:int=None,      # at most N pixels; rows say so
+    bs:int=None,        # at most N pictures in a batch; rows say so
+    epochs:int=None,    # at most N epochs in the first stage; rows say so
+    finetune_epochs:int=None, # at most N epochs in the second stage; rows say so
     positive:_Class=None,
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
@@ -181,7 +171,7 @@ def evaluate(self:Command,
     folder:str, # a run folder that train made
     data:Annotated[str, 'another data set to judge the network on (its own test part unless given): ' + _SOURCE]=None,
     out:str=None,    # where the result goes (the run folder unless given; with --data a folder on_NAME in it)
-    corrupt:number=500, # damage N test cells in twenty ways and five strengths; 0 leaves it out
+    corrupt:int=500, # damage N test cells in twenty ways and five strengths; 0 leaves it out
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
 ):
@@ -199,7 +189,7 @@ def review(self:Command,
     folder:str, # a folder that crossval made
     source:_Data,
     out:str=None, # where list, sheets and verdicts go (the run folder unless given); it shows pictures of the set
-    K:count=100,         # how many of the most doubtful labels to look at
+    K:int=100,           # how many of the most doubtful labels to look at
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise'
 ):
@@ -265,7 +255,7 @@ def predict(self:Command,
     Out:_Out, # the table to write: path, label, p, decision, reason
     # what computes (onnx where there is one unless given)
     engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None,
-    bs:count=32 # pictures in a batch
+    bs:int=32 # pictures in a batch
 ):
     "Say for each picture: a class, unsure, or not a cell."
     from malaria_fastai.predict import Predictor, predict_files
@@ -276,16 +266,23 @@ def predict(self:Command,
     for line in (*lines, f'Table: {Out}'): print(_visible(line))
 
 # %% ../nbs/api/18_cli.ipynb #32630372
+_REMEDY = { # Number of a system's error -> what to do
+    errno.EACCES: 'It may not be read or written: choose another place',
+    errno.EROFS: 'Nothing can be written there: choose another place',
+    errno.ENOSPC: 'The disk is full: make room, or choose another place',
+    errno.ENOENT: 'Check the path'}
+
+
 def _visible(text):
     "A text that a terminal shows and does not obey: names of files and classes are not ours."
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def _one_line(error):
-    "What went wrong, in one line."
+    "What went wrong, and what to do, in one line."
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f'{error.strerror}: {error.filename}'
+        text = f"{error.filename}: {error.strerror}. {_REMEDY.get(error.errno, '')}"
     return _visible(' '.join(text.split()))
 
 # %% ../nbs/api/18_cli.ipynb #87da796a
@@ -317,14 +314,13 @@ def parser(
     return grammar
 
 # %% ../nbs/api/18_cli.ipynb #238b1183
-def main(
-    argv:list|None=None # The words after the command; None takes them from the command line
-)->int: # Exit status: 0, or 2 with one line that says what to do
-    "Run the command."
-    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
-    for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
+_GOES_ON = dict(
+    train='; the same command with --resume goes on', crossval='; the same command with --resume goes on',
+    compare='; the same command goes on')
+
+
+def _answer(argv):
+    "Read what was typed, do it, and say in one line what went wrong; returns the exit status."
     word = parser().parse_args(argv[:1]).word
     options = vars(parser(word).parse_args(argv[1:]))
     del options['pdb'], options['xtra'] # fastcore's own
@@ -332,10 +328,27 @@ def main(
     try:
         if word != 'train': _done_by_one(word)
         getattr(Command(typed), word)(**options)
-    except (ValueError, OSError, ImportError) as error:
+    except BrokenPipeError: raise
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
         print(f'malaria-fastai: {_one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('malaria-fastai: stopped', file=sys.stderr)
+        print(f"malaria-fastai: stopped{_GOES_ON.get(word, '')}", file=sys.stderr)
         return 130
     return 0
+
+# %% ../nbs/api/18_cli.ipynb #238b1184
+def main(
+    argv:list|None=None # The words after the command; None takes them from the command line
+)->int: # Exit status: 0; 2 with one line that says what to do; or 130 after Ctrl-C
+    "Run the command."
+    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    try:
+        try: return _answer(argv)
+        finally: sys.stdout.flush()
+    except BrokenPipeError: # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -10,7 +10,9 @@ __all__ = ['RECIPES', 'UnknownRecipe', 'Recipe', 'from_scratch', 'find_recipe', 
 
 # %% ../nbs/api/14_recipes.ipynb #61c1615d
 import difflib
+import re
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 
 import pandas as pd
 
@@ -50,6 +52,43 @@ WORDS = dict( # Field -> its words, and what they mean
     precision=dict(
         single="float32 throughout",
         half="products in half precision while training, where the hardware gains from it (*mixed precision*)"))
+
+# %% ../nbs/api/14_recipes.ipynb #3e8d1b71
+_AT_LEAST_0,_AT_LEAST_1 = ('a whole number in [0, inf)',),('a whole number in [1, inf)',)
+_RATE,_SHARE = ('a number in (0, 10]',),('a number in [0, 1]',)
+_COLUMNS = 'accuracy','error_rate'
+_ALLOWED = {name: tuple(words) for name,words in WORDS.items()} | dict( # Argument -> its ranges, or patterns of its words
+    size=('a whole number in [8, 4096]',), size_first=_AT_LEAST_0, bs=('a whole number in [2, 65536]',),
+    epochs=_AT_LEAST_0, finetune_epochs=_AT_LEAST_0, patience=_AT_LEAST_0, cut=_AT_LEAST_1,
+    lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=('a number in [0, 1)',), risk=('a number in (0, 1)',),
+    seed=('a whole number in [0, 4294967295]',), seeds=_AT_LEAST_1, folds=('a whole number in [2, 1000]',),
+    limit=('a whole number in [10, inf)',), draws=_AT_LEAST_1, budget=('a number in (0, inf)',),
+    every=('epoch', *_AT_LEAST_1), pretrained=('auto', 'yes', 'no'), on_bad=('raise', 'skip'),
+    split=('patient', 'random', 'folder', r'fold:[0-4]', r'patient:\d+/\d+', r'random:\d+/\d+'),
+    resize=('CROP', 'PAD', 'SQUISH'), metrics=_COLUMNS, best=('', 'train_loss', 'valid_loss', *_COLUMNS))
+
+
+def _fits(value, rule):
+    "Whether a value lies in a range, or is the word that a pattern means."
+    interval = re.fullmatch(r'a (whole )?number in ([\[(])(.+), (.+)([\])])', rule)
+    if not interval: return isinstance(value, str) and bool(re.fullmatch(rule, value))
+    whole,opens,low,high,closes = interval.groups()
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real): return False
+    inside = float(low) <= value <= float(high) # never true of NaN
+    return inside and (opens == '[' or value > float(low)) and (closes == ']' or value < float(high))
+
+# %% ../nbs/api/14_recipes.ipynb #3e8d1b72
+def check_words(
+    words:dict, # Argument -> value; None stands for a default, and what the table does not name is let through
+    **allowed   # Other ranges than those of the table
+):
+    "Refuse an argument that lies outside of its range."
+    for name,rules in (_ALLOWED | allowed).items():
+        value = words.get(name)
+        for one in value if isinstance(value, (tuple, list)) else [value]:
+            if one is None or any(_fits(one, rule) for rule in rules): continue
+            raise ValueError(f"{name} is {' or '.join(rules)}, got {one!r} (on the command line: "
+                             f"--{name.replace('_', '-')})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):
@@ -118,20 +157,13 @@ class Recipe:
         return replace(self, **fields)
 
     def __post_init__(self):
-        for name,words in WORDS.items():
-            value = getattr(self, name)
-            if value not in words:
-                raise UnknownRecipe(
-                    f"{self.name}: {name}={value!r}; there is {', '.join(words)}")
+        try: check_words(vars(self) | dict(pretrained=None))
+        except ValueError as error: raise UnknownRecipe(f'{self.name}: {error}') from error
         if (self.activation == 'log_softmax') != (self.loss == 'nll'):
             raise UnknownRecipe(
                 f'{self.name}: the loss nll goes with log_softmax, and only with it')
-        if min(self.epochs, self.finetune_epochs, self.patience) < 0:
-            raise UnknownRecipe(
-                f'{self.name}: epochs, finetune_epochs and patience are a number of epochs, 0 or more')
-        if min(self.size, self.bs) < 1 or not 0 <= self.ps < 1:
-            raise UnknownRecipe(
-                f'{self.name}: size and bs are at least 1, ps lies in [0, 1)')
+        if self.network and not self.epochs + self.finetune_epochs:
+            raise UnknownRecipe(f'{self.name}: epochs and finetune_epochs are both 0: nothing would be trained')
 
 # %% ../nbs/api/14_recipes.ipynb #32ddbdc2
 RECIPES = {} # Name -> record, in the order of this page
