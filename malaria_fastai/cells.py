@@ -341,9 +341,13 @@ def _find(root):
     "The pictures as (relative path, label, part), sorted by path, and the count of what is left out."
     parts = dict(_class_folders(root))
     found,left_out = [],Counter()
-    for folder,below,names in os.walk(root): # links to folders are not followed
-        if '.cache' in below: below.remove('.cache') # `ImageDataBunch` writes there
-        for path in (Path(folder, name) for name in names if name != 'data_save.pkl'):
+    walked = [*os.walk(root)] # without the folders behind links
+    reached = {Path(folder) for folder,_,_ in walked}
+    for linked in parts.keys() - reached: walked += os.walk(linked)
+    for folder,below,names in walked:
+        for link in (path for path in (Path(folder, name) for name in below) if path.is_symlink()):
+            if not any(link in (path, *path.parents) for path in parts): left_out[f'linked folder {link.name}'] += 1
+        for path in (Path(folder, name) for name in names):
             reason = _no_picture(path.name)
             if reason is None and path.parent in parts:
                 name = path.relative_to(root).as_posix()
@@ -418,12 +422,12 @@ def _warn_same_names(cells):
                   f"{', '.join(twice[:5])}", stacklevel=3)
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
-def _check_classes(root, labels):
+def _check_classes(root, labels, left_out):
     "Refuse a folder with fewer than two classes."
     if len(labels) > 1: return
-    seen = "no picture in any class folder"
-    if len(labels): seen = f"only the class {labels[0]!r}"
-    raise NoCells(f"{root}: {seen}. Give the folder that holds one folder of pictures per "
+    seen = f"only the class {labels[0]!r}" if len(labels) else "no picture in any class folder"
+    gone = ', '.join(f"{n:,} {reason}" for reason,n in left_out.items()) or 'nothing'
+    raise NoCells(f"{root}: {seen} (left out: {gone}). Give the folder that holds one folder of pictures per "
                   "class, for example `Parasitized` and `Uninfected`.")
 
 # %% ../nbs/api/03_cells.ipynb #42b5c41b
@@ -465,14 +469,14 @@ def read_cells(
         raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
                       "an address or a data set's name.")
     found,left_out = _find(root)
-    _check_classes(root, sorted({label for _,label,_ in found}))
+    _check_classes(root, sorted({label for _,label,_ in found}), left_out)
     table = _look_at_all(root, found, max_pixels, progress)
     good = table.reason.isna()
     bad = table[~good]
     lines = [*(bad.path + ': ' + bad.reason)]
     if lines and on_bad == 'raise': raise _bad_pictures(lines)
     cells = table[good].reset_index(drop=True)
-    _check_classes(root, cells.label.unique())
+    _check_classes(root, cells.label.unique(), left_out)
     cells = cells.assign(disputed=_disputed(cells))[_COLUMNS]
     cells.attrs.update(left_out=left_out, bad=bad[['path', 'reason']].to_dict('records'))
     _warn_same_names(cells)

@@ -170,7 +170,7 @@ def check_output(
     for path in map(Path, inputs):
         if not path.exists() or path.resolve() not in (real, *real.parents): continue
         raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
-    above = next(path for path in (real, *real.parents) if path.is_dir())
-    if not os.access(above, os.W_OK):
+    above = next(path for path in (*[real]*folder, *real.parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
         raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
     return out

@@ -11,8 +11,10 @@ __all__ = ['NIH', 'CXR', 'SAMPLE', 'RECORDS', 'EXTENSIONS', 'Record', 'record_fo
 # %% ../nbs/api/01_source.ipynb #36c39839
 import logging
 import os
+import re
 import shutil
 import stat
+import tarfile
 import time
 import zipfile
 import zlib
@@ -335,6 +337,14 @@ class _Extracted:
     n_files: int    # Pictures in it
     left_out: dict  # Why entries were left out, and how many
 
+# %% ../nbs/api/01_source.ipynb #dc2cf844
+def _no_zip(path, error):
+    "What to say of a file that is no zip, or a damaged one."
+    with open(path, 'rb') as file: head = file.read(4)
+    if head[:2] == b'PK': return f"a damaged zip ({error}). Fetch it again"
+    kind = 'a tar archive' if tarfile.is_tarfile(path) else f'no zip (it begins with {head})'
+    return f"{kind}; a zip is expected. Unpack it, and give the folder"
+
 # %% ../nbs/api/01_source.ipynb #3a020f41
 def extract(
     archive:str|Path, # A zip
@@ -348,24 +358,30 @@ def extract(
             contents = [f'{info.filename}|{info.CRC}|{info.file_size}' for info in infos]
             keep,left_out = _archive_plan(infos, path.stat().st_size)
             if not keep:
-                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}); "
-                                 f"left out: {left_out or 'nothing'}")
+                found = ', '.join(f'{n:,} {reason}' for reason,n in left_out.items()) or 'nothing'
+                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}), but {found}. Unpack it until there is "
+                                 "one folder of pictures per class, and give the folder above them")
             name = digest('\n'.join(contents))[:8]
             root = Path(folder, f'{path.stem}-{name}')
             missing = [info for info in keep if not _is_whole(root/info.filename, info)]
             if missing: _write_entries(opened, missing, root)
     except BadArchive as error: raise BadArchive(f"{path.name}: {error}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        reason = f"no zip, or a damaged one ({error}). Fetch it again"
-        raise BadArchive(f"{path.name}: {reason}") from error
+        raise BadArchive(f"{path.name}: {_no_zip(path, error)}") from error
     return _Extracted(root, len(keep), left_out)
 
 # %% ../nbs/api/01_source.ipynb #5197a59a
-_PART_FOLDERS = dict(
-    train='train', training='train',
-    valid='valid', val='valid', validation='valid',
-    test='test', testing='test')
+_PART_FOLDER = re.compile(r'(?:(train(?:ing)?)|(val(?:id|idation)?|dev)|(test(?:ing)?))'
+                          r'[\W_\d]*(?:set|data|images|split|folder)?', re.IGNORECASE)
 
+def part_of(
+    name:str # Name of a folder
+)->str|None: # 'train', 'valid' or 'test'; None if it is no such name
+    "The part that a folder is meant for."
+    match = _PART_FOLDER.fullmatch(name.strip())
+    return match and ('train', 'valid', 'test')[match.lastindex - 1]
+
+# %% ../nbs/api/01_source.ipynb #a73b8bc4
 def _folders(folder):
     "The folders directly in this one, sorted."
     paths = [path for path in Path(folder).iterdir() if path.is_dir()]
@@ -377,15 +393,32 @@ def _has_pictures(folder):
     paths = Path(folder).iterdir()
     return any(path.is_file() and not _no_picture(path.name) for path in paths)
 
+# %% ../nbs/api/01_source.ipynb #6ac439ea
+def _followed(root, folders):
+    "The folders that lie in `root`, each once: folders before links to them."
+    inside,seen,kept = Path(root).resolve(),set(),[]
+    for path in sorted(folders, key=lambda path: (inside/path.relative_to(root) != path.resolve(), path)):
+        real = path.resolve()
+        if inside in real.parents and real not in seen: kept.append(path)
+        seen.add(real)
+    return sorted(kept)
+
 # %% ../nbs/api/01_source.ipynb #fbf17ff4
 def _class_folders(root):
-    "Folders that hold pictures directly, with the part (train, valid, test or None) they belong to."
-    tops,in_parts = _folders(root),[]
-    for top in tops:
-        part = _PART_FOLDERS.get(top.name.lower())
-        if part: in_parts += [(path, part) for path in _folders(top)]
-    folders = in_parts or [(top, None) for top in tops]
-    return [(path, part) for path,part in folders if _has_pictures(path)]
+    "Folders that hold pictures directly, and the part (train, valid, test or None) they belong to."
+    tops = _folders(root)
+    above = {top: _followed(root, filter(_has_pictures, _folders(top))) for top in tops if part_of(top.name)}
+    above = {top: folders for top,folders in above.items() if folders}
+    parts = Counter(part_of(top.name) for top in above)
+    flat = _followed(root, filter(_has_pictures, tops))
+    classes = [top for top in flat if not part_of(top.name)]
+    names = ', '.join(top.name for top in tops if top in above or top in flat)
+    if above and classes or max(parts.values(), default=1) > 1 or not above and len(classes) < len(flat) > 1:
+        raise DataNotFound(
+            f"{root}: there are two readings of its folders {names}: as classes, or as training, validation and test "
+            "parts (one folder each) with the classes in them. Rename or move those that are not meant so")
+    if not above: return [(folder, None) for folder in flat]
+    return [(folder, part_of(top.name)) for top,folders in above.items() for folder in folders]
 
 # %% ../nbs/api/01_source.ipynb #fdaeb36c
 _DEPTH = 4 # How many folders deep a data set is looked for
@@ -395,7 +428,7 @@ def _roots(folder, depth=_DEPTH):
     classes = [path for path,_ in _class_folders(folder)]
     above = {path.parent for path in classes}
     if len(above) > 1: return [folder] # train and test
-    if any(path.name.lower() not in _PART_FOLDERS for path in classes): return [*above]
+    if any(not part_of(path.name) for path in classes): return [*above]
     found = []
     for below in _folders(folder) if depth else []: found += _roots(below, depth-1)
     return found
@@ -405,13 +438,17 @@ def class_root(
     folder:str|Path # Anywhere above class folders
 )->Path: # The folder that holds the class folders, or train, valid and test folders
     "Find the folder that holds the classes."
-    found = _roots(Path(folder))
+    folder = Path(folder)
+    found = _roots(folder)
     if len(found) == 1: return found[0]
+    links = ', '.join(path.name for path in _folders(folder) if path.is_symlink())
     reason = ("no folder of pictures below it. Give the folder that holds one folder per class, "
               "such as Parasitized and Uninfected, or train and test folders that hold them")
     if found: reason = f"several data sets are here. Name one: {', '.join(map(str, found))}"
     elif _has_pictures(folder):
-        reason = f"pictures, but no class folders. Give the folder above, {Path(folder).parent}"
+        reason = (f"its pictures lie in no class folders. Put each class into a folder of its own. Give the folder above, "
+                  f"{folder.parent}, if this is one class; labels in a table are for ImageDataBunch.from_csv")
+    elif links: reason = f"its folders {links} are links out of it. Name the folder they lead into, or copy it"
     raise DataNotFound(f"{folder}: {reason}")
 
 # %% ../nbs/api/01_source.ipynb #7f3b0c52

@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile
 
 from malaria_fastai import cells as C
+from malaria_fastai.source import DataNotFound, class_root
 from malaria_fastai.cells import (BadPicture, ChangedCells, NoCells, describe, identity, manifest, open_picture,
                                   read_cells, verify)
 
@@ -294,8 +295,47 @@ def test_parts_layout(tmp_path):
     assert cells.folder_split.tolist() == ['test','train','train','valid']
     assert cells.attrs['left_out'] == {'picture outside a class folder':1}
 
-def test_a_class_may_be_called_test(tmp_path):
-    assert set(read(tree(tmp_path, 'test/1.png', 'control/2.png')).label) == {'test','control'}
+@pytest.mark.parametrize('train,valid,test', [
+    ('Training', 'Validation', 'Testing'), ('Train', 'VAL', 'TEST'), ('train_set', 'valid-set', 'test set'), ('trainset', 'dev', 'testing_images'),
+    ('Train Data', 'Val', 'test1')])
+def test_parts_have_many_names(tmp_path, train, valid, test):
+    cells = read(tree(tmp_path, f'{train}/a/1.png', f'{train}/b/2.png', f'{valid}/a/3.png', f'{test}/b/4.png', f'{test}/5.png'))
+    assert dict(zip(cells.path, cells.folder_split)) == {
+        f'{train}/a/1.png': 'train', f'{train}/b/2.png': 'train', f'{valid}/a/3.png': 'valid', f'{test}/b/4.png': 'test'}
+    assert set(cells.label) == {'a', 'b'} and cells.attrs['left_out'] == {'picture outside a class folder': 1}
+
+@pytest.mark.parametrize('paths,names', [
+    (('Parasitized/1.png', 'Uninfected/2.png', 'test/3.png'), 'Parasitized, Uninfected, test'), # test pictures without labels, or a class
+    (('train/a/1.png', 'train/b/2.png', 'a/3.png'), 'a, train'), (('train/1.png', 'test/2.png'), 'test, train'),
+    (('train/a/1.png', 'Training/b/2.png'), 'Training, train'), (('val/a/1.png', 'valid/a/2.png', 'train/a/3.png'), 'train, val, valid')])
+def test_two_readings_of_folders_are_shown(tmp_path, paths, names):
+    for look in (read, class_root):
+        with pytest.raises(DataNotFound, match=f'two readings of its folders {names}: as classes, or as training'): look(tree(tmp_path, *paths))
+
+def link(root, **to):
+    for name,target in to.items(): (root/name).symlink_to(target)
+    return root
+
+def test_links_inside_are_followed_once_and_others_are_named(tmp_path, capsys):
+    root = tree(tmp_path/'root', 'raw/ring/1.png', 'raw/ring/deep/5.png', 'Uninfected/2.png')
+    tree(tmp_path/'elsewhere', 'a/3.png')
+    link(root, Parasitized='raw/ring', Again='raw/ring', Healthy=root/'Uninfected', Other=tmp_path/'elsewhere'/'a', loop='.')
+    cells = read(root)
+    assert dict(zip(cells.path, cells.label)) == {'Again/1.png': 'Again', 'Uninfected/2.png': 'Uninfected'} # the first of two links
+    assert cells.attrs['left_out'] == {'linked folder Healthy': 1, 'linked folder Other': 1, 'linked folder Parasitized': 1, 'linked folder loop': 1,
+                                       'picture outside a class folder': 3}
+    assert 'linked folder Other' in capsys.readouterr().out
+
+def test_a_linked_part_is_a_part(tmp_path):
+    root = link(tree(tmp_path, 'sets/one/a/1.png', 'sets/one/b/2.png', 'test/a/3.png'), train='sets/one')
+    assert read(root).folder_split.tolist() == ['test', 'train', 'train']
+
+def test_all_classes_behind_links_that_lead_out(tmp_path):
+    tree(tmp_path/'input', 'a/1.png', 'b/2.png')
+    (tmp_path/'work').mkdir()
+    root = link(tmp_path/'work', a=tmp_path/'input'/'a', b=tmp_path/'input'/'b')
+    with pytest.raises(NoCells, match='1 linked folder a, 1 linked folder b'): read(root)
+    with pytest.raises(DataNotFound, match='folders a, b are links out of it'): class_root(root)
 
 def test_what_is_left_out_is_counted(tmp_path, capsys):
     tree(tmp_path, 'a/1.png', 'b/2.png', 'cell_images/a/1.png', 'cell_images/b/2.png', '3.png', 'a/deeper/4.png')

@@ -1,6 +1,6 @@
 """What a lesson cell of 01_source cannot say: downloads over a real socket that break in every way, hostile archives, all
 layouts of the same data, extractions that are killed, and what the drawn sample promises."""
-import csv, hashlib, io, os, re, shutil, signal, stat, subprocess, sys, threading, time, unicodedata, zipfile
+import csv, hashlib, io, os, re, shutil, signal, stat, subprocess, sys, tarfile, threading, time, unicodedata, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from malaria_fastai import sample,source
-from malaria_fastai.cells import default_source, locate
+from malaria_fastai.cells import NoCells, default_source, locate, read_cells
 from malaria_fastai.sample import draw_cell, draw_sample, is_drawn
 from malaria_fastai.source import (CXR, NIH, RECORDS, SAMPLE, BadArchive, DataNotFound, DownloadFailed, Record,
                                    class_root, download, extract, facts, install_command, record_for)
@@ -306,6 +306,28 @@ def test_two_at_the_same_time(tmp_path):
     for o in threads: o.join()
     assert len(found) == 4 and len(set(o.root for o in found)) == 1
     assert os.listdir(tmp_path/'out') == [found[0].root.name] and len(tree_of(found[0].root)) == 600
+
+def tarred(path, how):
+    "The plain tree as a tar."
+    planted(path.parent/'tree', TREE)
+    with tarfile.open(path, how) as packed: packed.add(path.parent/'tree', 'cell_images')
+    return path
+
+PACKED = {
+    'tar': (lambda top: tarred(top/'c.tar', 'w'), 'a tar archive; a zip is expected. Unpack it'),
+    'tar.gz': (lambda top: tarred(top/'c.tgz', 'w:gz'), 'a tar archive; a zip is expected'),
+    'tar.xz as zip': (lambda top: tarred(top/'c.zip', 'w:xz'), 'a tar archive; a zip is expected'),
+    'a zip of zips': (lambda top: zipped(top/'c.zip', {'Parasitized.zip': b'x', 'Uninfected.zip': b'y', 'readme.txt': b'z'}),
+                      'no pictures .*, but 2 .zip, 1 .txt. Unpack it until there is one folder of pictures per class'),
+    'an empty zip': (lambda top: zipped(top/'c.zip', {}), 'no pictures .*, but nothing'),
+    'flat': (lambda top: zipped(top/'c.zip', {'1.png': png(1), '2.png': png(2)}), 'lie in no class folders. Put each class into a folder.*from_csv'),
+    'flat in a folder': (lambda top: zipped(top/'c.zip', {'cells/1.png': png(1), 'cells/2.png': png(2)}), None)}
+
+@pytest.mark.parametrize('kind', PACKED)
+def test_archives_say_what_was_found_and_what_is_expected(tmp_path, kind):
+    make,says = PACKED[kind]
+    with pytest.raises((BadArchive, DataNotFound, NoCells), match=says) as e: read_cells(locate(make(tmp_path), tmp_path/'data'), progress=False)
+    if kind == 'flat in a folder': assert "only the class 'cells'" in str(e.value)
 
 # One table, whatever the layout
 
