@@ -22,8 +22,8 @@ def v1_words(
     with (files('malaria_fastai')/'templates/v1_words.csv').open(encoding='utf-8', newline='') as opened:
         return {(row['word'], row['of']): (row['kind'], row['now']) for row in csv.DictReader(opened)}
 
-# %% ../nbs/api/20_v1.ipynb #8dec3f1c
-_V1_CLASS = dict(ImageDataBunch='DataBunch', CNNLearner='Learner', Picture='Image', LabelLists='ImageList')
+# %% ../nbs/api/20_v1.ipynb #8bbb95eb
+_V1_CLASS = dict(ImageDataBunch='DataBunch', CNNLearner='Learner', Picture='Image', ItemLists='ImageList')
 
 def v1_hint(
     word:str,       # A name that a program asked for
@@ -33,6 +33,16 @@ def v1_hint(
     _,now = v1_words().get((word, _V1_CLASS.get(asked_of, asked_of)), ('', ''))
     owner = dict(argument='argument ').get(asked_of, asked_of and f'{asked_of}.')
     return now and f"{owner}{word} is a word of fastai v1: {now}"
+
+# %% ../nbs/api/20_v1.ipynb #2832e71d
+def unmeant(
+    where:str,  # The function that got them
+    given:dict  # Arguments that it does not have
+):
+    "Say which arguments of fastai 1 have no meaning here; refuse what is no word of it."
+    unknown = [word for word in given if not v1_hint(word, 'argument')]
+    if unknown: raise TypeError(f"{where} has no argument {', '.join(unknown)}")
+    if given: print(f"{where}: v1's argument {', '.join(given)} has no meaning here, and changes nothing")
 
 # %% ../nbs/api/20_v1.ipynb #7acc0a7e
 class StandIn:
