@@ -26,9 +26,11 @@ from .transforms import seeded
 
 # %% ../nbs/api/08_backbone.ipynb #10ede0b7
 def arch_name(
-    arch # A torchvision function such as `models.resnet18`, or a name; 'timm:NAME' forces timm
-)->str: # A name that `create_body` understands
+    arch # A torchvision function such as `models.resnet18`, or a name; 'timm:NAME' forces timm; or a function of your own
+)->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
+    home = str(getattr(arch, '__module__', '')).partition('.')[0]
+    if callable(arch) and home not in ('torchvision', 'timm'): return arch
     name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
     known = torchvision.models.list_models() + timm.list_models()
     if name in known or name.removeprefix('timm:') in timm.list_models(): return name
@@ -104,23 +106,40 @@ class _TimmBody(nn.Module):
         self.model = model
     def forward(self, x): return self.model.forward_features(x)
 
+# %% ../nbs/api/08_backbone.ipynb #805a98f6
+def _parts_kept(net, body, cut):
+    "A body up to `cut`, which counts its parts from the front, or those of the network from the end."
+    own,n = [name for name,_ in net.named_children() if name not in _TOP],len(body)
+    kept = n if cut is None else cut
+    if kept < 0:
+        kept += len([*net.children()])
+        kept = 0 if kept > len(own) else n if kept == len(own) else kept*(len(own) > 1)
+    if not 0 < kept <= n: raise ValueError(f"cut={cut}: this body has {n} parts, and the network {len([*net.children()])}")
+    return body[:kept]
+
+
+def _own_body(net, cut):
+    "The parts of any network before its last one with a pooling, or up to `cut`."
+    if not isinstance(net, nn.Module): raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
+    parts = [*net.children()]
+    pooled = [i for i,part in enumerate(parts) if any('Pool' in type(layer).__name__ for layer in part.modules())]
+    if cut is None and not pooled: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where its body ends")
+    return nn.Sequential(*parts[:pooled[-1] if cut is None else cut])
+
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
-    arch,                   # A torchvision function, or the name of a torchvision or timm network
+    arch,                   # A torchvision function, the name of a torchvision or timm network, or a function of your own
     pretrained:bool=True,   # Load ImageNet weights
     weights:str|None=None,  # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
-    cut:int|None=None       # Keep so many parts of it, counted from the front, as in v1; None keeps all
+    cut:int|None=None       # Keep so many parts of it; below 0: leave out so many of the network's, as in v1
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
-    net = _make_network(name, pretrained, weights)
-    if not _is_torchvision(net):
-        if cut is None: return _TimmBody(net)
-        raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
-    body = _torchvision_body(net)
-    if cut is not None and not 0 < cut <= len(body):
-        raise ValueError(f"cut={cut}: this body has {len(body)} parts")
-    return body[:cut]
+    net = name(pretrained) if callable(name) else _make_network(name, pretrained, weights)
+    if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
+    if callable(name): return _own_body(net, cut)
+    if cut is None: return _TimmBody(net)
+    raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
 
 # %% ../nbs/api/08_backbone.ipynb #2bb2f1b5
 @torch.no_grad()

@@ -42,7 +42,7 @@ from .files import digest, replacing, write_atomically
 from .sample import DRAWN_NOTE, is_drawn
 from .source import progress as bar
 from .split import split_random
-from .transforms import _tfm_name, derive_seed, get_transforms, seeded, transformed
+from .transforms import _tfm_name, derive_seed, get_transforms, seeded, sent, transformed
 
 # %% ../nbs/api/06_data.ipynb #e15466f0
 _LAYOUT = 3 # Changes when the layout of a picture file does, or the way pictures are decoded
@@ -273,12 +273,6 @@ class PictureLoader(TfmdDL):
         "As fastai's, but nothing is gathered, and a single number stays on its device: fetching it waits for the GPU."
         return to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=False)
 
-# %% ../nbs/api/06_data.ipynb #5e17a3c2
-@patch
-def _sent(self:PictureLoader, x):
-    "`x` on the device. The GPU reads from pinned memory while the CPU goes on; from other memory it would be waited for."
-    return (x.pin_memory() if self.device.type == 'cuda' else x).to(self.device, non_blocking=True)
-
 # %% ../nbs/api/06_data.ipynb #7c04e2a0
 @patch
 def load(self:PictureLoader,
@@ -293,8 +287,8 @@ def load(self:PictureLoader,
     with seeded(*key) if drawn else nullcontext():
         places = np.random.rand(len(mine), 2) if cropped else None
         x = part.pictures.batch(part.positions[mine], places)
-        b = (TensorImage(self._sent(x).permute(0, 3, 1, 2)),)
-        if part.labelled: b += (TensorCategory(self._sent(part.y[mine if self.shuffle else idxs])),)
+        b = (TensorImage(sent(x, self.device).permute(0, 3, 1, 2)),)
+        if part.labelled: b += (TensorCategory(sent(part.y[mine if self.shuffle else idxs], self.device)),)
         return transformed(b, self.after_batch)
 
 # %% ../nbs/api/06_data.ipynb #67706e29

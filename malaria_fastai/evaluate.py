@@ -16,7 +16,7 @@ from .cells import NoPatients
 # %% auto #0
 __all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics',
            'negative_of', 'confusion', 'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions',
-           'paired_difference', 'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold',
+           'paired_difference', 'mean_of', 'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold',
            'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature',
            'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'patient_rule', 'examine']
 
@@ -29,7 +29,7 @@ def simulate_predictions(
     spread:float=.7, # Standard deviation of the shift that all cells of a patient share, same unit
     sharpness:float=1., # 1 is calibrated, above 1 overconfident, below 1 timid
     seed:int=42, # Same seed, same table
-)->pd.DataFrame: # A predictions table: path, label, patient, photo, split, pred, p, disputed
+)->pd.DataFrame: # A predictions table: path, label, patient, photo, split, pred, p, p_is, disputed
     "Draw predictions whose truth is known, for teaching and for tests."
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(patients), cells)
@@ -38,18 +38,17 @@ def simulate_predictions(
     shift = rng.normal(0, spread, patients)[who]
     x = shift + rng.normal(np.where(y, separation, -separation), 1)
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
-    label = np.where(y, 'Parasitized', 'Uninfected')
-    name = np.where(infected, 'P',
-                    'C').astype(object) + pd.Series(who+1).astype(str)
+    label,pred = (pd.Series(mask).map({True: 'Parasitized', False: 'Uninfected'})
+                  for mask in (y, p>=.5))
+    patient = (pd.Series(infected).map({True: 'P', False: 'C'})
+               + pd.Series(who+1).astype(str)).astype('string')
+    number = pd.Series(range(len(who)))
+    photo = patient+'_IMG_'+(number%4).astype(str)
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
-    photo = [f'{patient}_IMG_{i%4}' for i,patient in enumerate(name)]
-    path = [f'{folder}/{image}_cell_{i}.png' for i,
-            (folder,image) in enumerate(zip(label, photo))]
-    disputed = pd.array(rng.random(len(who))<.05, 'boolean')
-    return pd.DataFrame(dict(path=path, label=label, patient=name.astype('string'),
-                             photo=photo, split=split,
-                             pred=np.where(p>=.5, 'Parasitized', 'Uninfected'), p=p,
-                             disputed=disputed))
+    return pd.DataFrame(dict(
+        path=label+'/'+photo+'_cell_'+number.astype(str)+'.png', label=label,
+        patient=patient, photo=photo, split=split, pred=pred, p=p, p_is='raw',
+        disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -82,6 +81,24 @@ def _class_names(preds):
     columns = [preds[name] for name in ('label','pred') if name in preds]
     return pd.concat(columns).dropna().unique().tolist()
 
+# %% ../nbs/api/12_evaluate.ipynb #8b847376
+def _ends(p, mask):
+    "The lowest `p` inside of a mask and the highest outside; NaN where there is none."
+    return p[mask].min(), p[~mask].max()
+
+def _check_truth(preds, positive):
+    "Refuse labels of which nothing says that they are the truth."
+    answers = sorted({'decision', 'reason'} & {*preds})
+    if answers and 'pred' not in preds: raise BadPredictions(
+        f"this is a table of answers (column {answers[0]}): its labels are what a model said, and not the truth. "
+        "Rename label to pred, and merge the labels of a table of cells by path")
+    if not {'split', 'fold'}.isdisjoint(preds): return
+    p = preds['p'].astype(float)
+    low,high = _ends(p, preds['label']==positive)
+    if low>=high and p.nunique()>1: raise BadPredictions(
+        "p divides the labels without one error, as a program's own answers do, and nothing says that they are the "
+        "truth. Take labels from a table of cells, and say which part was judged: preds.assign(split='test')")
+
 # %% ../nbs/api/12_evaluate.ipynb #51266636
 def _check_class_names(preds, positive):
     "Refuse more than two classes, and a positive class that is called otherwise."
@@ -104,11 +121,19 @@ def _check_p(preds, positive):
         raise BadPredictions(f"column p must hold probabilities in [0, 1]: {len(bad)} of {len(p)} rows do not, "
                              f"the first is {bad.iloc[0]!r} in row {bad.index[0]!r}")
     if 'pred' not in preds or preds['pred'].isna().any(): return
-    called = preds['pred']==positive
-    low,high = p[called].min(),p[~called].max()
+    low,high = _ends(p, preds['pred']==positive)
     if low<high:
         raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {low:.4g}, "
                              f"the highest of the others {high:.4g}. Is p the probability of the other class?")
+
+# %% ../nbs/api/12_evaluate.ipynb #3d9decc3
+def _check_alike(preds):
+    "Refuse a table whose rows are of several parts, or whose `p` is of several kinds."
+    for column,remedy in dict(
+        split="judge one part at a time, e.g. preds[preds.split=='test']",
+        p_is="calibrate all rows, or take the raw p of all").items():
+        if column in preds and len(kinds := preds[column].unique())>1:
+            raise BadPredictions(f"the rows are not alike: column {column} holds {', '.join(map(str, kinds))}; {remedy}")
 
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
@@ -116,11 +141,79 @@ def check_predictions(
     positive:str, # Name of the positive class; `p` is its probability
     *columns:str, # Names of other columns that are needed
 )->pd.DataFrame: # The same table
-    "Refuse a table that would give a wrong number: empty, not two classes, or `p` is not what it should be."
+    "Refuse a table that would give a wrong number: labels that are no truth, several parts, or a `p` of something else."
     _check_columns(preds, *columns, 'label', 'p')
+    _check_alike(preds)
     _check_class_names(preds, positive)
     _check_p(preds, positive)
+    _check_truth(preds, positive)
     return preds
+
+# %% ../nbs/api/12_evaluate.ipynb #0a947372
+def _kind_of_p(preds):
+    "What the column `p_is` says; None where nothing says which `p` the table holds."
+    if 'p_is' not in preds or preds['p_is'].isna().all(): return None
+    return str(preds['p_is'].iloc[0])
+
+def _check_kind(preds, wanted):
+    "Refuse a table that holds another kind of `p`."
+    kind = _kind_of_p(preds)
+    if kind!=wanted: raise BadPredictions(
+        f"{wanted or 'unknown'} p was expected, and this table holds {kind or 'unknown'} p (column p_is): the same "
+        "number means something else there. Take both of one kind; where you know it, say it: preds.assign(p_is='raw')")
+
+# %% ../nbs/api/12_evaluate.ipynb #bac80907
+class _Chosen(float):
+    "A number that remembers on which kind of `p` it was chosen."
+    def __new__(cls, value, p_is=None):
+        self = super().__new__(cls, value)
+        self.p_is = p_is
+        return self
+
+# %% ../nbs/api/12_evaluate.ipynb #d9bde14e
+@dataclass(frozen=True)
+class Fitted:
+    "A number chosen on some patients, for use on others."
+    kind:str # 'threshold' or 'temperature'
+    value:float # The number
+    positive:str # Name of the positive class
+    negative:str # Name of the negative class
+    about:dict # How it was chosen; ready for JSON
+    known:dict=field(repr=False) # Names of the patients (`patient`) and of the pictures (`path`) it was chosen on
+    p_is:str|None=None # The kind of `p` it was chosen on; None if nothing said it
+
+    def check(self,
+        preds:pd.DataFrame, # The predictions it is about to be used on; labels are not needed
+        kind:str='threshold', # What it is to be used as
+    )->pd.DataFrame: # The same table
+        "Refuse another kind of `p`, and predictions of a patient or a picture that it was chosen on."
+        if self.kind!=kind:
+            raise ValueError(f"a {kind} is needed, got a {self.kind}")
+        _check_columns(preds, 'p')
+        _check_p(preds, self.positive)
+        _check_kind(preds, self.p_is)
+        for column,names in _names_in(preds).items():
+            shared = names & self.known.get(column, set())
+            if shared: raise BadPredictions(
+                f"this {kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
+                "Choose it on validation patients and judge it on others")
+        return preds
+
+    def to_dict(self)->dict: # Ready for JSON, without names of patients
+        "Say what was chosen and how."
+        return dict(kind=self.kind, value=self.value, positive=self.positive,
+                    p_is=self.p_is) | self.about
+
+def _names_in(preds):
+    "The patients and the pictures of a table."
+    return {column: set(preds[column].dropna().astype(str)) for column in ('patient','path') if column in preds}
+
+# %% ../nbs/api/12_evaluate.ipynb #70d5c1c8
+def _number(threshold, preds):
+    "A threshold as a plain number; one that these predictions must not be judged by is refused."
+    if isinstance(threshold, Fitted): threshold.check(preds)
+    elif isinstance(threshold, _Chosen): _check_kind(preds, threshold.p_is)
+    return float(getattr(threshold, 'value', threshold))
 
 # %% ../nbs/api/12_evaluate.ipynb #5f72d47c
 @dataclass(frozen=True)
@@ -128,8 +221,8 @@ class _Scores:
     "A checked table as arrays, highest `p` first."
     y:np.ndarray # bool (n,), whether the cell is truly positive
     p:np.ndarray # float64 (n,), probability of the positive class, falling
-    group:np.ndarray # int64 (n,), number of the patient (or cell) that a draw takes as a whole
-    ends:np.ndarray # int64 (k,), last place of each run of equal `p`
+    group:np.ndarray # int64 (n,), number of the patient (or cell) that a draw takes as a whole; -1 is never drawn
+    starts:np.ndarray # int64 (k,), first place of each run of equal `p`
 
     @property
     def n_groups(self): return int(self.group.max())+1
@@ -139,33 +232,39 @@ class _Scores:
         order = np.argsort(-p, kind='stable')
         p = p[order]
         return cls(y[order], p, group[order],
-                   np.flatnonzero(np.append(p[1:]!=p[:-1], True)))
+                   np.flatnonzero(np.append(True, p[1:]!=p[:-1])))
 
 # %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
+def _known(preds):
+    "Which rows name their patient: bool (n,)."
+    names = preds.get('patient', pd.Series(None, preds.index)).astype('string')
+    return names.str.strip().fillna('').ne('').to_numpy(bool)
+
+# %% ../nbs/api/12_evaluate.ipynb #fc8c01b4
 def has_patients(
     preds:pd.DataFrame, # A predictions table
-)->bool: # True if every row names its patient
-    "Tell whether intervals by patient are possible."
-    return 'patient' in preds and not preds['patient'].isna().any()
-
-def _drawn_by(preds): return 'patient' if has_patients(preds) else 'cell'
+)->bool: # True if any row names its patient
+    "Tell whether intervals are made by patient."
+    return bool(_known(preds).any())
 
 # %% ../nbs/api/12_evaluate.ipynb #05404fcf
-def _group_numbers(preds, by):
-    "Number of the patient (or cell) of each row."
-    if by=='cell': return np.arange(len(preds))
-    if by!='patient':
+def _group_numbers(preds, by=None):
+    "Number of the patient (or cell) of each row, -1 for a patient that is unknown; `by` None takes what is known."
+    if by not in ('patient', 'cell', None):
         raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
-    if not has_patients(preds):
-        raise NoPatients("cells without a patient cannot be drawn by patient. Use by='cell', and say so")
-    return pd.factorize(preds['patient'].astype(str), sort=True)[0]
+    known = _known(preds)
+    if by=='cell' or by is None and not known.any(): return np.arange(len(preds))
+    if by and not known.all(): raise NoPatients(
+        f"{(~known).sum():,} of {len(preds):,} cells name no patient, so they cannot be drawn by patient. "
+        "by=None draws the patients that are known; by='cell' draws cells, and the intervals are too narrow then")
+    return pd.factorize(preds['patient'].astype('string').where(known), sort=True)[0]
 
 # %% ../nbs/api/12_evaluate.ipynb #6fe563ad
 def _scores(preds, positive, by=None):
-    "A table, once checked, as arrays; `by` None draws patients where they are known."
+    "A table, once checked, as arrays; `by` None draws the patients that are known."
     check_predictions(preds, positive)
     y,p = (preds['label']==positive).to_numpy(bool),preds['p'].to_numpy(float)
-    return _Scores.sort(y, p, _group_numbers(preds, by or _drawn_by(preds)))
+    return _Scores.sort(y, p, _group_numbers(preds, by))
 
 # %% ../nbs/api/12_evaluate.ipynb #e65d3792
 def _ratio(a, b):
@@ -174,17 +273,13 @@ def _ratio(a, b):
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b!=0)
 
 # %% ../nbs/api/12_evaluate.ipynb #334b692d
-def _sums(w, s):
-    "Running sums (k+1, draws) of `w` (draws, n) after each step down the list, 0 first."
-    total = np.zeros((len(w), w.shape[1]+1))
-    np.cumsum(w, 1, out=total[:,1:])
-    if len(s.ends)<w.shape[1]: total = total[:,np.append(0, s.ends+1)]
-    return total.T
-
 def _walk(w, s):
     "True and false positives (k+1, draws) after each step down the list, for weights `w` (draws, n)."
-    tp = _sums(w*s.y, s)
-    return tp, _sums(w, s)-tp
+    def total(weights):
+        steps = np.add.reduceat(weights, s.starts, axis=1).cumsum(1)
+        return np.pad(steps, ((0,0), (1,0))).T
+    tp = total(w*s.y)
+    return tp, total(w)-tp
 
 # %% ../nbs/api/12_evaluate.ipynb #d1d1e03b
 def _deciding(p, n, a, b):
@@ -222,7 +317,7 @@ METRICS = dict(
 # %% ../nbs/api/12_evaluate.ipynb #efbfebd7
 def _steps_above(s, threshold):
     "How many steps of the curve lie at or above `threshold`."
-    return np.searchsorted(-s.p[s.ends], -threshold, side='right')
+    return np.searchsorted(-s.p[s.starts], -threshold, side='right')
 
 def _all_metrics(w, s, threshold):
     "Every metric as arrays (draws,), for weights `w` (draws, n)."
@@ -237,17 +332,17 @@ def _json_number(x):
     "A number that JSON can hold: None for NaN."
     return None if x is None or not np.isfinite(x) else float(x)
 
-def _n_patients(preds): return preds['patient'].nunique() or None if 'patient' in preds else None
+def _n_patients(preds): return preds['patient'][_known(preds)].nunique() if has_patients(preds) else None
 
 # %% ../nbs/api/12_evaluate.ipynb #10fe29a9
 def metrics(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
     s = _scores(preds, positive, 'cell')
-    found = _all_metrics(np.ones((1,len(preds))), s, threshold)
+    found = _all_metrics(np.ones((1,len(preds))), s, _number(threshold, preds))
     values = {metric: _json_number(value[0]) for metric,value in found.items()}
     return dict(n=len(preds), patients=_n_patients(preds)) | values
 
@@ -264,7 +359,8 @@ def negative_of(
 def _truth_and_call(preds, positive, threshold):
     "Of a table, once checked: which cells are positive, and which are called so."
     check_predictions(preds, positive)
-    return preds['label']==positive, preds['p'].astype(float)>=threshold
+    called = preds['p'].astype(float)>=_number(threshold, preds)
+    return preds['label']==positive, called
 
 # %% ../nbs/api/12_evaluate.ipynb #6e8720b7
 def confusion(
@@ -295,9 +391,9 @@ def resamples(
 
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
 def _drawn_weights(s, draws, seed):
-    "Weights of the cells (rows, n), block by block, when groups are drawn whole."
+    "Weights of the cells (rows, n), block by block, when groups are drawn whole; 0 for a patient that is unknown."
     for counts in resamples(s.n_groups, draws, seed):
-        yield counts[:,s.group].astype(float)
+        yield np.pad(counts, ((0,0), (0,1)))[:,s.group].astype(float)
 
 # %% ../nbs/api/12_evaluate.ipynb #d1f3c436
 def bootstrap(
@@ -305,11 +401,11 @@ def bootstrap(
     positive:str, # Name of the positive class
     draws:int=2000, # Number of draws
     seed:int=42, # Same seed, same draws
-    by:str='patient', # 'patient', or 'cell': as if cells were independent, to teach or where no patient is known
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    by:str|None='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->pd.DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
-    s = _scores(preds, positive, by)
+    s,threshold = _scores(preds, positive, by),_number(threshold, preds)
     weights = _drawn_weights(s, draws, seed)
     blocks = [pd.DataFrame(_all_metrics(w, s, threshold)) for w in weights]
     return pd.concat(blocks, ignore_index=True)
@@ -331,42 +427,82 @@ def _interval_ends(draws, n=None, undefined=.05):
     ends[draws.isna().mean()>undefined] = np.nan
     return ends
 
+# %% ../nbs/api/12_evaluate.ipynb #a2e1a950
+def _wilson(k, n):
+    "The 95 % interval of a share, `k` of `n` independent ones, also where it is 0 or 1; None for n = 0. Wilson (1927)."
+    if not n: return None
+    z2 = 1.959964**2
+    middle,half = k+z2/2,np.sqrt(z2*(k*(n-k)/n+z2/4))
+    return [round(float(end/(n+z2)), 12) for end in (middle-half, middle+half)]
+
+# %% ../nbs/api/12_evaluate.ipynb #fc083651
+def _widened(ends, about):
+    "Intervals; one without width at 0 or 1 becomes Wilson's for `about` patients (or cells), one number per interval."
+    for name,n in zip(ends.index, about):
+        low,high = ends.loc[name]
+        if low==high and low in (0, 1): ends.loc[name] = _wilson(low*n, n)
+    return ends
+
 # %% ../nbs/api/12_evaluate.ipynb #93276742
 def interval(
     draws:pd.DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
     n:int|None=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
+    about:list=(), # How many of them each column is about, for rates: their intervals have a width then
 )->dict: # For each column [low, high], or None where more than 5 % of the draws do not define it
     "Take the middle 95 % of each column, a little more of it when patients are few."
-    rows = _interval_ends(draws, n).itertuples()
-    return {name: None if np.isnan(low) else [low, high] for name,low,high in rows}
+    return _pairs(_widened(_interval_ends(draws, n), about))
+
+def _pairs(ends):
+    "Columns lo and hi as [low, high], ready for JSON."
+    return {name: None if np.isnan(low) else [low, high] for name,low,high in ends[['lo','hi']].itertuples()}
 
 # %% ../nbs/api/12_evaluate.ipynb #97b967bf
-def _n_groups(preds,
-              by): return preds['patient'].nunique() if by=='patient' else len(preds)
-
 def _intervals(preds, positive, threshold, draws, seed, by):
     "The interval of each metric, as `<metric>_ci`; None for a single patient."
     drawn = bootstrap(preds, positive, draws, seed, by, threshold)
-    return {f'{metric}_ci': ci for metric,
-            ci in interval(drawn, _n_groups(preds, by)).items()}
+    group,y = _group_numbers(preds, by),(preds['label']==positive).to_numpy(bool)
+    n,sick,well = (len({*group[rows]}-{-1}) for rows in (y|~y, y, ~y))
+    if by=='patient' and n<2: raise NoPatients(
+        "all cells are of one patient, which cannot tell how patients differ: no interval by patient can be had")
+    about = dict(accuracy=n, sensitivity=sick, specificity=well)
+    ci = interval(drawn, n, [about.get(metric, min(sick, well)) for metric in METRICS])
+    return {f'{metric}_ci': ends for metric,ends in ci.items()}
+
+# %% ../nbs/api/12_evaluate.ipynb #19281f41
+def _undisputed(preds):
+    "The rows whose label nobody disputes; None where nothing is known or nothing left."
+    if 'disputed' not in preds or preds['disputed'].isna().all(): return None
+    rest = preds[~preds['disputed'].astype('boolean').fillna(False).to_numpy(bool)]
+    return rest.drop(columns='disputed') if len(rest) else None
 
 # %% ../nbs/api/12_evaluate.ipynb #2620d490
 def evaluate(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-    by:str|None=None, # What is drawn: 'patient', 'cell', or None for patients where every cell has one
-)->dict: # n, patients, n_positive, n_negative, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`; no NaN
+    by:str|None=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
+)->dict: # n, patients, counts, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`, undisputed; no NaN
     "Compute every metric with its 95 % interval."
-    found = metrics(preds, positive, threshold)
-    by,n,n_positive = by or _drawn_by(preds),found.pop('n'),int((preds['label']==positive).sum())
-    about = dict(n=n, patients=found.pop('patients'), n_positive=n_positive,
-                 n_negative=n-n_positive,
-                 positive=positive, threshold=float(threshold), ci_by=by,
-                 draws=draws)
-    return about | found | _intervals(preds, positive, threshold, draws, seed, by)
+    found,threshold = metrics(preds, positive, threshold),_number(threshold, preds)
+    n,n_positive = found.pop('n'),int((preds['label']==positive).sum())
+    drawn = by or ('patient' if has_patients(preds) else 'cell')
+    about = dict(
+        n=n, patients=found.pop('patients'), n_positive=n_positive,
+        n_negative=n-n_positive, positive=positive, threshold=threshold, ci_by=drawn,
+        patient_unknown=int((~_known(preds)).sum()) if drawn=='patient' else 0, draws=draws)
+    how,rest = (positive, threshold, draws, seed, by),_undisputed(preds)
+    undisputed = None if rest is None else evaluate(rest, *how)
+    return about | found | _intervals(preds, *how) | dict(undisputed=undisputed)
+
+# %% ../nbs/api/12_evaluate.ipynb #f606d7b1
+def both_lines(
+    block:dict, # What `evaluate` gave
+)->dict: # Name of the line -> block: 'all cells', and 'undisputed cells' where disputes are known
+    "The result for all cells, and beside it that for the cells whose label nobody disputes."
+    lines = {'all cells': block, 'undisputed cells': block.get('undisputed')}
+    return {name: line for name,line in lines.items() if line}
 
 # %% ../nbs/api/12_evaluate.ipynb #dce18579
 def _read_roc(tp, fp, grid):
@@ -382,8 +518,6 @@ def _read_share(part, rest, reach, grid):
     at = np.searchsorted(reach, np.maximum(grid*reach[-1]-1e-9, 1e-9), side='left')
     return part[at]/(part[at]+rest[at])
 
-def _read_pr(tp, fp, grid): return _read_share(tp, fp, tp, grid)
-
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
 def _band(s, read, draws, seed, points=101):
     "Read a curve at evenly spaced places with its 95 % band: x, y, lo, hi."
@@ -391,7 +525,7 @@ def _band(s, read, draws, seed, points=101):
     for w in (np.ones((1,len(s.y))), *_drawn_weights(s, draws, seed)):
         tp,fp = _walk(w, s)
         lines += [read(*draw, grid) for draw in zip(tp.T, fp.T)]
-    ends = _interval_ends(pd.DataFrame(np.stack(lines[1:])), s.n_groups)
+    ends = _interval_ends(pd.DataFrame(lines[1:]), s.n_groups)
     return pd.DataFrame(dict(x=grid, y=lines[0])).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
@@ -403,7 +537,8 @@ def curve_band(
     seed:int=42, # Same seed, same band
 )->pd.DataFrame: # 101 rows, evenly over [0,1]: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
     "Read a ROC or precision-recall curve with its 95 % band, by patient where patients are known."
-    read = dict(roc=_read_roc, pr=_read_pr)[kind]
+    def read_pr(tp, fp, grid): return _read_share(tp, fp, tp, grid)
+    read = dict(roc=_read_roc, pr=read_pr)[kind]
     return _band(_scores(preds, positive), read, draws, seed)
 
 # %% ../nbs/api/12_evaluate.ipynb #b6147cef
@@ -418,46 +553,71 @@ def read_predictions(
                        float_precision='round_trip')
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
-def _aligned(a, b):
-    "Both tables in the order of `path`, if they hold the same cells with the same labels."
-    for table in (a, b):
+def _aligned(*tables):
+    "The tables in the order of `path`, if they hold the same cells with the same labels, parts and kind of `p`."
+    for table in tables:
         _check_columns(table, 'path', 'label', 'p')
         if table['path'].duplicated().any():
             raise BadPredictions("a path occurs twice in one table")
-    if lone := len(set(a['path']) ^ set(b['path'])):
-        raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
-    a,b = (table.sort_values('path', ignore_index=True) for table in (a, b))
-    odd = (a['label'].astype(str)!=b['label'].astype(str)).sum()
-    if odd:
-        raise BadPredictions(f"{odd} cells have another label in the other table")
-    return a, b
+    first,*others = tables = [table.sort_values('path', ignore_index=True) for table in tables]
+    for other in others:
+        if lone := len(set(first['path']) ^ set(other['path'])):
+            raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
+        for column in {'label', 'split'} & {*first} & {*other}:
+            if odd := (first[column].astype(str)!=other[column].astype(str)).sum():
+                raise BadPredictions(f"{odd} cells have another {column} in the other table")
+        _check_kind(other, _kind_of_p(first))
+    return tables
 
 # %% ../nbs/api/12_evaluate.ipynb #967fb995
 def paired_difference(
     a:pd.DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
     b:pd.DataFrame, # Predictions of another model on the same cells
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive, by both
+    threshold:float=.5, # A cell with `p` at or above it is called positive, by both; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same draws
 )->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
     a,b = _aligned(a, b)
-    by = _drawn_by(a)
-    if by=='patient': b = b.assign(patient=a['patient'])
-    one,two = (bootstrap(table, positive, draws, seed, by,
-                         threshold) for table in (a, b))
+    if 'patient' in a: b = b.assign(patient=a['patient'])
+    else: b = b.drop(columns='patient', errors='ignore')
+    one,two = (bootstrap(table, positive, draws, seed, None, threshold) for table in (a, b))
     values = pd.DataFrame(dict(a=metrics(a, positive, threshold),
                                b=metrics(b, positive, threshold)))
     values = values.loc[list(METRICS)].astype(float)
-    ends = _interval_ends(two-one, _n_groups(a, by))
+    ends = _interval_ends(two-one, int(_group_numbers(a).max())+1)
     return values.assign(difference=values.b-values.a).join(ends)
+
+# %% ../nbs/api/12_evaluate.ipynb #c99317c2
+def _positive_in(preds):
+    "The class that a high `p` speaks for, as the column `pred` shows."
+    _check_columns(preds, 'p', 'pred')
+    by_p = preds.sort_values('p')['pred'].tolist()
+    if by_p[0]==by_p[-1]: raise BadPredictions(
+        f"all cells are called {by_p[0]!r}, so nothing shows which class p speaks for: pass positive=")
+    return by_p[-1]
+
+# %% ../nbs/api/12_evaluate.ipynb #a87a821a
+def mean_of(
+    *tables:pd.DataFrame, # Predictions of several models on the same cells; need `path`, `label`, `p` and `pred`
+    positive:str|None=None, # Name of the positive class; None reads it from `pred`
+)->pd.DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
+    "Average the predictions of several models, once it is sure that they are of the same cells, class and kind of `p`."
+    tables = _aligned(*tables)
+    positive = positive or _positive_in(tables[0])
+    for table in tables:
+        _check_columns(table, 'pred')
+        _check_p(table, positive)
+    p = np.mean([table['p'] for table in tables], 0)
+    pred = np.where(p>=.5, positive, negative_of(tables[0], positive))
+    return tables[0].drop(columns='loss', errors='ignore').assign(p=p, pred=pred)
 
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->pd.DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
     y,called = _truth_and_call(preds, positive, threshold)
@@ -469,88 +629,60 @@ def per_patient(
     return counts.assign(
         false_positives=false,
         sensitivity=_ratio(counts.found, counts.positives),
-                         fpr=_ratio(false, counts.cells-counts.positives),
+        fpr=_ratio(false, counts.cells-counts.positives),
         share_true=counts.positives/counts.cells,
-                         share_called=counts.called/counts.cells)
+        share_called=counts.called/counts.cells)
 
-# %% ../nbs/api/12_evaluate.ipynb #3ce8a893
+# %% ../nbs/api/12_evaluate.ipynb #67cbc376
 def detection_limit(
     patients:pd.DataFrame, # As `per_patient` gives it
     cells:int=5000, # Red cells looked at in one patient
-)->dict: # fpr, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection: shares of cells, or None
-    "Work out which share of infected cells could be told from false alarms."
-    fpr = patients.fpr[~patients.infected]
-    f,sd,s = fpr.mean(),fpr.std(),patients.sensitivity[patients.infected].mean()
-    limit = 2*1.645*sd/(s-f) if s>f else None
-    return dict(fpr=_json_number(f), fpr_sd=_json_number(sd),
+)->dict: # fpr, fpr_ci, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection and _ci: shares, or None
+    "Work out which share of infected cells could be told from false alarms, as far as so many controls can say."
+    from scipy.special import chdtri
+    fpr,s = patients.fpr[~patients.infected],patients.sensitivity[patients.infected].mean()
+    n,f,sd = len(fpr),fpr.mean(),fpr.std() or np.nan # without a false alarm nothing is known of the spread
+    limit = 2*1.645*sd/(s-f) if s>f else np.nan
+    ends = np.minimum(limit*np.sqrt((n-1)/chdtri(n-1, [.025,.975])), 1) if limit>0 else None
+    fpr_ci = None
+    if n:
+        drawn = np.concatenate(list(resamples(n)))@fpr/n
+        fpr_ci = interval(pd.DataFrame(dict(fpr=drawn)), n, [n])['fpr']
+    return dict(fpr=_json_number(f), fpr_ci=fpr_ci, fpr_sd=_json_number(sd),
                 sensitivity=_json_number(s), cells=cells,
                 false_alarms=_json_number(f*cells),
                 limit_of_blank=_json_number(f+1.645*sd),
-                limit_of_detection=_json_number(limit))
+                limit_of_detection=_json_number(limit),
+                limit_of_detection_ci=None if ends is None else ends.tolist())
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
 def patient_scores(
     preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
-)->pd.DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+)->pd.DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells, split
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
     table = per_patient(preds, positive, threshold).reset_index()
     label = np.where(table.infected, 'infected', 'healthy')
     return pd.DataFrame(dict(path=table.patient,
                              patient=table.patient.astype('string'), label=label,
-                             p=table.share_called, cells=table.cells))
-
-# %% ../nbs/api/12_evaluate.ipynb #d9bde14e
-@dataclass(frozen=True)
-class Fitted:
-    "A number chosen on some patients, for use on others."
-    kind:str # 'threshold' or 'temperature'
-    value:float # The number
-    positive:str # Name of the positive class
-    negative:str # Name of the negative class
-    about:dict # How it was chosen; ready for JSON
-    known:dict=field(repr=False) # Names of the patients (`patient`) and of the pictures (`path`) it was chosen on
-
-    def check(self,
-        preds:pd.DataFrame, # The predictions it is about to be used on
-        kind:str='threshold', # What it is to be used as
-    )->pd.DataFrame: # The same table
-        "Refuse predictions of a patient or a picture that it was chosen on."
-        if self.kind!=kind:
-            raise ValueError(f"a {kind} is needed, got a {self.kind}")
-        for column,names in _names_in(preds).items():
-            shared = names & self.known.get(column, set())
-            if shared: raise BadPredictions(
-                f"this {self.kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
-                "Choose it on validation patients and judge it on others")
-        return preds
-
-    def to_dict(self)->dict: # Ready for JSON, without names of patients
-        "Say what was chosen and how."
-        return dict(kind=self.kind, value=self.value,
-                    positive=self.positive) | self.about
-
-def _names_in(preds):
-    "The patients and the pictures of a table."
-    return {column: set(preds[column].dropna().astype(str)) for column in ('patient','path') if column in preds}
+                             p=table.share_called, cells=table.cells, split='judged'))
 
 # %% ../nbs/api/12_evaluate.ipynb #aacb38df
 def _chosen_on(preds, positive, kind, value, **about):
     "A number with what it was chosen on."
-    about = dict(n=len(preds), patients=_n_patients(preds)) | about
-    return Fitted(kind, float(value), positive, negative_of(preds, positive), about,
-                  _names_in(preds))
+    about,p_is = dict(n=len(preds), patients=_n_patients(preds)) | about,_kind_of_p(preds)
+    return Fitted(kind, _Chosen(value, p_is), positive, negative_of(preds, positive),
+                  about, _names_in(preds), p_is)
 
 # %% ../nbs/api/12_evaluate.ipynb #113d916e
 def _cuts(p):
     """Thresholds that call the first 0, 1, ... of the falling, distinct `p` positive: each midway between two
-    neighbours, NaN where no number lies between them."""
-    near = 1e-6 # to 0 or 1: leaves no room for a threshold between
+    neighbours, NaN between two that are as near as another processor may bring them."""
+    near = 1e-6
     top,bottom = 2. if p[0]>1-near else 1.,-1. if p[-1]<near else 0.
     above,below = np.append(top, p),np.append(p, bottom)
-    middle = (above+below)/2
-    return np.where((below<middle) & (middle<above), middle, np.nan)
+    return np.where(above-below>near, (above+below)/2, np.nan)
 
 # %% ../nbs/api/12_evaluate.ipynb #40ac5ecf
 def choose_threshold(
@@ -569,36 +701,36 @@ def choose_threshold(
     tp,fp = (counts.ravel() for counts in _walk(np.ones((1,len(valid))), s))
     if not tp[-1]*fp[-1]:
         raise OneClass("a threshold can only be chosen where there are cells of both classes")
-    cuts = _cuts(s.p[s.ends])
-    if aim=='sensitivity': enough = tp>=wanted*tp[-1]-1e-9
-    else: enough = fp<=(1-wanted)*fp[-1]+1e-9
-    steps = np.flatnonzero(enough & ~np.isnan(cuts))
-    value = cuts[steps[0 if aim=='sensitivity' else -1]]
-    reached = metrics(valid, positive, value)
-    return _chosen_on(valid, positive, 'threshold', value, aim=aim,
-                      wanted=float(wanted),
-                      sensitivity=reached['sensitivity'],
-                      specificity=reached['specificity'])
+    rates,cuts = dict(sensitivity=tp/tp[-1], specificity=1-fp/fp[-1]),_cuts(s.p[s.starts])
+    steps = np.flatnonzero((rates[aim]>=wanted-1e-9) & ~np.isnan(cuts))
+    step = steps[0 if aim=='sensitivity' else -1]
+    reached = {rate: float(values[step]) for rate,values in rates.items()}
+    return _chosen_on(valid, positive, 'threshold', cuts[step], aim=aim, wanted=float(wanted), **reached)
 
 # %% ../nbs/api/12_evaluate.ipynb #d974a3ca
 def apply_threshold(
-    preds:pd.DataFrame, # Predictions of other patients
+    preds:pd.DataFrame, # Predictions of other patients; needs the column `p`
     fitted:Fitted, # What `choose_threshold` gave
 )->pd.DataFrame: # `preds` with a new column `pred`
     "Decide by a threshold that was chosen on other patients."
-    check_predictions(fitted.check(preds, 'threshold'), fitted.positive)
-    called = preds['p'].astype(float)>=fitted.value
+    called = fitted.check(preds, 'threshold')['p'].astype(float)>=fitted.value
     return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
 AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95),
         ('specificity',.98), ('specificity',.99))
 
-def _rates_at(w, s, thresholds):
-    "Sensitivity at each threshold, then specificity at each: (draws, 2*thresholds)."
-    tp,fp = _walk(w, s)
-    at = [_steps_above(s, threshold) for threshold in thresholds]
-    return np.vstack([_ratio(tp[at], tp[-1]), _ratio(fp[-1]-fp[at], fp[-1])]).T
+# %% ../nbs/api/12_evaluate.ipynb #c6d7ccf3
+def _drawn_shares(preds, hits, of, draws, seed, undefined=.05):
+    "Shares of rows, hits (n, k) `of` (n, k), with their intervals: share, lo, hi."
+    group = _group_numbers(preds)
+    hits,of = np.broadcast_arrays(hits, of)
+    sums = np.zeros((2, group.max()+2, hits.shape[1])) # by patient; the last one is unknown
+    np.add.at(sums, (slice(None), group), np.stack([hits&of, of]))
+    hits,of = sums[:,:-1]
+    drawn = [_ratio(w@hits, w@of) for w in resamples(len(of), draws, seed)]
+    ends = _interval_ends(pd.DataFrame(np.concatenate(drawn)), len(of), undefined)
+    return _widened(ends, (of>0).sum(0)).assign(share=_ratio(*sums.sum(1)))
 
 # %% ../nbs/api/12_evaluate.ipynb #2f12e39c
 def operating_points(
@@ -610,22 +742,18 @@ def operating_points(
     seed:int=42, # Same seed, same intervals
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
-    fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,
-              wanted in aims]
-    fitted[0].check(test)
-    s,k = _scores(test, positive),len(fitted)
-    thresholds = [each.value for each in fitted]
-    rates = _rates_at(np.ones((1,len(test))), s, thresholds)[0]
-    drawn = [_rates_at(w, s, thresholds) for w in _drawn_weights(s, draws, seed)]
-    ci = interval(pd.DataFrame(np.concatenate(drawn)), s.n_groups)
-    return [dict(aim=aim, wanted=wanted, threshold=thresholds[i],
-                 sensitivity=_json_number(rates[i]), sensitivity_ci=ci[i],
-                 specificity=_json_number(rates[k+i]), specificity_ci=ci[k+i])
-            for i,(aim,wanted) in enumerate(aims)]
+    fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,wanted in aims]
+    check_predictions(fitted[0].check(test), positive)
+    y,p = ((test['label']==positive).to_numpy(bool)[:,None],test['p'].to_numpy(float)[:,None])
+    called = p>=[each.value for each in fitted]
+    found = pd.DataFrame(aims, columns=['aim', 'wanted'])
+    found['threshold'] = [float(each.value) for each in fitted]
+    for rate,hits,of in (('sensitivity', called, y), ('specificity', ~called, ~y)):
+        shares = _drawn_shares(test, hits, of, draws, seed)
+        found[rate],found[f'{rate}_ci'] = shares.share.map(_json_number),_pairs(shares)
+    return found.to_dict('records')
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
-def _bins(p, bins): return np.minimum((np.asarray(p)*bins).astype(int), bins-1)
-
 def reliability(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
@@ -635,17 +763,12 @@ def reliability(
 )->pd.DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
     "Compare `p` with the share of positive cells, bin by bin."
     check_predictions(preds, positive)
-    group,at = _group_numbers(preds, _drawn_by(preds)),_bins(preds['p'], bins)
-    n,y = np.zeros((2, group.max()+1, bins), int)
-    np.add.at(n, (group, at), 1)
-    np.add.at(y, (group, at), (preds['label']==positive).to_numpy(int))
-    drawn = [_ratio(w@y, w@n) for w in resamples(len(n), draws, seed)]
-    ends = _interval_ends(pd.DataFrame(np.concatenate(drawn)), len(n), undefined=.2)
-    edges,total = np.linspace(0, 1, bins+1),n.sum(0)
-    p_mean = _ratio(np.bincount(at, preds['p'], minlength=bins), total)
-    share = _ratio(y.sum(0), total)
-    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=total, p_mean=p_mean,
-                             share=share)).join(ends)
+    p,y = preds['p'].to_numpy(float),(preds['label']==positive).to_numpy(bool)
+    inside = np.minimum((p*bins).astype(int), bins-1)[:,None]==np.arange(bins)
+    shares = _drawn_shares(preds, y[:,None], inside, draws, seed, undefined=.2)
+    edges,n = np.linspace(0, 1, bins+1),inside.sum(0)
+    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=n, p_mean=_ratio(p@inside, n))).join(
+        shares[['share', 'lo', 'hi']])
 
 # %% ../nbs/api/12_evaluate.ipynb #cdfa2552
 def ece(
@@ -690,48 +813,43 @@ def fit_temperature(
 
 # %% ../nbs/api/12_evaluate.ipynb #32995428
 def apply_temperature(
-    preds:pd.DataFrame, # Predictions of other patients
+    preds:pd.DataFrame, # Predictions of other patients; needs the column `p`
     fitted:Fitted, # What `fit_temperature` gave
-)->pd.DataFrame: # `preds` with a new `p`
+)->pd.DataFrame: # `preds` with a new `p`, and `p_is` says that it is calibrated
     "Soften or sharpen `p` by a temperature that was fitted on other patients."
-    check_predictions(fitted.check(preds, 'temperature'), fitted.positive)
-    return preds.assign(p=1/(1+np.exp(-_logit(preds['p'])/fitted.value)))
+    x = _logit(fitted.check(preds, 'temperature')['p'])/fitted.value
+    return preds.assign(p=1/(1+np.exp(-x)), p_is='calibrated')
 
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17
-def _read_risk(wrong, right, grid):
-    return _read_share(wrong, right, wrong+right, grid)
-
 def coverage_risk(
     preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same band
     points:int=101, # Places at which the curve is read, evenly over [0,1]
 )->pd.DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     y,called = _truth_and_call(preds, positive, threshold)
-    sure = np.abs(_logit(preds['p'])-_logit(threshold))
-    s = _Scores.sort((y!=called).to_numpy(bool), sure,
-                     _group_numbers(preds, _drawn_by(preds)))
-    return _band(s, _read_risk, draws, seed, points)
+    sure = np.abs(_logit(preds['p'])-_logit(_number(threshold, preds)))
+    def read_risk(wrong, right, grid): return _read_share(wrong, right, wrong+right, grid)
+    s = _Scores.sort((y!=called).to_numpy(bool), sure, _group_numbers(preds))
+    return _band(s, read_risk, draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
 def with_and_without_disputed(
     preds:pd.DataFrame, # A predictions table; column `disputed` is boolean, NA where unknown
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
 )->dict|None: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
     "Evaluate with all cells, and without those whose label is disputed."
     if 'disputed' not in preds or preds['disputed'].isna().all(): return None
-    disputed = preds['disputed'].astype('boolean').fillna(False).to_numpy(bool)
-    rest,how = preds[~disputed],(positive, threshold, draws, seed)
-    return dict(disputed=int(disputed.sum()),
-                unknown=int(preds['disputed'].isna().sum()),
-                all=evaluate(preds, *how),
-                undisputed=evaluate(rest, *how) if len(rest) else None)
+    block = evaluate(preds, positive, threshold, draws, seed)
+    rest = block.pop('undisputed')
+    return dict(disputed=int(preds['disputed'].sum()),
+                unknown=int(preds['disputed'].isna().sum()), all=block, undisputed=rest)
 
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
 def _quantiles(x):
@@ -752,15 +870,6 @@ def _patient_summary(patients):
                 cells_controls=int(well.cells.sum()),
                 share_error=_json_number(off), detection=detection_limit(patients))
 
-# %% ../nbs/api/12_evaluate.ipynb #a2e1a950
-def _wilson(k, n):
-    "The 95 % interval of a share, `k` of `n` independent ones, also where it is 0 or 1; None for n = 0. Wilson (1927)."
-    if not n: return None
-    z,p = 1.959964,k/n
-    middle = (p+z*z/2/n)/(1+z*z/n)
-    half = z*np.sqrt(p*(1-p)/n+z*z/4/n/n)/(1+z*z/n)
-    return [float(max(middle-half, 0)), float(min(middle+half, 1))]
-
 # %% ../nbs/api/12_evaluate.ipynb #30207f58
 def patient_rule(
     valid:pd.DataFrame, # Predictions of validation patients
@@ -772,15 +881,13 @@ def patient_rule(
     seed:int=42, # Same seed, same intervals
 )->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
-    chosen_on = patient_scores(valid, positive, threshold)
-    judged = patient_scores(test, positive, threshold)
+    chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold) for part in (valid, test))
     if chosen_on.label.nunique()<2 or judged.label.nunique()<2: return None
     rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
-    found = evaluate(rule.check(judged), 'infected', rule.value, draws, seed)
-    (tn,fp),(fn,tp) = confusion(judged, 'infected', rule.value).to_numpy()
-    kept = ('n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity',
-            'specificity')
-    return dict(share=rule.value, wanted=specificity,
+    found = evaluate(judged, 'infected', rule, draws, seed)
+    (tn,fp),(fn,tp) = confusion(judged, 'infected', rule).to_numpy()
+    kept = 'n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity', 'specificity'
+    return dict(share=float(rule.value), wanted=specificity,
                 **{name: found[name] for name in kept},
                 sensitivity_ci=_wilson(tp, tp+fn),
                 specificity_ci=_wilson(tn, tn+fp))
@@ -796,19 +903,13 @@ def _temperature_effect(valid, test, positive):
                 brier=[metrics(table, positive)['brier'] for table in tables])
 
 # %% ../nbs/api/12_evaluate.ipynb #133cbb1b
-def _choices(valid, test, positive, threshold, draws, seed):
-    "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
-    found = dict(rule=None, thresholds=None, calibration=None, refused=None)
-    for name,part in (('valid',valid), ('test',test)):
-        if part['label'].nunique()<2:
-            return found | dict(refused=f"there are no {name} cells of both classes")
-        check_predictions(part, positive)
-    try:
-        found['thresholds'] = operating_points(valid, test, positive, AIMS, draws, seed)
-    except BadPredictions as e: return found | dict(refused=str(e))
-    if has_patients(valid) and has_patients(test):
-        found['rule'] = patient_rule(valid, test, positive, threshold, .9, draws, seed)
-    return found | dict(calibration=_temperature_effect(valid, test, positive))
+def _temperature_effect(valid, test, positive):
+    "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
+    fitted = fit_temperature(valid, positive)
+    tables = test,apply_temperature(test, fitted)
+    def brier(table, positive): return metrics(table, positive)['brier']
+    effect = {measure.__name__: [measure(table, positive) for table in tables] for measure in (ece, log_loss, brier)}
+    return dict(temperature=float(fitted.value)) | effect
 
 # %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(
@@ -825,7 +926,7 @@ def examine(
     how = (positive, threshold, draws, seed)
     patients = by_cell = None
     if has_patients(shown):
-        patients = _patient_summary(per_patient(shown, positive, threshold))
+        patients = _patient_summary(per_patient(shown[_known(shown)], positive, threshold))
         by_cell = _intervals(shown, *how, 'cell')
     return dict(part=part, patients=patients, **_choices(valid, test, *how),
                 disputed=with_and_without_disputed(shown, *how), by_cell=by_cell)

@@ -28,7 +28,8 @@ from .files import ModelRefused, replacing, write_atomically
 from .learner import load_learner, read_model
 from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_folder
 from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
-from .predict import _onnx_network, _onnx_package, _softmax
+from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _softmax, _with_threshold, read_threshold
+from .recipes import check_words
 from .source import EXTENSIONS, progress, record_for
 
 # %% ../nbs/api/17_export.ipynb #ef7b40bc
@@ -101,12 +102,13 @@ def numbers_of(
 def choose_band(
     valid:pd.DataFrame, # Calibrated predictions of validation patients; needs `label` and `p`
     positive:str,       # The positive class
-    risk:float=.02      # Accepted share of wrong cells among the decided, in (0, 1)
+    risk:float=.02,     # Accepted share of wrong cells among the decided, in (0, 1)
+    threshold:float=.5  # A cell with `p` at or above it is called positive
 )->tuple: # (low, high): a cell with `p` between them is unsure
-    "The narrowest band around one half that leaves so few errors outside; at most half of the cells lie in it."
-    if not 0 < risk < 1:
-        raise ValueError(f"risk is a share of errors, in (0, 1); got {risk}")
-    p = valid.p.to_numpy(float)
+    "The narrowest band around the threshold that leaves so few errors outside; at most half of the cells lie in it."
+    check_words(dict(risk=risk))
+    by = float(_log_odds(threshold)) # all is as if the threshold were one half
+    p = _moved(valid.p.to_numpy(float), -by)
     sure,wrong = np.maximum(p, 1-p),(p >= .5) != (valid.label == positive).to_numpy()
     order = np.argsort(-sure, kind='stable')
     decided,high = _gaps(sure[order])
@@ -114,30 +116,31 @@ def choose_band(
     enough = decided*2 >= len(p)
     fine = enough & (wrong[order].cumsum()[decided-1] <= risk*decided)
     best = np.flatnonzero(fine)[-1] if fine.any() else enough.argmax()
-    return float(1-high[best]),float(high[best])
+    return tuple(float(_moved(end, by)) for end in (1-high[best], high[best]))
 
 # %% ../nbs/api/17_export.ipynb #79bde29e
-def _outside_the_band(preds, positive, low, high):
+def _outside_the_band(preds, positive, threshold, low, high):
     "What the band does to some predictions: counts and shares."
-    wrong = (preds.p >= .5) != (preds.label == positive)
+    wrong = (preds.p >= threshold) != (preds.label == positive)
     sure = (preds.p <= low) | (preds.p >= high)
     error_decided = float(wrong[sure].mean()) if sure.any() else None
     unsure,error_all = float((~sure).mean()),float(wrong.mean())
     return dict(n=len(preds), unsure=unsure, error_all=error_all, error_decided=error_decided)
 
 # %% ../nbs/api/17_export.ipynb #208fc399
-def _calibration(preds, positive, risk):
-    "Temperature and band from the validation part, and what they do to both parts."
-    try:
-        temperature = fit_temperature(preds[preds.split == 'valid'], positive).value
+def _calibration(preds, positive, risk, chosen):
+    "Temperature, threshold and band from the validation part, and what they do to both parts."
+    try: temperature = fit_temperature(preds[preds.split == 'valid'], positive).value
     except OneClass: temperature = 1.
-    p = preds.p.clip(1e-7, 1-1e-7)
-    parts = dict([*preds.assign(p=1/(1 + (1/p - 1)**(1/temperature))).groupby('split')])
-    low,high = choose_band(parts['valid'], positive, risk)
-    unsure = dict(low=low, high=high, risk=risk)
+    facts = dict(temperature=float(temperature), threshold=.5, threshold_from=None, unsure=dict(low=.5, high=.5))
+    if chosen: facts = _with_threshold(facts, chosen)
+    threshold = facts['threshold']
+    parts = dict([*preds.assign(p=_moved(preds.p, temperature=facts['temperature'])).groupby('split')])
+    low,high = choose_band(parts['valid'], positive, risk, threshold)
+    facts['unsure'] = unsure = dict(low=low, high=high, risk=risk)
     for part in ('valid', 'test'):
-        if part in parts: unsure[part] = _outside_the_band(parts[part], positive, low, high)
-    return dict(temperature=temperature, threshold=.5, unsure=unsure)
+        if part in parts: unsure[part] = _outside_the_band(parts[part], positive, threshold, low, high)
+    return facts
 
 # %% ../nbs/api/17_export.ipynb #421cc319
 def _keeps_patients(rule):
@@ -208,16 +211,17 @@ class PictureNet(nn.Module):
     def forward(self, pictures): return self.model(self.normalised(pictures))
 
 # %% ../nbs/api/17_export.ipynb #960967ff
-def _loaded(folder):
-    "The network of a model folder, on the processor."
-    learn = load_learner(Path(folder)/'export.pkl')
-    return PictureNet(learn.model.cpu(), learn.about['data']['stats']).eval()
+def _loaded(file, device='cpu'):
+    "The network of a model file, with its normalisation."
+    learn = load_learner(file)
+    return PictureNet(learn.model, learn.about['data']['stats']).to(device).eval()
 
 
 def _torch_logits(net, pixels):
-    "What a network answers to uint8 pixels; without the maps, where it has them."
-    with torch.inference_mode(): answer = net(torch.from_numpy(pixels))
-    return (answer[0] if isinstance(answer, tuple) else answer).numpy()
+    "What a network answers to uint8 pixels, wherever it lies; without the maps, where it has them."
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) # the decisions of a GPU are those of a CPU
+    with torch.inference_mode(), exact: answer = net(torch.tensor(pixels, device=net.mean.device))
+    return (answer[0] if isinstance(answer, tuple) else answer).cpu().numpy()
 
 # %% ../nbs/api/17_export.ipynb #9cd161c7
 def _test_picture(w=61, h=47):
@@ -272,10 +276,17 @@ def _write_folder(folder, facts):
     write_atomically(folder/'MODEL_CARD.md', model_card(folder))
 
 # %% ../nbs/api/17_export.ipynb #5c7f7c8c
-def _files_of(folder):
+def _known_facts(folder, needed):
+    "What model.json says already: nothing where there is none, or where a damaged one is not needed."
+    try: return read_folder(folder)[1]
+    except FileNotFoundError: return {}
+    except ModelRefused:
+        if needed: raise
+        return {}
+
+
+def _files_of(folder, old):
     "What model.json says of export.pkl, and of the ONNX files that were made from it; others are removed."
-    try: old = read_folder(folder)[1]['files']
-    except (FileNotFoundError, ModelRefused): old = {}
     files = {'export.pkl': dict(file=_facts_of(folder/'export.pkl'))}
     same_network = old.get('export.pkl') == files['export.pkl']
     for file in folder.glob('*.onnx'):
@@ -290,9 +301,13 @@ def pack(
     data:str|Path|None=None, # The folder of its data, to fit the content check; None keeps the one that is there
     risk:float=.02,          # Accepted share of wrong cells among those that are not called unsure, in (0, 1)
     seed:int=42,             # Names the cells that the content check is fitted on
-    n:int=2000               # At most so many training, validation and test cells for it
+    n:int=2000,              # At most so many training, validation and test cells for it
+    # 'raw:P' or 'calibrated:P', the p from which on a cell is called positive, or what `choose_threshold` gave; None
+    # keeps the one that is there, .5 in the beginning
+    threshold=None
 )->Path: # The model folder
     "Write `model.json` and `MODEL_CARD.md` beside the model of a run."
+    check_words(dict(risk=risk, seed=seed))
     run,folder = Path(run),Path(run)/'model'
     about,_ = read_model(folder/'export.pkl')
     described,positive = about['data'],about['positive']
@@ -301,11 +316,11 @@ def pack(
     metrics = json.loads((run/'metrics.json').read_text('utf-8'))
     environment = json.loads((run/'environment.json').read_text('utf-8'))
     preds,record = read_predictions(run/'predictions.csv'),record_for(described['classes'])
-    content = None
+    chosen = threshold if threshold is None else read_threshold(threshold)
+    old = _known_facts(folder, data is None)
+    content = old.get('content')
     if data is not None:
         content = vars(_fitted_content(data, preds, _keeps_patients(metrics['split']), seed, n))
-    elif (folder/'model.json').is_file():
-        content = read_folder(folder)[1]['content']
     facts = dict(
         format=_LAYOUT,
         notice='For learning and research. Not for diagnosis: never use it to decide about a patient.',
@@ -314,13 +329,13 @@ def pack(
         resize=dict(size=described['size'], method=described['resize_method'],
                     padding_mode=described['padding_mode']),
         refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
-        **_calibration(preds, positive, risk), content=content,
+        **_calibration(preds, positive, risk, chosen or old.get('threshold_from')), content=content,
         limits=dict(max_bytes=_MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK),
         data=metrics['data'], split=metrics['split'], pretrained=metrics['pretrained'],
         metrics={part: metrics[part] for part in ('valid', 'test') if part in metrics},
         command=environment['command'], commit=environment['commit'], versions=environment['versions'],
-        files=_files_of(folder))
-    facts['test_vector'] = _test_vector(_loaded(folder), _resizing(facts))
+        files=_files_of(folder, old.get('files', {})))
+    facts['test_vector'] = _test_vector(_loaded(folder/'export.pkl'), _resizing(facts))
     _write_folder(folder, facts)
     return folder
 
@@ -352,11 +367,11 @@ class _MappedNet(PictureNet):
 # %% ../nbs/api/17_export.ipynb #474a1254
 def _with_maps(net):
     "The same network with maps, if it can have them."
-    head = net.model[1]
-    layers = [*map(type, head)] if isinstance(head, nn.Sequential) else []
+    head = [*net.model.children()][-1]
+    layers = [*map(type, head)] if isinstance(net.model, nn.Sequential) and isinstance(head, nn.Sequential) else []
     plain = layers == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
     if not plain or head[0].output_size != 1: return net
-    return _MappedNet(net.model, (net.mean.flatten().tolist(), net.std.flatten().tolist())).eval()
+    return _MappedNet(net.model, (net.mean.flatten().tolist(), net.std.flatten().tolist())).to(net.mean.device).eval()
 
 # %% ../nbs/api/17_export.ipynb #aff1a9e6
 class _GlobalMaxPool(nn.Module):
@@ -365,8 +380,8 @@ class _GlobalMaxPool(nn.Module):
 
 
 def _exportable(net):
-    "A copy for the exporter, without the pooling that it may not know."
-    net = copy.deepcopy(net)
+    "A copy on the processor, without the pooling that the exporter may not know."
+    net = copy.deepcopy(net).cpu()
     for module in [*net.modules()]:
         for name,child in module.named_children():
             if isinstance(child, nn.AdaptiveMaxPool2d) and child.output_size in (1, (1, 1)):
@@ -414,8 +429,8 @@ def write_onnx(
             torch.onnx.export(_exportable(net), (torch.from_numpy(x[:2]),), str(part), **how)
         except Exception as e: # the exporter and its packages have many kinds
             versions = f"PyTorch {torch.__version__} with onnxscript {onnxscript.__version__}"
-            raise ExportFailed(f"{versions} cannot export this network ({type(e).__name__}); "
-                               "newer versions of torch, onnx and onnxscript may") from e
+            why = ' '.join(f"{type(e).__name__}: {e}".split())[:300]
+            raise ExportFailed(f"{versions} cannot export this network. The exporter says: {why}") from e
         if pictures is not None: x = np.concatenate([x, pictures])
         p,z = _apart(net, _onnx_network(part), x, temperature)
         if not max(p, z) <= 1e-4:
@@ -451,7 +466,7 @@ def export_onnx(
         valid = [*preds.path[preds.split == 'valid']]
         valid = _drawn_from(valid, 16, np.random.default_rng(seed))
         cells = _prepared_cells([Path(data)/path for path in valid], rule)
-    file,net = folder/'model.onnx',_with_maps(_loaded(folder))
+    file,net = folder/'model.onnx',_with_maps(_loaded(folder/'export.pkl'))
     apart = write_onnx(net, rule, file, cells, facts['temperature'])
     facts['files'][file.name] = dict(file=_facts_of(file), largest_difference=apart)
     _write_folder(folder, facts)

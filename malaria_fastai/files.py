@@ -168,9 +168,10 @@ def check_output(
         raise FileExistsError(f"{out} is no {kind}, and cannot become one: name another {kind}")
     real = out.resolve()
     for path in map(Path, inputs):
-        if not path.exists() or path.resolve() not in (real, *real.parents): continue
+        if not os.path.exists(path) or path.resolve() not in (real, *real.parents): continue
         raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
     above = next(path for path in (*[real]*folder, *real.parents) if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
+    writable = os.access(above, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    if not (above.is_dir() and writable):
         raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
     return out

@@ -10,17 +10,18 @@ __all__ = ['appearance', 'ContentCheck', 'read_folder', 'Predictor', 'predict_fi
 # %% ../nbs/api/16_predict.ipynb #ed29ad90
 import csv
 import glob
-import io
 import json
 import math
 import os
 import re
+import sys
 import threading
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EISDIR
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +29,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import chunked, patch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
-from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, _to_rgb, open_picture
-from .files import ModelRefused, digest, file_digest, replacing
+from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, open_picture
+from .files import ModelRefused, check_output, digest, file_digest, replacing
+from .recipes import check_words
 from .source import BadArchive, _archive_plan, _no_picture, install_command, progress
 
 # %% ../nbs/api/16_predict.ipynb #90a823fd
@@ -218,74 +220,33 @@ def _checked_file(
     return file
 
 # %% ../nbs/api/16_predict.ipynb #630155d2
-_LOADING = threading.Lock() # two threads must not read on in one file: the same picture twice, or one zip
-
-
-def _from_pillow(im, name):
-    "What `open_picture` makes of a file, made of a picture that is open."
-    w,h = im.size
-    if not 0 < w*h <= MAX_PIXELS:
-        raise BadPicture(name, f"{w} x {h} pixels; between 1 and {MAX_PIXELS:,} are read")
-    if getattr(im, 'is_animated', False) and im.format != 'MPO':
-        raise BadPicture(name, 'animated or paged: several pictures in one')
-    with _LOADING: im.load()
-    return _to_rgb(ImageOps.exif_transpose(im), name)
-
-# %% ../nbs/api/16_predict.ipynb #fd880c25
-def _from_array(pixels, name):
-    "An array as a picture."
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise BadPicture(name, f"an array must be uint8 (h, w, 3), got {pixels.dtype} {pixels.shape}")
-    return Image.fromarray(pixels)
-
-# %% ../nbs/api/16_predict.ipynb #b7204cc4
-def _from_bytes(content, name):
-    "The picture in the content of a file."
-    if len(content) > _MAX_BYTES:
-        raise BadPicture(name, f"more than {_MAX_BYTES >> 20} MB are too many for a picture")
-    return open_picture(io.BytesIO(content))
-
-# %% ../nbs/api/16_predict.ipynb #208add84
-def _from_file(path, name):
-    "The picture in a regular file."
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise BadPicture(name, 'it is no regular file')
-    with open(path, 'rb') as f: return _from_bytes(f.read(_MAX_BYTES + 1), name)
-
-# %% ../nbs/api/16_predict.ipynb #98814cb2
-def _from_member(member, name):
-    "The picture in an entry of a zip; `zipfile` raises many kinds of errors for a damaged one."
-    archive,info = member
-    try:
-        with _LOADING: content = archive.open(info).read(_MAX_BYTES + 1)
-    except Exception as e:
-        raise BadPicture(name, f'it cannot be unpacked ({e})') from e
-    return _from_bytes(content, name)
+_LOADING = threading.Lock() # two threads must not read on in one zip
 
 # %% ../nbs/api/16_predict.ipynb #4d68e139
-_READ = ((Image.Image, _from_pillow), (np.ndarray, _from_array), (bytes, _from_bytes), (tuple, _from_member),
-         ((str, Path), _from_file))
-
-
 @dataclass(frozen=True)
 class Found:
     "A picture that was found, or the reason why there is none."
     name: str              # Path, or `archive.zip/name`
-    file: object=None      # A path, bytes, a PIL picture, an array, or a zip and one of its entries
+    file: object=None      # A path, a zip and one of its entries, or whatever `open_picture` takes
     reason: str=''         # Why there is no picture
 
     def open(self)->Image.Image: # RGB
         "Decode it; every fault is a `BadPicture`."
         if self.reason: raise BadPicture(self.name, self.reason)
-        read = next((read for kind,read in _READ if isinstance(self.file, kind)), None)
-        if read is None:
-            got = type(self.file).__name__
-            raise BadPicture(self.name, f"a picture is a path, a PIL picture or a uint8 array (h, w, 3), got {got}")
-        try: return read(self.file, self.name)
+        what = self.file
+        try:
+            if isinstance(what, tuple):
+                with _LOADING: what = what[0].open(what[1]).read(_MAX_BYTES + 1)
+            elif isinstance(what, (str, Path)):
+                if os.path.exists(what) and not os.path.isfile(what):
+                    raise BadPicture(self.name, 'it is no regular file')
+                with open(what, 'rb') as opened: what = opened.read(_MAX_BYTES + 1)
+            if isinstance(what, bytes) and len(what) > _MAX_BYTES:
+                raise BadPicture(self.name, f"more than {_MAX_BYTES >> 20} MB are too many for a picture")
+            return open_picture(what)
         except BadPicture: raise
-        except Exception as e: # Pillow raises many kinds
-            reason = getattr(e, 'strerror', None) or f"it does not decode ({type(e).__name__}: {e})"
-            raise BadPicture(self.name, reason) from e
+        except Exception as e: # `zipfile` raises many kinds for a damaged entry
+            raise BadPicture(self.name, getattr(e, 'strerror', None) or f"it cannot be unpacked ({e})") from e
 
 # %% ../nbs/api/16_predict.ipynb #34a71bb9
 def _counted_as(why):
@@ -370,17 +331,10 @@ def _prepared(im, rule):
     return rule.crop(rule.fixed(im))
 
 # %% ../nbs/api/16_predict.ipynb #c1cb5f78
-def _torch_network(file):
+def _torch_network(file, device='cpu'):
     "A network as PyTorch runs it."
-    import torch
-    from malaria_fastai.learner import load_learner
-    learn = load_learner(file)
-    model,(mean,sd) = learn.model.cpu().eval(),learn.about['data']['stats'] or (0, 1)
-    def ask(pixels):
-        x = (pixels.astype(np.float32)/255 - np.float32(mean))/np.float32(sd)
-        with torch.inference_mode():
-            return model(torch.from_numpy(x.transpose(0, 3, 1, 2))).numpy()
-    return ask
+    from malaria_fastai.export import _loaded, _torch_logits
+    return partial(_torch_logits, _loaded(file, device))
 
 # %% ../nbs/api/16_predict.ipynb #3e2261cb
 def _onnx_package(name):
@@ -406,6 +360,17 @@ def _softmax(x):
     return e/e.sum(1, keepdims=True)
 
 
+def _log_odds(p):
+    "The logarithm of p/(1-p), finite at 0 and 1."
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    return np.log(p/(1 - p))
+
+
+def _moved(p, by=0., temperature=1.):
+    "Probabilities whose log-odds were divided by a temperature, and moved."
+    return 1/(1 + np.exp(-_log_odds(p)/temperature - by))
+
+
 def _decide(
     p:float,   # Calibrated probability of the positive class
     facts:dict # What model.json says
@@ -414,6 +379,29 @@ def _decide(
     negative = next(name for name in facts['classes'] if name != facts['positive'])
     label = facts['positive'] if p >= facts['threshold'] else negative
     return label,'unsure' if facts['unsure']['low'] < p < facts['unsure']['high'] else label
+
+# %% ../nbs/api/16_predict.ipynb #5b7e2c11
+def read_threshold(
+    threshold # A text such as 'raw:0.095' or 'calibrated:0.27', or what `choose_threshold` gave
+)->dict: # `value`, and `p_is`: the p it was chosen on, 'raw' or 'calibrated'
+    "A threshold, and which `p` it belongs to."
+    written = re.fullmatch(r'(raw|calibrated):([-+.\de]+)', str(threshold))
+    if written: about = dict(p_is=written[1], value=float(written[2]))
+    elif hasattr(threshold, 'to_dict'): about = threshold.to_dict() | dict(p_is=threshold.p_is)
+    else:
+        raise ValueError(f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was chosen on "
+                         "the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
+    check_words(dict(threshold=about['value'], p_is=about['p_is']), p_is=('raw', 'calibrated'))
+    return about
+
+
+def _with_threshold(facts, about):
+    "What model.json says, with a chosen threshold, which takes the band of unsure along."
+    value = float(about['value'])
+    if about['p_is'] == 'raw': value = float(_moved(value, temperature=facts['temperature']))
+    by,unsure = _log_odds(value) - _log_odds(facts['threshold']),facts['unsure']
+    band = {name: float(_moved(unsure[name], by)) for name in ('low', 'high')}
+    return facts | dict(threshold=value, threshold_from=about, unsure=unsure | band)
 
 # %% ../nbs/api/16_predict.ipynb #aadef364
 def _each(pictures):
@@ -429,32 +417,51 @@ def _best_engine(files):
     if 'model.onnx' in files and (find_spec('onnxruntime') or 'export.pkl' not in files): return 'onnx'
     return 'torch' if 'export.pkl' in files else 'int8'
 
+
+def _has_gpu():
+    "Whether torch can compute on a GPU; it is only asked where there is a driver."
+    if not (find_spec('torch') and any(map(os.path.exists, ('/dev/nvidiactl', '/dev/dxg')))): return False
+    import torch
+    return torch.cuda.is_available()
+
 # %% ../nbs/api/16_predict.ipynb #9d7c7236
-_COLUMNS = 'path','label','p','decision','reason'
+_COLUMNS = 'path','pred','p','p_is','decision','reason'
+_UNREAD = 'cannot be read: ' # The reason begins so where there is no picture
 
 
 class Predictor:
     "A model folder at work: pictures in, one row each out."
     def __init__(self,
         folder:str|Path,        # A model folder, or a run folder that has one
-        engine:str|None=None,   # 'torch', 'onnx' or 'int8'; None is onnx if there and installed, else torch, else int8
+        # 'torch', 'onnx' or 'int8'; None is torch on a GPU, else onnx if there and installed, else torch, else int8
+        engine:str|None=None,
         bs:int=32,              # Pictures in a batch
-        threads:int|None=None   # Threads that decode and check; None is one per core
+        threads:int|None=None,  # Threads that decode and check; None is one per core
+        device:str|None=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
+        threshold=None          # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
+        at_least_1 = 'a whole number in [1, inf)',
+        check_words(dict(bs=bs, threads=threads, engine=engine, device=device), bs=at_least_1, threads=at_least_1,
+                    engine=(*_NETWORKS,), device=('cpu', r'cuda(:\d+)?'))
         self.folder,self.facts = read_folder(folder)
+        if threshold is not None: self.facts = _with_threshold(self.facts, read_threshold(threshold))
         self.bs,self.threads,self.rule = bs,threads or os.cpu_count() or 1,_resizing(self.facts)
         self.content = self.facts['content'] and ContentCheck(**self.facts['content'])
-        self.engine = engine or _best_engine(self.facts['files'])
-        if self.engine not in _NETWORKS:
-            raise ValueError(f"engine is one of {', '.join(_NETWORKS)}, got {self.engine!r}")
+        files = self.facts['files']
+        by_torch = engine == 'torch' or engine is None and 'export.pkl' in files
+        self.device = device or ('cuda' if by_torch and _has_gpu() else 'cpu')
+        self.engine = engine or ('torch' if self.device != 'cpu' and by_torch else _best_engine(files))
+        if self.device != 'cpu' and not (self.engine == 'torch' and _has_gpu()):
+            raise ValueError(f"device={self.device!r}: only the engine torch computes on a GPU, and only where there "
+                             "is one; leave the device out")
         self._ask = self._network(_checked_file(self.folder, self.facts, _NETWORKS[self.engine]))
 
     def __call__(self,
-        pictures # Paths, folders, zips, PIL pictures or uint8 arrays (h, w, 3); one, or many
-    )->pd.DataFrame: # Columns path, label, p, decision, reason
+        pictures # Paths, folders, zips, or whatever `open_picture` takes; one, or many
+    )->pd.DataFrame: # Columns path, pred, p, p_is, decision, reason
         "Predict pictures, in their order."
         single = isinstance(pictures, (str, bytes)) or not hasattr(pictures, '__iter__')
-        single = single or isinstance(pictures, np.ndarray) and pictures.ndim < 4
+        single = single or hasattr(pictures, 'read') or getattr(pictures, 'ndim', 4) < 4
         return pd.DataFrame(self.rows([pictures] if single else pictures), columns=_COLUMNS)
 
     def rows(self,
@@ -471,7 +478,7 @@ def _network(self:Predictor, file):
     "Open a network and ask it once."
     n = len(self.facts['classes'])
     try:
-        ask = (_torch_network if self.engine == 'torch' else _onnx_network)(file)
+        ask = _torch_network(file, self.device) if self.engine == 'torch' else _onnx_network(file)
         shape = ask(np.zeros((1, *self.rule.size, 3), np.uint8)).shape
     except (ImportError, OSError, ValueError): raise
     except Exception as e: # onnxruntime raises kinds of its own
@@ -489,7 +496,7 @@ def _prepare(self:Predictor, found):
         im = found.open()
         reason = self.content.reason(appearance(im)) if self.content else ''
         return found.name,None if reason else _prepared(im, self.rule),reason
-    except BadPicture as e: return found.name,None,f'cannot be read: {e.reason}'
+    except BadPicture as e: return found.name,None,f'{_UNREAD}{e.reason}'
 
 # %% ../nbs/api/16_predict.ipynb #bf5ba916
 @patch
@@ -506,13 +513,13 @@ def _answers(self:Predictor, batch):
 @patch
 def _row(self:Predictor, name, reason, p):
     "The row of one picture, with its decision."
+    row = dict(path=name, pred='', p=np.nan, p_is='calibrated', decision=self.facts['refused_as'])
     if not reason and np.isnan(p): reason = 'the network gives no number for it'
-    if reason:
-        return dict(path=name, label='', p=np.nan, decision=self.facts['refused_as'], reason=reason)
-    label,decision = _decide(p, self.facts)
-    if decision != label:
+    if reason: return dict(row, reason=reason)
+    pred,decision = _decide(p, self.facts)
+    if decision != pred:
         reason = 'p is between {low:.3f} and {high:.3f}'.format(**self.facts['unsure'])
-    return dict(path=name, label=label, p=p, decision=decision, reason=reason)
+    return dict(row, pred=pred, p=p, decision=decision, reason=reason)
 
 # %% ../nbs/api/16_predict.ipynb #57d0d3f2
 def _plain_text(text):
@@ -527,22 +534,46 @@ def _in_csv(row):
     return [values.get(key, '' if np.isnan(row['p']) else f"{row['p']:.6f}") for key in _COLUMNS]
 
 # %% ../nbs/api/16_predict.ipynb #ac9ccdbc
+@contextmanager
+def _table_in(out):
+    "What writes the rows of a table: into a file that is whole or absent, a pipe, or for the eye."
+    if out is not None:
+        with replacing(out) as part, open(part, 'w', newline='', encoding='utf-8') as f: yield csv.writer(f).writerow
+    elif sys.stdout.isatty():
+        yield lambda row: print(f'{row[4]:<16}{row[2]:<10}{row[0]}  {row[5]}')
+    else: yield csv.writer(sys.stdout, lineterminator='\n').writerow
+
+
+def _given(paths):
+    "Files and folders that were named, patterns filled in; one that leads nowhere is refused."
+    there = []
+    for path in map(str, paths):
+        found = _fitting(path) if _is_pattern(path) else [path]*os.path.lexists(path)
+        if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no pattern that fits one")
+        there += found
+    return there
+
+# %% ../nbs/api/16_predict.ipynb #ac9ccdbd
 def predict_files(
     predict:Predictor,     # A predictor
     paths,                 # Files, folders, patterns, zips; one, or many
-    out:str|Path,          # The CSV to write: whole, or not at all
+    out:str|Path|None=None,# The CSV to write: whole, or not at all; None is the screen, or CSV into a pipe
     quiet:bool=False       # Show no progress
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
-    "Predict pictures from files, and write one row each."
-    if os.path.exists(out) and not os.path.isfile(out): # said before the first picture, and not after the last
-        raise IsADirectoryError(EISDIR, 'A folder or a device cannot become a table; name a file', str(out))
+    "Predict pictures from files, and write one row each; where none of them can be read, that is an error."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    there = _given(paths)
+    if out is not None: check_output(out, predict.folder, *there) # before the first picture, and not after the last
+    quiet = quiet or out is None
     total = None if quiet else sum(1 for _ in find_pictures(paths)) # for the time that is left
-    left_out,decisions = Counter(),Counter()
-    with replacing(out) as part, open(part, 'w', newline='', encoding='utf-8') as f:
-        table = csv.writer(f)
-        table.writerow(_COLUMNS)
+    left_out,decisions,readable,row = Counter(),Counter(),0,None
+    with _table_in(out) as write:
+        write(_COLUMNS)
         for row in progress(predict.rows(find_pictures(paths, left_out)), 'predicting', total, quiet=quiet):
-            table.writerow(_in_csv(row))
+            write(_in_csv(row))
             decisions[row['decision']] += 1
+            readable += not row['reason'].startswith(_UNREAD)
+        if row and not readable:
+            reason = row['reason'].removeprefix(_UNREAD)
+            raise BadPicture(row['path'], reason, 'Name pictures, folders, zips or patterns that can be read')
     return dict(decisions=dict(decisions), left_out=dict(left_out))

@@ -392,7 +392,7 @@ def boosted(
         model = HistGradientBoostingClassifier(random_state=seed)
         model.fit(x[learns], cells.label[learns].astype(str))
         p = model.predict_proba(rest)[:, list(model.classes_).index(positive)]
-        return others.assign(pred=model.predict(rest), p=p)
+        return others.assign(pred=model.predict(rest), p=p, p_is='raw')
 
 # %% ../nbs/api/15_run.ipynb #d6a01fcb
 def colour_floor(
@@ -805,7 +805,7 @@ def _predicted(learn, root, cells, positive):
     "The predictions of another set, all of it the test part."
     p = probabilities(learn, [root/path for path in cells.path], positive)
     negative = [name for name in learn.dls.classes if name != positive]
-    return cells.assign(split='test', p=p, pred=np.where(p >= .5, positive, negative[0]))
+    return cells.assign(split='test', p=p, p_is='raw', pred=np.where(p >= .5, positive, negative[0]))
 
 
 def _write_other(run, folder, name, data, preds, draws, command):

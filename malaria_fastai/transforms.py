@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import RandTransform, aug_transforms
+from fastai.vision.augment import AffineCoordTfm, RandTransform, _WarpCoord, aug_transforms, find_coeffs, setup_aug_tfms
 from fasttransform.transform import compose_tfms
 
 # %% ../nbs/api/05_transforms.ipynb #0e11d8dc
@@ -181,6 +181,26 @@ def transformed(
     table = compose_tfms(values, by_value, split_idx=split).squeeze(2)
     return compose_tfms((_looked_up(table, x, drawn), *labels), after, split_idx=split)
 
+# %% ../nbs/api/05_transforms.ipynb #b7w1a002
+def sent(x, device):
+    "`x` on `device`. A GPU reads from pinned memory while the CPU goes on; a copy from other memory would be waited for."
+    return (x.pin_memory() if torch.device(device).type == 'cuda' else x).to(device, non_blocking=True)
+
+# %% ../nbs/api/05_transforms.ipynb #b7w1a003
+class _Warp(_WarpCoord):
+    "fastai's perspective warp, drawn and solved on the CPU."
+    def before_call(self, x):
+        super().before_call(torch.empty(len(x), dtype=x.dtype))
+        found = find_coeffs(self.orig_pts, self.targ_pts)
+        matrix = torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
+        self.matrix = sent(matrix.as_subclass(torch.Tensor), x.device)
+
+    def __call__(self, coords):
+        "Where each pixel (n, h, w, 2) is taken from."
+        flat = coords.view(len(coords), -1, 2)
+        seen = flat @ self.matrix[..., :2].transpose(1, 2) + self.matrix[..., 2].unsqueeze(1)
+        return (seen/seen[..., 2].unsqueeze(-1))[..., :2].view(coords.shape)
+
 # %% ../nbs/api/05_transforms.ipynb #a9f5277e
 class _Pair(tuple):
     "v1's pair (training, validation) of lists of transforms, which remembers the arguments it was made from."
@@ -221,8 +241,10 @@ def get_transforms(
     if max_lighting: train.append(Lighting(max_lighting, p_lighting))
     if max_stain: train.append(Stain(max_stain, p_lighting))
     if rotate or zoom > 1 or warp:
-        train += aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=warp,
-                                p_affine=p_affine, pad_mode=padding_mode)
+        geometry = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0.,
+                                  p_affine=p_affine, pad_mode=padding_mode)
+        if warp: geometry.append(AffineCoordTfm(coord_fs=_Warp(warp, p=p_affine), pad_mode=padding_mode))
+        train += setup_aug_tfms(geometry)
     pair = _Pair((train + list(xtra_tfms or []), []))
     pair.args = args | dict(xtra_tfms=[*map(_tfm_name, xtra_tfms)]) if xtra_tfms else args
     return pair
