@@ -894,8 +894,9 @@ def lr_find(self:CNNLearner,
     start_lr:float=1e-7, # First rate
     end_lr:float=10.,    # Last rate
     num_it:int=100,      # Batches, at most
-    stop_div:bool=True   # Stop when the loss explodes
-):
+    stop_div:bool=True,  # Stop when the loss explodes
+    wd:float|None=None   # Weight decay; None is the learner's
+)->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
     "Try rising rates; `recorder.plot()` shows the result. Weights and history stay as they were."
     savers = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
     with _put_back(self), self.no_bar(), self.removed_cbs(savers), seeded(self.seed, 0):

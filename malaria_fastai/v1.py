@@ -34,14 +34,16 @@ def v1_hint(
     owner = dict(argument='argument ').get(asked_of, asked_of and f'{asked_of}.')
     return now and f"{owner}{word} is a word of fastai v1: {now}"
 
-# %% ../nbs/api/20_v1.ipynb #2832e71d
+# %% ../nbs/api/20_v1.ipynb #1ec3eed4
 def unmeant(
     where:str,  # The function that got them
     given:dict  # Arguments that it does not have
 ):
-    "Say which arguments of fastai 1 have no meaning here; refuse what is no word of it."
-    unknown = [word for word in given if not v1_hint(word, 'argument')]
-    if unknown: raise TypeError(f"{where} has no argument {', '.join(unknown)}")
+    "Say which arguments of fastai 1 have no meaning here; refuse the others."
+    for word in given:
+        kind,_ = v1_words().get((word, 'argument'), ('', ''))
+        if not kind: raise TypeError(f"{where} has no argument {word}")
+        if kind == 'refused': raise ValueError(v1_hint(word, 'argument'))
     if given: print(f"{where}: v1's argument {', '.join(given)} has no meaning here, and changes nothing")
 
 # %% ../nbs/api/20_v1.ipynb #7acc0a7e

@@ -187,14 +187,29 @@ def test_fault_folder_closed(desk, usual, monkeypatch):
     assert status==0 and same(rows, usual)==6
     check_row('a folder that may not be read', *told(rows, usual, desk))
 
-NOTHING = {'a path that does not exist': 'gone.png', 'a pattern that fits nothing': '*.tiff', 'an empty folder': 'empty'}
+def test_fault_empty_folder(desk, usual):
+    (desk.top/'empty').mkdir()
+    status,rows,_ = desk.predict(desk.cells, desk.top/'empty')
+    assert status==0 and same(rows, usual)==6
+    check_row('an empty folder', *told(rows, usual, desk))
+
+NOTHING = {'a path that does not exist': 'gone.png', 'a pattern that fits nothing': '*.tiff'}
 
 @pytest.mark.parametrize('fault', NOTHING)
-def test_fault_nothing_there(fault, desk, usual):
+def test_fault_nothing_there(fault, desk, monkeypatch):
+    opened,was = [],Found.open
+    monkeypatch.setattr(Found, 'open', lambda self: opened.append(self) or was(self))
+    status,_,said = desk.predict(desk.cells, desk.top/NOTHING[fault])
+    assert status==2 and not desk.out.exists()
+    check_row(fault, said, f'nothing: {len(opened)} pictures were read before it was said')
+
+def test_fault_nothing_readable(desk):
+    "Alone, what gives no picture is no answer: no table, and the exit status says so."
     (desk.top/'empty').mkdir()
-    status,rows,_ = desk.predict(desk.cells, desk.top/NOTHING[fault])
-    assert status==0 and same(rows, usual)==6
-    check_row(fault, *told(rows, usual, desk))
+    for name,data in (('cut.png',desk.good[:500]),('cells.tar',b'ustar'),('bad.zip',b'hello')): (desk.top/name).write_bytes(data)
+    for name in ('empty','cut.png','cells.tar','bad.zip'):
+        status,_,said = desk.predict(desk.top/name)
+        assert status==2 and name in said and not desk.out.exists()
 
 # ---- faults of the disk that is written, and of the program
 
@@ -281,7 +296,7 @@ def test_fault_killed(desk, usual):
     assert status==0 and same(rows, usual)==6 and part.exists()
     check_row('killed in the middle (SIGKILL), then run again', 'nothing', f'{OLD}; the second run writes the new one, and a hidden half file of the first stays beside it')
 
-ORDER = [*PICTURES, *NAMES, *ZIPS, 'a file vanishes meanwhile', 'a folder that may not be read', *NOTHING, 'the folder of the table is read-only', 'the disk is full',
+ORDER = [*PICTURES, *NAMES, *ZIPS, 'a file vanishes meanwhile', 'a folder that may not be read', 'an empty folder', *NOTHING, 'the folder of the table is read-only', 'the disk is full',
          '-o names a folder', '-o names a file below a file', 'Ctrl-C in the middle', 'killed in the middle (SIGKILL), then run again']
 
 def test_the_table_has_every_fault_and_no_other(): assert pd.read_csv(TABLE, dtype=str).fault.tolist()==ORDER
