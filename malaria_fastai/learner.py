@@ -6,9 +6,9 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 
 # %% auto #0
 __all__ = ['Precision', 'Recall', 'FBeta', 'AUROC', 'KappaScore', 'MatthewsCorreff', 'FASTAI_V1', 'create_cnn', 'OneCycle',
-           'Recorder', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay', 'EarlyStoppingCallback',
-           'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph', 'weights_hash', 'half_precision', 'is_writer',
-           'alone', 'writer_first', 'read_model', 'load_learner']
+           'Recorder', 'accuracy', 'error_rate', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay',
+           'EarlyStoppingCallback', 'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph', 'weights_hash',
+           'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import json
@@ -195,6 +195,22 @@ class _WholePart(AvgMetric):
     def value(self):
         if not self.seen: return None
         return self.func(*(torch.cat(parts).as_subclass(torch.Tensor) for parts in zip(*self.seen)))
+
+# %% ../nbs/api/09_learner.ipynb #745c1af4
+def accuracy(
+    input:torch.Tensor, # float (n, classes): what a network says
+    targs:torch.Tensor  # int (n,)
+)->torch.Tensor: # A plain tensor with one number
+    "The share of pictures whose largest output is their class."
+    return (input.argmax(-1) == targs).float().mean().as_subclass(torch.Tensor)
+
+
+def error_rate(
+    input:torch.Tensor, # As for `accuracy`
+    targs:torch.Tensor  # As for `accuracy`
+)->torch.Tensor:
+    "The share of the others."
+    return 1 - accuracy(input, targs)
 
 # %% ../nbs/api/09_learner.ipynb #6f1c24da
 class _Score(AccumMetric):
@@ -513,14 +529,19 @@ def _fitting_loss(what, log_softmax):
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
 class _TorchOptimizer(OptimWrapper):
-    "An optimizer of torch's, its weight decay apart from the gradient, as in v1."
+    "An optimizer of torch's, its weight decay apart from the gradient, as in v1; a momentum that it lacks is ignored."
+    def __init__(self, params, opt, **words):
+        lists = params if isinstance(params[0], (L, list)) else [params]
+        groups = [dict(params=[*some], weight_decay=0., mom=0.) for some in lists]
+        super().__init__(groups, opt, convert_groups=False, **words)
+
     def step(self, closure=None):
         "One step of all groups, after their weights have shrunk."
         groups = self.opt.param_groups
-        decays = [group.get('weight_decay', 0) for group in groups]
+        decays = [group['weight_decay'] for group in groups]
         for group,decay in zip(groups, decays):
-            decayed = [p for p in group['params'] if p.grad is not None and self.state[p].get('do_wd', True)]
-            for p in decayed: p.data.mul_(1 - group['lr']*decay)
+            decayed = [p.data for p in group['params'] if p.grad is not None and self.state[p].get('do_wd', True)]
+            if decayed: torch._foreach_mul_(decayed, 1 - group['lr']*decay)
             group['weight_decay'] = 0
         try: self.opt.step()
         finally:
@@ -530,8 +551,10 @@ class _TorchOptimizer(OptimWrapper):
 def _optimizer(what):
     "How to make an optimizer: a name, a function of fastai 2's, or a class of torch's, also in a `partial`."
     made,words = (what.func, what.keywords) if isinstance(what, partial) else (what, {})
-    if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)): return _by_name(what, _OPT_FUNCS, 'opt_func')
-    return partial(_TorchOptimizer, opt=made, **words)
+    if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
+        return _by_name(what, _OPT_FUNCS, 'opt_func')
+    if 'weight_decay' not in words: return partial(_TorchOptimizer, opt=made, **words)
+    raise ValueError("opt_func: give weight_decay= to the learner, as wd=")
 
 # %% ../nbs/api/09_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
@@ -763,7 +786,7 @@ class CSVLogger(Callback):
     @property
     def file(self): return Path(self.learn.path)/f'{self.filename}.csv'
     @property
-    def active(self): return self.learn.fitting and not hasattr(self.learn, 'lr_finder') and is_writer()
+    def active(self): return self.learn.fitting and not hasattr(self.learn, 'lr_finder') and not rank_distrib()
     def before_fit(self): self.before = self.file.read_text() if self.append and self.file.exists() else ''
     def after_epoch(self):
         if not self.active: return
