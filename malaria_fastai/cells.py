@@ -188,6 +188,8 @@ def _upright(im, name, max_pixels):
     if animated and im.format != 'MPO':
         reason = "animated or paged: more than one picture in the file"
         raise BadPicture(name, reason, "Save each picture in a file of its own")
+    if im.mode[0] in 'FI' and getattr(im, 'tag_v2', {}).get(262) == 0: # Pillow turns it round for 8 bits alone
+        raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white", "Save it with 8 bits per colour")
     im.load()
     return _to_rgb(ImageOps.exif_transpose(im), name)
 
@@ -240,6 +242,8 @@ def _open(data, name, max_pixels):
 def _read(file):
     "What was given, all bytes if it is a path or an open binary file, and its name."
     file = getattr(file, 'pil', file) # a picture with the words of fastai 1
+    if isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly): # its pixels are still in its file
+        if os.path.isfile(file.filename): file = file.filename
     if isinstance(file, (Image.Image, bytes, bytearray, memoryview)) or hasattr(file, 'shape'):
         return file,getattr(file, 'filename', None) or 'picture'
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')

@@ -168,7 +168,8 @@ def compare(self:Command,
 # %% ../nbs/api/18_cli.ipynb #b414bf7b
 @patch
 def evaluate(self:Command,
-    folder:str, # a run folder that train made
+    # a run folder that train made; several: the mean of their answers is judged, and goes to the folder of --out
+    folder:Annotated[str, dict(nargs='+')],
     data:Annotated[str, 'another data set to judge the network on (its own test part unless given): ' + _SOURCE]=None,
     out:str=None,    # where the result goes (the run folder unless given; with --data a folder on_NAME in it)
     corrupt:int=500, # damage N test cells in twenty ways and five strengths; 0 leaves it out
@@ -178,9 +179,12 @@ def evaluate(self:Command,
     "Look at a run from every side: patients, thresholds, calibration, worse pictures, shortcuts, eight views."
     from malaria_fastai import run
     from malaria_fastai.extra.robustness import stress_test
+    from malaria_fastai.recipes import _FROM_0, check_words
+    check_words(dict(corrupt=corrupt), corrupt=_FROM_0)
     look = partial(stress_test, n=corrupt)
     folder = run.evaluate_run(
-        folder, data, out, look, data_dir=data_dir, on_bad=on_bad, command=self.typed)
+        folder if len(folder) > 1 else folder[0], data, out, look, data_dir=data_dir, on_bad=on_bad,
+        command=self.typed)
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #3eef5abd
@@ -228,6 +232,9 @@ def export(self:Command,
     run_folder:str, # a run folder that `train` made
     data:Annotated[str, 'the data of the run, to fit the content check anew and for --quantize: ' + _SOURCE]=None,
     data_dir:_DataDir='data',
+    # call a picture positive from this p on: raw:P, chosen on the validation part of the run's predictions, or
+    # calibrated:P, chosen on a table of predict (the one that the model has unless given, .5 in the beginning)
+    threshold:str=None,
     onnx:bool=False,    # write model.onnx too
     quantize:bool=False # write an 8-bit model.int8.onnx too, and measure what is lost
 ):
@@ -238,7 +245,7 @@ def export(self:Command,
         raise ValueError(
             '--quantize needs pictures to choose ranges with: name the data of the run with --data')
     root = data and locate(data, folder=data_dir)
-    folder = pack(run_folder, root)
+    folder = pack(run_folder, root, threshold=threshold)
     if onnx or quantize: export_onnx(folder, root)
     if quantize:
         from malaria_fastai.extra.quantize import quantize as write_int8
@@ -252,18 +259,34 @@ def predict(self:Command,
     model:str, # a model folder, or a run folder that has one
     # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
     paths:Annotated[str, dict(nargs='+')],
-    Out:_Out, # the table to write: path, label, p, decision, reason
-    # what computes (onnx where there is one unless given)
+    # the table to write: path, pred, p, p_is, decision, reason; shown, or given as CSV into a pipe, unless given
+    Out:Annotated[str, dict(opt=True)]=None,
+    # what computes (torch on a GPU, else onnx where there is one, unless given)
     engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None,
+    device:str=None,    # where torch computes: cpu, cuda or cuda:1 (a GPU where there is one unless given)
+    # call a picture positive from this p on: raw:P, chosen on the predictions of a run, or calibrated:P, chosen on a
+    # table of this command (that of the model unless given)
+    threshold:str=None,
     bs:int=32 # pictures in a batch
 ):
     "Say for each picture: a class, unsure, or not a cell."
     from malaria_fastai.predict import Predictor, predict_files
-    done = predict_files(Predictor(model, engine, bs), paths, Out)
+    predict = Predictor(model, engine, bs, device=device, threshold=threshold)
+    done = predict_files(predict, paths, Out)
     lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
     left_out = ', '.join(f'{n:,} {why}' for why,n in sorted(done['left_out'].items()))
     if left_out: lines.append(f'left out: {left_out}')
-    for line in (*lines, f'Table: {Out}'): print(_visible(line))
+    if Out: lines.append(f'Table: {Out}')
+    for line in lines: print(_visible(line), file=sys.stdout if Out else sys.stderr)
+
+# %% ../nbs/api/18_cli.ipynb #614ed32b
+@patch
+def port(self:Command,
+    file:str # a notebook or a program of 2019; it stays as it is
+):
+    "Write a fastai 1 program or notebook anew beside the old one, with its imports changed and hints at what will stop."
+    from malaria_fastai.extra.port import port
+    port(file)
 
 # %% ../nbs/api/18_cli.ipynb #32630372
 _REMEDY = { # Number of a system's error -> what to do
@@ -293,7 +316,7 @@ def _done_by_one(word):
                                '`train` is what several can share')
 
 # %% ../nbs/api/18_cli.ipynb #161523c0
-_WORDS = 'train', 'crossval', 'recipes', 'compare', 'evaluate', 'review', 'data', 'export', 'predict'
+_WORDS = 'train', 'crossval', 'recipes', 'compare', 'evaluate', 'review', 'data', 'export', 'predict', 'port'
 
 
 def parser(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 
 from .cells import NoPatients
+from .files import read_table
 
 # %% auto #0
 __all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics',
@@ -42,12 +43,11 @@ def simulate_predictions(
                   for mask in (y, p>=.5))
     patient = (pd.Series(infected).map({True: 'P', False: 'C'})
                + pd.Series(who+1).astype(str)).astype('string')
-    number = pd.Series(range(len(who)))
-    photo = patient+'_IMG_'+(number%4).astype(str)
+    photo = [f'{name}_IMG_{i%4}' for i,name in enumerate(patient)]
+    path = [f'{folder}/{image}_cell_{i}.png' for i,(folder,image) in enumerate(zip(label, photo))]
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
     return pd.DataFrame(dict(
-        path=label+'/'+photo+'_cell_'+number.astype(str)+'.png', label=label,
-        patient=patient, photo=photo, split=split, pred=pred, p=p, p_is='raw',
+        path=path, label=label, patient=patient, photo=photo, split=split, pred=pred, p=p, p_is='raw',
         disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
@@ -544,13 +544,10 @@ def curve_band(
 # %% ../nbs/api/12_evaluate.ipynb #b6147cef
 def read_predictions(
     path, # The file, as `predictions.to_csv(path, index=False)` wrote it
-)->pd.DataFrame: # The table, with the types it had
+)->pd.DataFrame: # The table, with the types it had; what is no number is text
     "Read a predictions table; only an empty field is a missing value."
-    types = dict.fromkeys(('path','label','patient','slide','photo','split','pred'),
-                          'string')
-    types |= dict(p=float, disputed='boolean')
-    return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[''],
-                       float_precision='round_trip')
+    numbers = dict.fromkeys(('p','loss','quality'), float) | dict.fromkeys(('fold','seed','rank'), int)
+    return read_table(path, types=numbers | dict.fromkeys(('disputed','flipped','suspected'), bool))
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
 def _aligned(*tables):
@@ -896,20 +893,25 @@ def patient_rule(
 def _temperature_effect(valid, test, positive):
     "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
     fitted = fit_temperature(valid, positive)
-    tables = [test, apply_temperature(test, fitted)]
-    return dict(temperature=fitted.value,
-                ece=[ece(table, positive) for table in tables],
-                log_loss=[log_loss(table, positive) for table in tables],
-                brier=[metrics(table, positive)['brier'] for table in tables])
-
-# %% ../nbs/api/12_evaluate.ipynb #133cbb1b
-def _temperature_effect(valid, test, positive):
-    "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
-    fitted = fit_temperature(valid, positive)
     tables = test,apply_temperature(test, fitted)
     def brier(table, positive): return metrics(table, positive)['brier']
-    effect = {measure.__name__: [measure(table, positive) for table in tables] for measure in (ece, log_loss, brier)}
-    return dict(temperature=float(fitted.value)) | effect
+    measured = {measure.__name__: [measure(table, positive) for table in tables] for measure in (ece, log_loss, brier)}
+    return dict(temperature=float(fitted.value)) | measured
+
+# %% ../nbs/api/12_evaluate.ipynb #133cbb1b
+def _choices(valid, test, positive, threshold, draws, seed):
+    "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
+    found = dict(rule=None, thresholds=None, calibration=None, refused=None)
+    for name,part in (('valid',valid), ('test',test)):
+        if part['label'].nunique()<2:
+            return found | dict(refused=f"there are no {name} cells of both classes")
+        check_predictions(part, positive)
+    try:
+        found['thresholds'] = operating_points(valid, test, positive, AIMS, draws, seed)
+    except BadPredictions as e: return found | dict(refused=str(e))
+    if has_patients(valid) and has_patients(test):
+        found['rule'] = patient_rule(valid, test, positive, threshold, .9, draws, seed)
+    return found | dict(calibration=_temperature_effect(valid, test, positive))
 
 # %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(

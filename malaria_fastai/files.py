@@ -170,7 +170,7 @@ def check_output(
     for path in map(Path, inputs):
         if not os.path.exists(path) or path.resolve() not in (real, *real.parents): continue
         raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
-    above = next(path for path in (*[real]*folder, *real.parents) if path.exists())
+    above = next(path for path in (*[real]*folder, *real.parents) if os.path.exists(path))
     writable = os.access(above, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
     if not (above.is_dir() and writable):
         raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")

@@ -33,7 +33,7 @@ from PIL import Image, ImageFilter
 
 from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, open_picture
 from .files import ModelRefused, check_output, digest, file_digest, replacing
-from .recipes import check_words
+from .recipes import _FROM_1, check_words
 from .source import BadArchive, _archive_plan, _no_picture, install_command, progress
 
 # %% ../nbs/api/16_predict.ipynb #90a823fd
@@ -391,7 +391,7 @@ def read_threshold(
     else:
         raise ValueError(f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was chosen on "
                          "the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
-    check_words(dict(threshold=about['value'], p_is=about['p_is']), p_is=('raw', 'calibrated'))
+    check_words(dict(threshold=about['value'], p_is=about['p_is']), p_is='raw|calibrated')
     return about
 
 
@@ -440,9 +440,8 @@ class Predictor:
         device:str|None=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
         threshold=None          # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
-        at_least_1 = 'a whole number in [1, inf)',
-        check_words(dict(bs=bs, threads=threads, engine=engine, device=device), bs=at_least_1, threads=at_least_1,
-                    engine=(*_NETWORKS,), device=('cpu', r'cuda(:\d+)?'))
+        check_words(dict(bs=bs, threads=threads, engine=engine, device=device), bs=_FROM_1, threads=_FROM_1,
+                    engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
         self.folder,self.facts = read_folder(folder)
         if threshold is not None: self.facts = _with_threshold(self.facts, read_threshold(threshold))
         self.bs,self.threads,self.rule = bs,threads or os.cpu_count() or 1,_resizing(self.facts)

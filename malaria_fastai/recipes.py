@@ -10,6 +10,7 @@ __all__ = ['RECIPES', 'UnknownRecipe', 'Recipe', 'from_scratch', 'find_recipe', 
 
 # %% ../nbs/api/14_recipes.ipynb #61c1615d
 import difflib
+import math
 import re
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -54,28 +55,27 @@ WORDS = dict( # Field -> its words, and what they mean
         half="products in half precision while training, where the hardware gains from it (*mixed precision*)"))
 
 # %% ../nbs/api/14_recipes.ipynb #3e8d1b71
-_AT_LEAST_0,_AT_LEAST_1 = ('a whole number in [0, inf)',),('a whole number in [1, inf)',)
-_RATE,_SHARE = ('a number in (0, 10]',),('a number in [0, 1]',)
-_COLUMNS = 'accuracy','error_rate'
-_ALLOWED = {name: tuple(words) for name,words in WORDS.items()} | dict( # Argument -> its ranges, or patterns of its words
-    size=('a whole number in [8, 4096]',), size_first=_AT_LEAST_0, bs=('a whole number in [2, 65536]',),
-    epochs=_AT_LEAST_0, finetune_epochs=_AT_LEAST_0, patience=_AT_LEAST_0, cut=_AT_LEAST_1,
-    lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=('a number in [0, 1)',), risk=('a number in (0, 1)',),
-    seed=('a whole number in [0, 4294967295]',), seeds=_AT_LEAST_1, folds=('a whole number in [2, 1000]',),
-    limit=('a whole number in [10, inf)',), draws=_AT_LEAST_1, budget=('a number in (0, inf)',),
-    every=('epoch', *_AT_LEAST_1), pretrained=('auto', 'yes', 'no'), on_bad=('raise', 'skip'),
-    split=('patient', 'random', 'folder', r'fold:[0-4]', r'patient:\d+/\d+', r'random:\d+/\d+'),
-    resize=('CROP', 'PAD', 'SQUISH'), metrics=_COLUMNS, best=('', 'train_loss', 'valid_loss', *_COLUMNS))
+def _within(low, high, closed='both'):
+    "A range, of whole numbers where its lower end is one."
+    return pd.Interval(low, high, closed)
+
+
+_FROM_0,_FROM_1,_SHARE,_RATE = _within(0, math.inf), _within(1, math.inf), _within(0., 1.), _within(0., 10., 'right')
+_COLUMNS = 'accuracy|error_rate'
+_ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Argument -> its range, or pattern of its words
+    size=_within(8, 4096), size_first=_FROM_0, bs=_within(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
+    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=_within(0., 1., 'left'),
+    risk=_within(0., 1., 'neither'), threshold=_SHARE, seed=_within(0, 2**32 - 1), seeds=_FROM_1, limit=_within(10, math.inf),
+    folds=_within(2, 1000), draws=_FROM_1, budget=_within(0., math.inf, 'neither'), every=_FROM_1,
+    pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
+    split=r'patient|random|folder|fold:[0-4]|patient:\d+/\d+|random:\d+/\d+', best=f'|train_loss|valid_loss|{_COLUMNS}')
 
 
 def _fits(value, rule):
-    "Whether a value lies in a range, or is the word that a pattern means."
-    interval = re.fullmatch(r'a (whole )?number in ([\[(])(.+), (.+)([\])])', rule)
-    if not interval: return isinstance(value, str) and bool(re.fullmatch(rule, value))
-    whole,opens,low,high,closes = interval.groups()
-    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real): return False
-    inside = float(low) <= value <= float(high) # never true of NaN
-    return inside and (opens == '[' or value > float(low)) and (closes == ']' or value < float(high))
+    "Whether a value lies in a range, or is a word of a pattern."
+    if isinstance(rule, str): return isinstance(value, str) and bool(re.fullmatch(rule, value))
+    kind = Integral if isinstance(rule.left, int) else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and value in rule
 
 # %% ../nbs/api/14_recipes.ipynb #3e8d1b72
 def check_words(
@@ -83,12 +83,12 @@ def check_words(
     **allowed   # Other ranges than those of the table
 ):
     "Refuse an argument that lies outside of its range."
-    for name,rules in (_ALLOWED | allowed).items():
+    for name,rule in (_ALLOWED | allowed).items():
         value = words.get(name)
         for one in value if isinstance(value, (tuple, list)) else [value]:
-            if one is None or any(_fits(one, rule) for rule in rules): continue
-            raise ValueError(f"{name} is {' or '.join(rules)}, got {one!r} (on the command line: "
-                             f"--{name.replace('_', '-')})")
+            if one is None or (name, one) == ('every', 'epoch') or _fits(one, rule): continue
+            what = 'one of ' if isinstance(rule, str) else 'a whole number in ' if isinstance(rule.left, int) else 'in '
+            raise ValueError(f"{name} must be {what}{rule}, got {one!r} (on the command line: --{name.replace('_', '-')})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):

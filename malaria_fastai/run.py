@@ -31,20 +31,21 @@ from fastai.metrics import accuracy, error_rate
 from fastcore.meta import delegates
 
 import malaria_fastai
-from .backbone import WeightsUnavailable
-from .cells import data_hash, default_source, locate, open_picture, read_cells, ResizeMethod
+from .backbone import WeightsUnavailable, arch_name
+from .cells import ResizeMethod, data_hash, default_source, locate, open_picture, read_cells, verify
 from .data import DatasetType, ImageDataBunch
-from .evaluate import METRICS, evaluate, paired_difference, read_predictions
-from .files import write_atomically
+from .evaluate import METRICS, NotBinary, both_lines, evaluate, mean_of, paired_difference, read_predictions
+from .files import check_output, read_table, write_atomically
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, StepDecay, alone, cnn_learner, half_precision, is_writer, load_learner, writer_first
-from .recipes import RECIPES, Recipe, find_recipe, from_scratch, shortened, t4_command
+from .learner import CNNLearner, StepDecay, alone, cnn_learner, half_precision, is_writer, load_learner
+from .learner import writer_first
+from .recipes import RECIPES, Recipe, check_words, find_recipe, from_scratch, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
 from .sample import is_drawn
-from .source import progress, record_for
+from .source import RECORDS, progress, record_for
 from .split import fold_rules, leakage, split_by
-from .transforms import get_transforms
+from .transforms import get_transforms, n_views
 
 # %% ../nbs/api/15_run.ipynb #3a4ec135
 def positive_class(
@@ -53,6 +54,10 @@ def positive_class(
 )->str: # One of `labels`
     "The positive class: the user's word, or that of the data set's record."
     labels = sorted(set(labels))
+    if len(labels) != 2:
+        names = ', '.join(map(str, labels[:6]))
+        raise NotBinary(f"two classes are needed for the numbers of a run, found {len(labels)}: {names}. Put classes "
+                        "together in one folder, or train with `cnn_learner`, which takes any number of them")
     record = record_for(labels)
     positive = positive or (record and record.positive)
     if positive in labels: return positive
@@ -66,12 +71,23 @@ def limit_cells(
     seed:int=42         # Same seed, same cells
 )->pd.DataFrame: # Rows of `cells`, in their order
     "Draw some of the cells, for a quick try."
+    check_words(dict(limit=n, seed=seed))
     if n is None or n >= len(cells): return cells
-    if n < 10: raise ValueError(f"limit must be at least 10 cells, got {n}")
     keep = np.sort(np.random.default_rng(seed).permutation(len(cells))[:n])
     return cells.iloc[keep].reset_index(drop=True)
 
 # %% ../nbs/api/15_run.ipynb #0de8b88f
+def _read_data(source, out=None, limit=None, seed=42, on_bad='raise', data_dir='data'):
+    "The folder and the checked cells of a data set; an output folder among them is refused."
+    if out is not None: check_output(out, source, folder=True)
+    root = locate(source, folder=data_dir)
+    if out is not None: check_output(out, root, folder=True)
+    everything = read_cells(root, on_bad=on_bad)
+    cells = limit_cells(everything, limit, seed)
+    cells.attrs.update(left_out=everything.attrs.get('left_out', {}), of=len(everything))
+    return root,cells
+
+# %% ../nbs/api/15_run.ipynb #0de8b890
 def prepare(
     source,                   # A folder, a zip, an address, or the name of a data set
     split:str='patient',      # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'
@@ -80,15 +96,15 @@ def prepare(
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
     data_dir:str|Path='data', # Where archives are downloaded and extracted
     valid:float=.2,           # Share for validation, in (0, 1)
-    test:float=.2             # Share for test, in (0, 1); folders and folds bring their own
+    test:float=.2,            # Share for test, in (0, 1); folders and folds bring their own
+    out:str|Path|None=None    # A folder that must not lie in the data
 )->tuple: # (root folder, cells table with `split`)
     "From a name to a checked table in three parts, 60/20/20 unless told otherwise."
-    root = locate(source, folder=data_dir)
-    cells = read_cells(root, on_bad=on_bad)
-    left_out = cells.attrs.get('left_out', {})
-    cells = split_by(
-        limit_cells(cells, limit, seed), split, valid=valid, test=test, seed=seed)
-    cells.attrs['left_out'] = left_out
+    root,cells = _read_data(source, out, limit, seed, on_bad, data_dir)
+    attrs,cells = cells.attrs,split_by(cells, split, valid=valid, test=test, seed=seed)
+    if 'valid' not in set(cells.split):
+        raise ValueError(f"{len(cells):,} cells by the rule {split} leave none for validation: take more, or another rule")
+    cells.attrs.update(attrs)
     return root,cells
 
 # %% ../nbs/api/15_run.ipynb #e3c9c343
@@ -209,43 +225,38 @@ def fit_recipe(
         fit(epochs, lr, callbacks=callbacks, start_epoch='last' if resume else 0)
 
 # %% ../nbs/api/15_run.ipynb #cf93c0ec
+def has_no_up(
+    labels # Class names
+)->bool:
+    "Whether the record of these classes says that a picture may be turned: a cell may, an X-ray may not."
+    record = record_for(labels)
+    return bool(record and record.positive == 'Parasitized')
+
+# %% ../nbs/api/15_run.ipynb #cf93c0ed
 def augmentation(
     labels # Class names
 )->dict: # Arguments of `get_transforms`
     "The transforms of a run: all eight views for cells, which have no up; mirrored left to right for anything else."
-    record = record_for(labels)
-    cells = bool(record and record.positive == 'Parasitized')
-    return dict(flip_vert=cells, max_rotate=None, max_warp=None, max_zoom=1.)
+    return dict(flip_vert=has_no_up(labels), max_rotate=None, max_warp=None, max_zoom=1.)
 
 # %% ../nbs/api/15_run.ipynb #1ea26ebe
 _USUAL = dict(arch='resnet18', size=128, bs=64, epochs=3, finetune_epochs=2)
+_FIRST = Recipe('', '', **_USUAL, lin_ftrs=None, split='patient') # of a run that names no recipe
 
 
 def _filled(words):
-    "The words of a run, those that were not given taken from its recipe, or from what is usual."
-    if words['pretrained'] not in ('auto', 'yes', 'no'):
-        raise ValueError(
-            f"pretrained is 'auto', 'yes' or 'no', got {words['pretrained']!r}")
+    "The words of a run with its recipe, whose fields are what was given, or what is usual."
     given = {name: words[name] for name in (*_USUAL, 'lr') if words[name] is not None}
-    if words['recipe'] is None:
-        return words | _USUAL | given | dict(split=words['split'] or 'patient')
-    recipe = find_recipe(words['recipe'])
-    if words['pretrained'] == 'no' and recipe.pretrained:
-        recipe = from_scratch(recipe)
+    recipe,pretrained = find_recipe(words['recipe'] or _FIRST),words['pretrained']
+    if pretrained == 'no' and recipe.pretrained:
+        recipe = from_scratch(recipe) if recipe.name else recipe.but(pretrained=False)
     recipe = recipe.but(**given)
+    if recipe.name: pretrained = 'yes' if recipe.pretrained else 'no'
+    else: # the head, then all layers with rates that rise from the first to the head
+        recipe = recipe.but(finetune_lr=(recipe.lr/100, recipe.lr/10))
+    if recipe.network: arch_name(recipe.arch) # refuses a name that nobody knows
     fields = {name: getattr(recipe, name) for name in _USUAL}
-    pretrained = 'yes' if recipe.pretrained else 'no'
-    return words | fields | dict(
-        recipe=recipe, lr=None, split=words['split'] or recipe.split,
-        pretrained=pretrained)
-
-# %% ../nbs/api/15_run.ipynb #7cf88ac5
-def _usual_recipe(words, labels):
-    "The recipe of a run that names none: the head, then all layers with rates that rise from the first to the head."
-    lr = words['lr'] or 3e-3
-    fields = {name: words[name] for name in _USUAL}
-    return Recipe('', '', **fields, pretrained=words['pretrained'] != 'no', lin_ftrs=None, lr=lr,
-                  finetune_lr=(lr/100, lr/10), tfms=augmentation(labels))
+    return words | fields | dict(recipe=recipe, split=words['split'] or recipe.split, pretrained=pretrained)
 
 # %% ../nbs/api/15_run.ipynb #daec294d
 def _weighted_learner(recipe, data, pretrained, out):
@@ -258,6 +269,15 @@ def _weighted_learner(recipe, data, pretrained, out):
             f"ImageNet weights of {recipe.arch} cannot be had here; training from scratch ({why}).")
         return recipe_learner(
             recipe.but(pretrained=False), data, path=out, model_dir='states')
+
+
+def _check_size(learn, recipe):
+    "Refuse pictures that are too small for a network."
+    for size in {recipe.size, recipe.size_first or recipe.size}:
+        try:
+            with torch.no_grad(): learn.model.eval()(torch.zeros(2, 3, size, size, device=learn.dls.device))
+        except RuntimeError as error:
+            raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels: choose a larger size") from error
 
 # %% ../nbs/api/15_run.ipynb #0fdac1d1
 def _read_json(file): return json.loads(file.read_text('utf-8'))
@@ -282,30 +302,24 @@ def _plain_name(source):
 
 # %% ../nbs/api/15_run.ipynb #0392c89a
 def _call(function, words):
-    "The call that made a run, without the folders of this machine."
-    places = {
-        name: _plain_name(words[name])
-        for name in ('source', 'out', 'data_dir') if name in words}
-    shown = {
-        name: value
-        for name,value in (words | places).items() if name not in ('command', 'resume')}
-    return f"{function}({', '.join(f'{name}={value!r}' for name,value in shown.items())})"
+    "The call that made a run, without the folders of this machine and without what was not given."
+    places = {name: _plain_name(words[name]) for name in ('source', 'out', 'data_dir') if name in words}
+    shown = [
+        f'{name}={value!r}' for name,value in (words | places).items()
+        if value is not None and name not in ('command', 'resume')]
+    return f"{function}({', '.join(shown)})"
 
 # %% ../nbs/api/15_run.ipynb #4f761df5
 def _is_finished(out, settings, resume):
-    "Whether nothing is left to do; a folder that holds another run, or one that nobody continues, is refused."
-    begun = (out/'run.json').exists()
-    finished = (out/'metrics.json').exists()
+    "Whether a folder holds this run, finished; another run, or one that nobody continues, is refused."
+    begun,finished = ((out/name).exists() for name in ('run.json', 'metrics.json'))
     if not resume and finished:
         raise FileExistsError(
             f"{out} holds a finished run already: name another folder, or remove it")
     if not resume and begun:
         raise FileExistsError(f"{out} holds an unfinished run: go on with resume=True (on the command line: --resume), "
                               "name another folder, or remove it")
-    if begun:
-        then = _read_json(out/'run.json')
-        check_config({name: then.get(name) for name in settings}, settings, str(out))
-    if finished and is_writer(): print(f"{out} is finished: nothing is left to do.")
+    if begun: _begin(out, settings, '')
     return finished
 
 # %% ../nbs/api/15_run.ipynb #6a6d343a
@@ -316,10 +330,8 @@ def _begin(out, what, command, **more):
         if is_writer(): _save_json(file, dict(what, command=command, **more))
         return command
     then = _read_json(file)
-    command = then.pop('command')
-    check_config(
-        {name: value for name,value in then.items() if name not in more}, what, str(out))
-    return command
+    check_config({name: then.get(name) for name in what}, what, str(out))
+    return then['command']
 
 # %% ../nbs/api/15_run.ipynb #d06c3627
 def _write_numbers(out, preds, found, command):
@@ -329,7 +341,7 @@ def _write_numbers(out, preds, found, command):
         out/'environment.json', environment(command, data_hash=found['data']['hash']))
     _save_json(out/'metrics.json', found)
 
-
+# %% ../nbs/api/15_run.ipynb #db0bcc14
 def _complete(out):
     "The last steps of a run, which may be taken again: the page, and the states that nobody needs any more."
     if is_writer():
@@ -337,30 +349,51 @@ def _complete(out):
         shutil.rmtree(out/'states', ignore_errors=True)
     return out
 
-# %% ../nbs/api/15_run.ipynb #db0bcc14
-def _about_data(root, cells, positive):
-    "What metrics.json says of the data."
-    parts = cells.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0).to_dict()
-    labels = cells.label.value_counts().sort_index().to_dict()
-    return dict(
-        name=_plain_name(root), hash=data_hash(cells), n=len(cells), patients=cells.patient.nunique() or None,
-        labels=labels, positive=positive, drawn=is_drawn(root), left_out=cells.attrs.get('left_out', {}), parts=parts)
+
+def _nothing_left(out, what):
+    "The end of a run that was finished already; on other data it is another run."
+    _begin(out, what, '')
+    if is_writer(): print(f"{out} is finished: nothing is left to do.")
+    return _complete(out)
 
 # %% ../nbs/api/15_run.ipynb #c1a171a6
+def own_record(
+    source,            # As it was named
+    cells:pd.DataFrame # A cells table
+): # Record, or None
+    "The record of the data set that pictures are known to be of: by the manifest, or by the name of set or archive."
+    if verify(cells, strict=False).same == len(cells): return RECORDS['nih']
+    name = Path(str(source)).name.lower()
+    for record in RECORDS.values():
+        named = name in {record.name, record.file} - {''} and {*record.labels} == {*cells.label}
+        if named and record.name != 'nih': return record
+
+# %% ../nbs/api/15_run.ipynb #c1a171a7
 def full_size(
     cells:pd.DataFrame # A cells table
 )->int:
-    "How many cells the whole data set has, as far as its record knows."
-    record = record_for(cells.label)
-    return max(len(cells), sum(record.counts.values()) if record and record.counts else 0)
+    "How many cells the whole data set has, where these are known to be of it; else how many there are."
+    record = own_record('', cells)
+    return sum(record.counts.values()) if record else len(cells)
+
+# %% ../nbs/api/15_run.ipynb #c1a171a8
+def _about_data(source, root, cells, positive):
+    "What metrics.json says of the data; class names alone make them no part of a set that is known."
+    parts = cells.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0).to_dict()
+    labels = cells.label.value_counts().sort_index().to_dict()
+    record,of = own_record(source, cells),cells.attrs.get('of', len(cells))
+    return dict(
+        name=_plain_name(root), record=record.name if record else '', hash=data_hash(cells), n=len(cells),
+        of=sum(record.counts.values()) if record else of, patients=cells.patient.nunique() or None, labels=labels,
+        positive=positive, drawn=is_drawn(root), left_out=cells.attrs.get('left_out', {}), parts=parts)
 
 # %% ../nbs/api/15_run.ipynb #cef0ca9b
-def _about_recipe(recipe, cells):
-    "What metrics.json says of a recipe."
-    short = '; '.join(shortened(recipe, len(cells), full_size(cells)))
-    published = dict(
-        published=recipe.published or '-', published_split=recipe.published_split or '-')
-    return dict(recipe=recipe.name, shortened=short or 'no', **published)
+def _about_recipe(recipe, data):
+    "What metrics.json says of a recipe; a published number stands only beside the pictures it was measured on."
+    short = '; '.join(shortened(recipe, data['n'], data['of']))
+    known = bool(data['record'])
+    return dict(recipe=recipe.name, shortened=short or 'no', published=recipe.published*known or '-',
+                published_split=recipe.published_split*known or '-')
 
 # %% ../nbs/api/15_run.ipynb #403300bd
 def colour_features(
@@ -441,10 +474,9 @@ def _finish(learn, out, about, start, draws, command):
     _write_numbers(out, preds, found, command)
 
 # %% ../nbs/api/15_run.ipynb #d6d42093
-def _train_colours(root, cells, about, settings, out, start, draws, command):
+def _train_colours(root, cells, about, what, out, start, draws, command):
     "The run of the recipe that has no network."
-    data = about['data']
-    command = _begin(out, dict(settings, data=data['hash'], weights='none'), command)
+    data,command = about['data'],_begin(out, dict(what, weights='none'), command)
     preds = colour_floor(root, cells, data['positive'], seed=about['seed'])
     none = dict(
         arch='none, colours only', recipe='colour_floor', size=0, epochs=0,
@@ -488,38 +520,37 @@ def train(
     command:str|None=None     # What the report shows as the command; None is this call
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
-    words,out,start = _filled(dict(locals())),Path(out),time.time()
-    settings = dict(source=_plain_name(source), **_run_settings(words))
-    if _is_finished(out, settings, resume): return _complete(out)
-    recipe,split = words['recipe'],words['split']
-    valid,test = recipe.parts[1:] if recipe else (.2, .2)
+    given = dict(locals())
+    check_words(given)
+    words,out,start = _filled(given),Path(out),time.time()
+    settings,recipe = dict(source=_plain_name(source), **_run_settings(words)),words['recipe']
+    finished = _is_finished(out, settings, resume)
+    valid,test = recipe.parts[1:]
     with writer_first():
-        root,cells = prepare(
-            source, split, seed, limit, on_bad, data_dir, valid, test or .2)
+        root,cells = prepare(source, words['split'], seed, limit, on_bad, data_dir, valid, test or .2, out)
     about = dict(
-        seed=seed, split=split, source=settings['source'], leakage=leakage(cells),
-        data=_about_data(root, cells, positive_class(cells.label, positive)))
-    command = command or _call('train', words)
-    if recipe and not recipe.network:
-        if is_writer():
-            _train_colours(root, cells, about, settings, out, start, draws, command)
+        seed=seed, split=words['split'], source=settings['source'], leakage=leakage(cells),
+        data=_about_data(source, root, cells, positive_class(cells.label, positive)))
+    what,command = dict(settings, data=about['data']['hash']),command or _call('train', given)
+    if finished: return _nothing_left(out, what)
+    if not recipe.network:
+        if is_writer(): _train_colours(root, cells, about, what, out, start, draws, command)
         return _complete(out)
-    todo = recipe or _usual_recipe(words, cells.label)
+    if not recipe.name: recipe = recipe.but(tfms=augmentation(cells.label))
     with writer_first():
-        data = recipe_data(todo, root, cells, seed, cache)
-        learn = _weighted_learner(todo, data, words['pretrained'], out)
-    if not recipe: todo = todo.but(frozen='body' if learn.pretrained else 'nothing')
-    what = dict(
-        settings, data=about['data']['hash'],
-        weights='ImageNet' if learn.pretrained else 'random')
+        data = recipe_data(recipe, root, cells, seed, cache)
+        learn = _weighted_learner(recipe, data, words['pretrained'], out)
+    _check_size(learn, recipe)
+    if not recipe.name: recipe = recipe.but(frozen='body' if learn.pretrained else 'nothing')
     command = _begin(
-        out, what, command, pictures=Path(os.path.relpath(root, out)).as_posix())
-    start -= _seconds_before(learn, todo, every, resume)
+        out, dict(what, weights='ImageNet' if learn.pretrained else 'random'), command,
+        pictures=Path(os.path.relpath(root, out)).as_posix())
+    start -= _seconds_before(learn, recipe, every, resume)
     if not is_writer():
         return out # the first of several processes judges and writes
-    about |= {name: words[name] for name in ('size', 'epochs', 'finetune_epochs')}
+    about |= {name: getattr(recipe, name) for name in ('size', 'epochs', 'finetune_epochs', 'lr', 'finetune_lr')}
     about |= dict(arch=learn.spec.arch, bs=data.bs, pretrained=learn.pretrained)
-    if recipe: about |= _about_recipe(recipe, cells)
+    if recipe.name: about |= _about_recipe(recipe, about['data'])
     _finish(learn, out, about, start, draws, command)
     return _complete(out)
 
@@ -537,11 +568,12 @@ def summary(
     "The main numbers of a run, with their 95 % intervals, and where the report lies."
     if not is_writer(): return '' # the first of several processes says it
     found,lines = _read_json(Path(run)/'metrics.json'),[]
-    for part in ('valid', 'test'):
-        block = found.get(part)
-        if not block: continue
-        patients = f" of {block['patients']} patients" if block.get('patients') else ''
-        lines.append(f"{part}: {block['n']:,} cells{patients}")
+    shown = [(part, kind, block) for part in ('valid', 'test') if found.get(part)
+             for kind,block in both_lines(found[part]).items()]
+    thing = 'cells' if has_no_up(found['data']['labels']) else 'pictures'
+    for part,kind,block in shown:
+        whose = f" of {block['patients']} patients, intervals by patient" if block.get('patients') else ''
+        lines.append(f"{part}: {block['n']:,} {kind.replace('cells', thing)}{whose or f', intervals by {thing[:-1]}'}")
         for metric in ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc'):
             lines.append(f'  {metric:<18}{_with_interval(block, metric)}')
     if found['data']['drawn']:
@@ -569,12 +601,17 @@ def block_numbers(
     return dict(n=block['n'], patients=block['patients'], **texts)
 
 
-def _made_by(run):
-    "The data, the machine and the command of a run."
-    env = run['environment']
-    machine = {name: env[name] for name in ('device', 'cores', 'commit')}
-    return dict(
-        data_hash=env['data_hash'][:12], **machine, command=portable(env['command']))
+_TOLD = 'split', 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds', 'seconds'
+
+
+def _table_rows(made_by, block, **about):
+    "Rows of a table: what was trained, the numbers of a part, all cells and undisputed ones, and what made them."
+    found,env = made_by['metrics'],made_by['environment']
+    settings = {name: found[name] for name in _TOLD if name in found}
+    made = dict(data=found['data']['name'], data_hash=env['data_hash'][:12], command=portable(env['command']))
+    made |= {name: env[name] for name in ('device', 'cores', 'commit')}
+    return [about | dict(cells=kind) | settings | block_numbers(numbers) | made
+            for kind,numbers in both_lines(block).items()]
 
 # %% ../nbs/api/15_run.ipynb #90c890f1
 def runs_table(
@@ -583,17 +620,10 @@ def runs_table(
 )->pd.DataFrame: # One row a run and part
     "Put the numbers of several runs into one table."
     rows = []
-    names = ('arch', 'size', 'epochs', 'finetune_epochs', 'pretrained', 'split', 'seed')
-    for run in map(read_run, runs):
+    for run,part in itertools.product(map(read_run, runs), parts):
         found = run['metrics']
-        about = {name: found[name] for name in names}
-        for part in parts:
-            block = found['tta']['averaged'] if part == 'eight views' else found[part]
-            numbers = dict(
-                **block_numbers(block), data=found['data']['name'],
-                seconds=found['seconds'])
-            rows.append(
-                dict(run=run['folder'].name, part=part, **about, **numbers, **_made_by(run)))
+        block = found['tta']['averaged'] if part == 'eight views' else found[part]
+        rows += _table_rows(run, block, run=run['folder'].name, part=part)
     return pd.DataFrame(rows)
 
 # %% ../nbs/api/15_run.ipynb #cb1ec35f
@@ -653,22 +683,21 @@ def cross_validate(
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
     alone('a cross-validation')
     words = dict(split=split, folds=folds, seed=seed, **kwargs)
-    out = Path(out)
-    settings = dict(source=_plain_name(source), folds=folds, **_run_settings(words))
-    if _is_finished(out, settings, resume): return _complete(out)
-    root = locate(source, folder=kwargs.get('data_dir', 'data'))
-    cells = limit_cells(
-        read_cells(root, on_bad=kwargs.get('on_bad', 'raise')), kwargs.get('limit'), seed)
-    command = command or _call('cross_validate', dict(source=source, out=out, **words))
-    command = _begin(out, dict(settings, data=data_hash(cells)), command)
+    check_words(words, split='patient|random')
+    out,settings = Path(out),dict(source=_plain_name(source), folds=folds, **_run_settings(words))
+    finished = _is_finished(out, settings, resume)
+    read = {name: kwargs[name] for name in ('limit', 'on_bad', 'data_dir') if name in kwargs}
+    root,cells = _read_data(source, out, seed=seed, **read)
+    positive,what = positive_class(cells.label, kwargs.get('positive')),dict(settings, data=data_hash(cells))
+    if finished: return _nothing_left(out, what)
+    command = _begin(out, what, command or _call('cross_validate', dict(source=source, out=out, **words)))
     features,floors = colour_features(root, cells),[]
     for k,rule in enumerate(fold_rules(cells, split, folds)):
         print(f'Fold {k} of {folds}: {rule}')
         train(
             source, out/f'fold{k}', split=rule, seed=seed, resume=True, command=command,
             **kwargs)
-        floors.append(
-            colour_floor(root, split_by(cells, rule, seed=seed), kwargs.get('positive'), features))
+        floors.append(colour_floor(root, split_by(cells, rule, seed=seed), positive, features))
     _gather(out, folds, split, _pooled(floors), kwargs.get('draws', 2000), command)
     return _complete(out)
 
@@ -692,18 +721,10 @@ def splits_table(
 )->pd.DataFrame: # Rows: network and colour floor by patient, the same at random, and the gap of each in points
     "Both splits side by side, with intervals, the colour floor beside them."
     rows = []
-    names = (
-        'size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds',
-        'seconds')
     for run in map(read_run, (patient, random)):
-        found,versions = run['metrics'],run['environment']['versions']
-        about = {name: found[name] for name in names} | _made_by(run)
-        about['versions'] = ' '.join(
-            f'{name} {versions[name]}'
-            for name in ('fastai', 'torch', 'numpy', 'scikit-learn'))
+        found = run['metrics']
         for model,block in ((found['arch'], found['test']), ('colour floor', found['colour_floor'])):
-            rows.append(
-                dict(model=model, split=found['split'], **block_numbers(block), **about))
+            rows += _table_rows(run, block, model=model)
     for model,file in ((rows[0]['model'], 'predictions.csv'), ('colour floor', 'colour_floor.csv')):
         gap = 100*split_gap(patient, random, file, draws)
         texts = {
@@ -740,7 +761,7 @@ def eight_views(
     about = cells[['path', 'label', 'patient']].reset_index(drop=True)
     plain,mean = (about.assign(p=probs[:, column].double().numpy()) for probs in views)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
-    return dict(plain=evaluate(plain, positive, threshold, draws), averaged=evaluate(mean, positive, threshold, draws),
+    return dict(views=n_views(learn.dls.rule.size or (0, 1)), plain=evaluate(plain, positive, threshold, draws), averaged=evaluate(mean, positive, threshold, draws),
                 difference=rows.where(rows.notna(), None).to_dict('index'))
 
 # %% ../nbs/api/15_run.ipynb #76546266
@@ -748,16 +769,13 @@ def _copied(run, out):
     "Copy what is small of a run, so that the run itself stays as it is."
     out.mkdir(parents=True, exist_ok=True)
     for name in ('metrics.json', 'environment.json', 'predictions.csv', 'history.csv', 'split.csv'):
-        if (run/name).exists() and out.resolve() != run.resolve():
-            shutil.copy(run/name, out)
-    return out
+        if (run/name).exists() and out.resolve() != run.resolve(): shutil.copy(run/name, out)
 
 
 def _all_cells(run):
     "Every cell of a run and its part."
     file = run/'split.csv'
-    if file.exists():
-        return pd.read_csv(file, dtype='string', keep_default_na=False, na_values=[''])
+    if file.exists(): return read_table(file)
     raise FileNotFoundError(
         f"{file}: without it nobody knows which patients the network was trained on; train the run anew")
 
@@ -825,9 +843,27 @@ def _write_other(run, folder, name, data, preds, draws, command):
         _save_json(run/'metrics.json', about | {f'test on {name}': block})
         write_report(run)
 
+
+def _mean_of_runs(folders, out, draws, command):
+    "Judge the mean of the answers of several runs on the same cells, in a folder of its own."
+    if out is None or (Path(out)/'metrics.json').exists():
+        raise ValueError("the mean of several runs needs a folder of its own: name a new one with out= (on the command "
+                         "line: --out)")
+    out,runs = check_output(out, *folders, folder=True),[read_run(folder) for folder in folders]
+    found,names = dict(runs[0]['metrics']),[run['folder'].name for run in runs]
+    for part in ('valid', 'test', 'tta', 'examined', 'robustness', 'shortcut'): found.pop(part, None)
+    preds = mean_of(*[run['preds'] for run in runs])
+    archs = dict.fromkeys(run['metrics']['arch'] for run in runs)
+    found |= dict(
+        arch=f"mean of {len(runs)}: {', '.join(archs)}", runs=names, seconds=sum(run['metrics']['seconds'] for run in runs),
+        **_judged(preds, found['data']['positive'], draws))
+    _write_numbers(out, preds, found, command or f'evaluate_run({names!r})')
+    examine_run(out, draws)
+    return out
+
 # %% ../nbs/api/15_run.ipynb #970f2ab7
 def evaluate_run(
-    run:str|Path,             # A run folder
+    run:str|Path|list,        # A run folder; of several, the mean of their answers is judged, in the folder `out`
     data=None,                # Another data set to judge on; None is the run's own test part
     out:str|Path|None=None,   # Where the result goes; None is the run's folder, with `data` a folder `on_NAME` in it
     look=None,                # More to ask of the pictures, such as `stress_test` of `extra.robustness`
@@ -838,54 +874,55 @@ def evaluate_run(
 )->Path: # The folder whose metrics.json and report.html tell more now
     "Look at a run from every side: patients, thresholds, calibration, eight views, and what `look` finds."
     alone('an evaluation')
+    check_words(dict(draws=draws, on_bad=on_bad))
+    if isinstance(run, (list, tuple)): return _mean_of_runs(run, out, draws, command)
     run = Path(run)
-    found = read_run(run)['metrics']
+    found,name = read_run(run)['metrics'],'' if data is None else Path(_plain_name(data)).stem
+    folder = Path(out) if out else run/f'on_{name}' if name else run
     learn,positive = load_learner(run/'model'),found['data']['positive']
-    if data is None:
-        root,cells = _own_cells(run, found, data_dir)
-        folder = _copied(run, Path(out)) if out else run
-    else:
-        root = locate(data, folder=data_dir)
-        name = Path(_plain_name(data)).stem
-        cells = read_cells(root, on_bad=on_bad)
+    if name:
+        root,cells = _read_data(data, folder, on_bad=on_bad, data_dir=data_dir)
         strange = sorted(set(cells.label) - set(learn.dls.classes))
         if strange:
             raise ValueError(f"{name} has cells of {', '.join(strange)}; "
                              f"this network knows {', '.join(learn.dls.classes)}")
-        cells = _predicted(
-            learn, root, _unknown_only(cells, _all_cells(run), name), positive)
-        folder = _copied(run, Path(out) if out else run/f'on_{name}')
-        _write_other(
-            run, folder, name, _about_data(root, cells, positive), cells, draws, command)
+        cells = _predicted(learn, root, _unknown_only(cells, _all_cells(run), name), positive)
+    else: root,cells = _own_cells(run, found, data_dir)
+    _copied(run, folder)
+    if name: _write_other(run, folder, name, _about_data(data, root, cells, positive), cells, draws, command)
     if root: _look_again(folder, learn, root, cells, positive, draws, look)
     examine_run(folder, draws)
+    new = _read_json(folder/'metrics.json').keys()
+    print(f"Added to the report: {', '.join(text for key,text in _ADDED.items() if key in new)}.")
     return folder
 
 # %% ../nbs/api/15_run.ipynb #0c01791d
+_ADDED = dict( # Key of metrics.json -> what it tells
+    examined='patients, thresholds and calibration', robustness='damaged pictures', shortcut='shortcuts',
+    tta='eight views')
+
+
 def _look_again(folder, learn, root, cells, positive, draws, look):
     "Add to metrics.json what needs the pictures."
     found = _read_json(folder/'metrics.json')
     threshold = found['test']['threshold']
     if look: found |= look(folder, learn, root, cells, positive, threshold, draws)
-    found['tta'] = eight_views(
-        learn, root, cells[cells.split == 'test'], positive, threshold, draws)
+    if has_no_up(cells.label):
+        found['tta'] = eight_views(
+            learn, root, cells[cells.split == 'test'], positive, threshold, draws)
     _save_json(folder/'metrics.json', found)
 
 # %% ../nbs/api/15_run.ipynb #startnb1
 _DRIVE = '/content/drive' # where Colab shows the Drive of whoever runs it
-_HOW_TO_KEEP = (", lost when Colab disconnects. To keep them on your Drive: from google.colab import drive; "
-                f"drive.mount('{_DRIVE}'), then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")
+_MOUNT = f"from google.colab import drive; drive.mount('{_DRIVE}')"
 
 
 def _free_folder(folder, fresh):
     "`folder` as an absolute path, made; the first of folder, folder-2, folder-3 … that is empty, if `fresh`."
     if str(folder).startswith(_DRIVE) and not Path(_DRIVE, 'MyDrive').exists():
-        raise FileNotFoundError("your Drive is not there yet. Run: from google.colab import drive; "
-                                f"drive.mount('{_DRIVE}')")
-    free,i = folder,1
-    while fresh and free.exists() and any(free.iterdir()):
-        i += 1
-        free = folder.with_name(f'{folder.name}-{i}')
+        raise FileNotFoundError(f"your Drive is not there yet. Run: {_MOUNT}")
+    names = itertools.chain([folder], (folder.with_name(f'{folder.name}-{i}') for i in itertools.count(2)))
+    free = next(name for name in names if not (fresh and name.exists() and any(name.iterdir())))
     free.mkdir(parents=True, exist_ok=True)
     return free.absolute()
 
@@ -899,21 +936,19 @@ def start_notebook(
     "Choose data, settings and folder of a notebook by what there is, and say so."
     gpu,colab = torch.cuda.is_available(),'google.colab' in sys.modules
     source = os.environ.get(variable)
-    accelerator = 'none, the CPU does the work'
     if not source: # real cells only where they are bearable
         source = 'sample' if variable != 'MALARIA_DATA' or (colab and not gpu) else default_source()
-    if gpu: accelerator = torch.cuda.get_device_name()
-    elif colab:
-        accelerator = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all'
     drawn = source == 'sample'
     full = gpu and not drawn
+    device = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all' if colab else 'none, the CPU does the work'
+    if gpu: device = torch.cuda.get_device_name()
     print(f"Data: {source}{', drawn by code'*drawn} ({variable} names another)")
     print(
         f"Settings: {'full, for a GPU' if full else 'small, for a short test' if drawn else 'small, for a CPU'}")
-    print(f'Accelerator: {accelerator}')
+    print(f'Accelerator: {device}')
     if not name: return source, full, None
     folder = _free_folder(Path(runs)/name, fresh)
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    lost = colab and not folder.as_posix().startswith(_DRIVE)
-    print(f'Runs: {shown.as_posix()}{_HOW_TO_KEEP*lost}')
+    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder.as_posix()
+    print(f'Runs: {shown}' + (f", lost when Colab disconnects. To keep them on your Drive: {_MOUNT}, then "
+                              f"start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")*(colab and _DRIVE not in shown))
     return source, full, folder

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import AffineCoordTfm, RandTransform, _WarpCoord, aug_transforms, find_coeffs, setup_aug_tfms
+from fastai.vision.augment import AffineCoordTfm, RandTransform, _WarpCoord, aug_transforms, find_coeffs
 from fasttransform.transform import compose_tfms
+from torch.nn import functional
 
 # %% ../nbs/api/05_transforms.ipynb #0e11d8dc
 def derive_seed(
@@ -201,6 +202,15 @@ class _Warp(_WarpCoord):
         seen = flat @ self.matrix[..., :2].transpose(1, 2) + self.matrix[..., 2].unsqueeze(1)
         return (seen/seen[..., 2].unsqueeze(-1))[..., :2].view(coords.shape)
 
+# %% ../nbs/api/05_transforms.ipynb #b7w1a005
+class _Moved(AffineCoordTfm):
+    "fastai's rotation, zoom and warp in one interpolation; it does not ask the GPU how much smaller pictures become: they do not."
+    def _encode(self, x, mode, reverse=False):
+        coords = functional.affine_grid(self.mat, x.shape, align_corners=self.align_corners)
+        for warp in self.coord_fs: coords = warp(coords)
+        moved = functional.grid_sample(x, coords, mode, self.pad_mode, self.align_corners)
+        return moved.as_subclass(TensorImage)
+
 # %% ../nbs/api/05_transforms.ipynb #a9f5277e
 class _Pair(tuple):
     "v1's pair (training, validation) of lists of transforms, which remembers the arguments it was made from."
@@ -241,10 +251,10 @@ def get_transforms(
     if max_lighting: train.append(Lighting(max_lighting, p_lighting))
     if max_stain: train.append(Stain(max_stain, p_lighting))
     if rotate or zoom > 1 or warp:
-        geometry = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0.,
-                                  p_affine=p_affine, pad_mode=padding_mode)
-        if warp: geometry.append(AffineCoordTfm(coord_fs=_Warp(warp, p=p_affine), pad_mode=padding_mode))
-        train += setup_aug_tfms(geometry)
+        moved = _Moved(coord_fs=[_Warp(warp, p=p_affine)] if warp else None, pad_mode=padding_mode)
+        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0., p_affine=p_affine)
+        for tfm in stock: moved.compose(tfm)
+        train.append(moved)
     pair = _Pair((train + list(xtra_tfms or []), []))
     pair.args = args | dict(xtra_tfms=[*map(_tfm_name, xtra_tfms)]) if xtra_tfms else args
     return pair

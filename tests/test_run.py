@@ -361,7 +361,7 @@ WRONG = [
     (['train', 'sample', '--arch', 'resnet81', '--out', 'x', '--pretrained', 'no'], 'did you mean'),
     (['train', 'sample', '--split', 'patients', '--out', 'x'], 'patient'),
     (['train', 'sample', '--split', 'folder', '--out', 'x'], 'folder'),
-    (['train', 'sample', '--epochs', '0', '--out', 'x'], 'at least 1'),
+    (['train', 'sample', '--epochs', '0', '--finetune-epochs', '0', '--out', 'x'], 'nothing would be trained'),
     (['train', 'sample', '--size', '-3', '--out', 'x'], '--size'),
     (['train', 'sample', '--pretrained', 'maybe', '--out', 'x'], 'maybe'),
     (['train', 'sample'], '--out'),
