@@ -561,7 +561,8 @@ def _aligned(*tables):
         if lone := len(set(first['path']) ^ set(other['path'])):
             raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
         for column in {'label', 'split'} & {*first} & {*other}:
-            if odd := (first[column].astype(str)!=other[column].astype(str)).sum():
+            mine,its = (table[column].astype('string').fillna('') for table in (first, other))
+            if odd := (mine!=its).sum():
                 raise BadPredictions(f"{odd} cells have another {column} in the other table")
         _check_kind(other, _kind_of_p(first))
     return tables

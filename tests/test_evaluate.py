@@ -4,6 +4,7 @@ import json, warnings
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from sklearn import metrics as sk
+from properties import cases
 from malaria_fastai import cells,evaluate as ev,split
 from malaria_fastai.extra import audit
 from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples, simulate_predictions
@@ -14,7 +15,12 @@ def table(y, p, patient=None):
     "A predictions table from plain lists."
     t = pd.DataFrame(dict(label=np.where(np.asarray(y, bool), POS, 'Uninfected'), p=np.asarray(p, float)))
     t['path'] = [f'{l}/{i}.png' for i,l in enumerate(t.label)]
+    t['split'] = 'test' # says that these labels are the truth
     return t if patient is None else t.assign(patient=pd.array([f'P{k}' for k in patient], 'string'))
+
+def simulated(**how):
+    "Simulated predictions as one part."
+    return simulate_predictions(**how).assign(split='test')
 
 def reference(y, p, threshold=.5):
     "The ten metrics by scikit-learn; None where a class is missing and it would make a number up."
@@ -63,7 +69,7 @@ def test_evaluate_is_json_and_intervals_hold_their_order(drawn):
     assert all(block[m] is not None for m in METRICS if block[f'{m}_ci'] is not None)
 
 def test_bootstrap_follows_its_seed_and_not_the_order_of_rows():
-    t = simulate_predictions(patients=12, cells=9)
+    t = simulated(patients=12, cells=9)
     assert bootstrap(t, POS, 60).equals(bootstrap(t, POS, 60))
     assert not bootstrap(t, POS, 60).equals(bootstrap(t, POS, 60, seed=1))
     shuffled = bootstrap(t.sample(frac=1, random_state=0), POS, 60)
@@ -91,27 +97,46 @@ def test_resamples_do_not_depend_on_the_block_size():
     (lambda t: t.to_dict(), ev.BadPredictions, 'must be a table'),
 ])
 def test_a_wrong_table_is_refused_with_a_reason(change, error, says):
-    t = simulate_predictions(patients=10, cells=10)
+    t = simulated(patients=10, cells=10)
     for f in (metrics, evaluate, ev.confusion, ev.per_patient, ev.reliability, ev.coverage_risk, ev.curve_band):
         with pytest.raises(error) as e: f(change(t), POS)
         assert says in str(e.value)
         assert isinstance(e.value, ValueError)
 
 def test_one_class_alone_is_no_typo():
-    healthy = simulate_predictions(patients=8, controls=.99).query("label=='Uninfected'").drop(columns='pred')
+    healthy = simulated(patients=8, controls=.99).query("label=='Uninfected'").drop(columns='pred')
     assert metrics(healthy, POS)['sensitivity'] is None
 
 def test_rounding_of_p_at_the_threshold_is_not_taken_for_the_wrong_class():
     t = table([1,0,1,0], [.5,.5,1,0]).assign(pred=[POS,'Uninfected',POS,'Uninfected'])
     assert metrics(t, POS)['n']==4
 
-@pytest.mark.parametrize('patient', [[None]*6, ['a','b',None,'a','b','c']])
+@pytest.mark.parametrize('patient', [[None]*6, ['a','b',None,'a','b','c'], ['']*6, [' ','b','b','a','a','a'], [np.nan]*6])
 def test_unknown_patients_are_never_invented(patient):
     t = table([1,0]*3, [.9,.1,.8,.2,.3,.6]).assign(patient=pd.array(patient, 'string'))
     assert ev.NoPatients is split.NoPatients is cells.NoPatients # who catches one catches all
-    with pytest.raises(ev.NoPatients): bootstrap(t, POS, 5)
+    for asked in (bootstrap, evaluate):
+        with pytest.raises(ev.NoPatients, match='name no patient'): asked(t, POS, draws=5, by='patient')
     with pytest.raises(ev.NoPatients): ev.per_patient(t, POS)
-    assert evaluate(t, POS, draws=5)['ci_by']=='cell'
+
+@settings(parent=cases(25))
+@pytest.mark.door
+@given(st.lists(st.tuples(st.booleans(), st.floats(.01, .99), st.sampled_from(['a','b','c',None,'',' '])), min_size=2, max_size=30))
+def test_patients_that_are_known_are_drawn_and_the_others_counted(drawn):
+    "Intervals are those of the rows that name their patient; estimates are of all; asked for patients and not able to is an error."
+    y,p,who = zip(*drawn)
+    t = table(y, p).assign(patient=pd.array(who, 'string'))
+    known = t.patient.fillna('').str.strip()!=''
+    block = evaluate(t, POS, draws=30)
+    assert block['ci_by']==('patient' if known.any() else 'cell') and block['n']==len(t)
+    assert block['patient_unknown']==((~known).sum() if known.any() else 0)
+    if known.any():
+        rest = evaluate(t[known], POS, draws=30)
+        for m in METRICS: assert block[f'{m}_ci']==(rest[f'{m}_ci'] and pytest.approx(rest[f'{m}_ci'])), m
+    if not known.all() or t.patient.nunique()<2:
+        with pytest.raises(ev.NoPatients): evaluate(t, POS, draws=5, by='patient')
+    for f in (ev.curve_band, ev.reliability, ev.coverage_risk): assert len(f(t, POS, draws=5))
+    assert ev.paired_difference(t, t, POS, draws=5).difference.fillna(0).eq(0).all()
 
 def test_one_patient_gives_no_interval():
     block = evaluate(table([1,0]*5, np.linspace(0, 1, 10), [1]*10), POS, draws=20)
@@ -132,7 +157,7 @@ def easy_and_hard(seed, patients=80, cells=20):
 
 def shifted(seed):
     "As many patients as the NIH set has, the cells of each shifted to one side as a stain would do; a standard deviation of 1."
-    return simulate_predictions(patients=200, cells=8, spread=1., seed=seed)
+    return simulated(patients=200, cells=8, spread=1., seed=seed)
 
 def drawn_rates(t, by, draws, seed):
     "Three of the metrics of `bootstrap`, summed by patient first: the same numbers, a hundred times faster."
@@ -189,8 +214,7 @@ def test_few_patients_widen_the_interval():
 def divisions(p):
     "A number in each gap of `p`, beginning above all of them."
     edges = sorted({2., -1., *p}, reverse=True)
-    middles = [(a+b)/2 for a,b in zip(edges, edges[1:])]
-    return [m for m in middles if m not in edges]
+    return [(a+b)/2 for a,b in zip(edges, edges[1:]) if a-b>1e-6]
 
 def share_of(y, called, aim): return np.mean(called[y]) if aim=='sensitivity' else np.mean(~called[~y])
 
@@ -199,7 +223,7 @@ both_classes = rows.filter(lambda r: 0<sum(y for y,_,_ in r)<len(r))
 @settings(max_examples=150, deadline=None)
 @given(both_classes, st.sampled_from([0., .5, .9, .95, 1.]), st.sampled_from([np.float64, np.float32]))
 def test_a_threshold_decides_as_promised_and_lies_on_no_value(drawn, wanted, kind):
-    "Of all ways to divide the cells, the one with the fewest errors of the other kind; and no last bit matters."
+    "Of all ways to divide the cells in a gap of `p`, the one with the fewest errors of the other kind; and no last bit matters."
     y,p = np.array([r[0] for r in drawn]), np.array([r[1] for r in drawn], kind)
     t = table(y, p).assign(p=p)
     for aim,extreme in (('sensitivity',max), ('specificity',min)):
@@ -209,8 +233,7 @@ def test_a_threshold_decides_as_promised_and_lies_on_no_value(drawn, wanted, kin
         promised = extreme(c for c in divisions(p.astype(float)) if share_of(y, p.astype(float)>=c, aim)>=wanted-1e-9)
         assert (called==(p.astype(float)>=promised)).all()
         assert ev.confusion(t, POS, cut).to_numpy().ravel().tolist()==np.bincount(2*y+called, minlength=4).tolist()
-        if np.abs(p.astype(float)-cut).min()<=1e-7: continue
-        for step in (-1e-7, 1e-7): assert ((np.clip(p.astype(float)+step, 0, 1)>=cut)==called).all()
+        for step in (-4e-7, 4e-7): assert ((np.clip(p.astype(float)+step, 0, 1)>=cut)==called).all()
 
 @pytest.mark.parametrize('p', [[1., 1., 0., 0.], [1-6e-8, 1., 0., 1e-45], [.5, np.nextafter(.5, 1), .5, np.nextafter(.5, 1)]])
 @pytest.mark.parametrize('aim', ['sensitivity','specificity'])
@@ -220,15 +243,15 @@ def test_a_threshold_at_the_ends_and_between_values_without_a_gap(p, aim):
     assert cut not in p and metrics(t, POS, cut)[aim]==1
 
 def test_float32_decides_as_its_text_does():
-    "`p` of a network, and the same read from a file: neighbours of float32 are told apart, by every function alike."
-    low = np.nextafter(np.float32(.1), np.float32(1)) # even, so the middle to the next one is rounded down to it in float32
+    "`p` of a network, and the same read from a file: what the last bit of float32 tells apart, no threshold does."
+    low = np.nextafter(np.float32(.1), np.float32(1))
     p = np.float32([low, np.nextafter(low, np.float32(1)), .7, .8])
     t = table([0,1,0,1], p).assign(p=p, patient=['a','b','c','d'])
     read = t.assign(p=[float(str(x)) for x in p])
     cut = ev.choose_threshold(t, POS, sensitivity=1)
-    assert cut.about['specificity']==.5
+    assert cut.about['specificity']==0 and cut.value==pytest.approx(.05)
     other = [o.assign(path='new/'+o.path, patient='new') for o in (t, read)]
-    for o in other: assert ev.apply_threshold(o, cut).pred.tolist()==['Uninfected', POS, POS, POS]
+    for o in other: assert ev.apply_threshold(o, cut).pred.tolist()==[POS]*4
     assert ev.confusion(t, POS, cut.value).equals(ev.confusion(read, POS, cut.value))
     assert ev.per_patient(t, POS, cut.value).equals(ev.per_patient(read, POS, cut.value))
 
@@ -269,6 +292,159 @@ def test_limit_of_detection_by_hand():
     assert d['limit_of_detection']==pytest.approx(2*1.645*sd/(.9-.02))
     assert d['limit_of_blank']==pytest.approx(.02+1.645*sd)
     assert d['false_alarms']==pytest.approx(100)
+
+def test_no_false_alarm_in_few_cells_is_no_promise():
+    "31 cells of four controls without a false alarm: neither a limit of 0 nor a specificity that is surely 1."
+    y,who = [0]*31+[1]*40, [f'C{i%4}' for i in range(31)]+[f'P{i%5}' for i in range(40)]
+    t = table(y, np.where(y, .9, .1)).assign(patient=who)
+    limit = ev.detection_limit(ev.per_patient(t, POS))
+    assert limit['limit_of_detection'] is limit['limit_of_blank'] is limit['limit_of_detection_ci'] is None
+    assert limit['false_alarms']==0 and limit['fpr_ci'][1]>.2
+    block = evaluate(t, POS, draws=50)
+    for name,n in dict(specificity=4, sensitivity=5, accuracy=9, auc=4).items():
+        assert block[f'{name}_ci']==pytest.approx(ev._wilson(n, n)), name
+    assert not json.loads(json.dumps(ev.detection_limit(ev.per_patient(t[y.count(0):], POS))))['fpr_ci']
+
+@pytest.mark.parametrize('controls', [2, 3, 10, 50])
+def test_the_limit_of_detection_has_the_interval_of_its_spread(controls):
+    from scipy.stats import chi2
+    rng = np.random.default_rng(controls)
+    t = pd.DataFrame(dict(infected=[True,True]+[False]*controls, fpr=[0,0,*rng.uniform(0, .02, controls)], sensitivity=[.8,1]+[np.nan]*controls))
+    found = ev.detection_limit(t)
+    wanted = found['limit_of_detection']*np.sqrt((controls-1)/chi2.ppf([.975,.025], controls-1))
+    assert found['limit_of_detection_ci']==pytest.approx(np.minimum(wanted, 1)) and found['fpr_ci'][0]<=found['fpr']<=found['fpr_ci'][1]
+
+@settings(parent=cases(25))
+@pytest.mark.door
+@given(st.integers(1, 30), st.integers(1, 6), st.booleans())
+def test_a_rate_of_none_or_all_has_a_width(patients, cells, right):
+    "Whatever was seen without exception, by patient or by cell, in metrics, operating points and bins."
+    y = np.tile([1,0], patients*cells)
+    t = table(y, np.where(y==right, .9, .1)).assign(patient=np.repeat(range(patients), 2*cells).astype(str))
+    for by in ('cell', None):
+        block = evaluate(t, POS, draws=20, by=by)
+        for name in ('sensitivity','specificity','accuracy','auc'):
+            ci = block[f'{name}_ci']
+            if by=='cell' and patients*cells<9: continue # too few for every draw to hold both
+            assert block[name]==right
+            if by is None and patients==1: assert ci is None
+            else: assert ci[0]<ci[1] and ci[right]==right and ci==pytest.approx(ev._wilson(block[name]*(n:=patients if by is None else y.sum()*(2 if name=='accuracy' else 1)), n))
+    bins = ev.reliability(t, POS, draws=20).dropna()
+    assert (bins.lo<bins.hi).all()
+
+# --- what a table says of itself
+
+def calibrated(t): return t.assign(p=1/(1+np.exp(-np.log(t.p/(1-t.p))/2.5)), p_is='calibrated')
+
+def uses(t, cut, temperature):
+    "Everything that takes a threshold, a temperature, or two tables."
+    number = cut.value
+    yield from (lambda f=f, given=given: f(t, POS, given) for given in (cut, number) for f in (metrics, ev.confusion, ev.per_patient, ev.coverage_risk,
+                ev.patient_scores, ev.with_and_without_disputed))
+    yield from (lambda given=given: f(t, POS, threshold=given, draws=3) for given in (cut, number) for f in (evaluate, bootstrap))
+    yield lambda: ev.paired_difference(t, t, POS, number, draws=3)
+    yield lambda: ev.apply_threshold(t, cut)
+    yield lambda: ev.apply_threshold(t[['path','p','p_is']] if 'p_is' in t else t[['path','p']], cut)
+    yield lambda: ev.apply_temperature(t, temperature)
+
+KINDS = {'raw': lambda t: t.assign(p_is='raw'), 'calibrated': calibrated, 'unknown': lambda t: t.drop(columns='p_is'), 'of another kind': lambda t: t.assign(p_is='mean')}
+
+@pytest.mark.parametrize('chosen', KINDS)
+@pytest.mark.parametrize('used', KINDS)
+def test_a_number_chosen_on_one_kind_of_p_is_refused_on_another(parts, chosen, used, tmp_path):
+    "Also after both went through a file, and when the threshold goes in as its number."
+    valid,test = (KINDS[kind](part) for kind,part in zip((chosen, used), parts))
+    valid.to_csv(tmp_path/'v.csv', index=False); test.to_csv(tmp_path/'t.csv', index=False)
+    valid,test = (ev.read_predictions(tmp_path/name) for name in ('v.csv', 't.csv'))
+    cut,temperature = ev.choose_threshold(valid, POS, sensitivity=.95), ev.fit_temperature(valid, POS)
+    assert cut.p_is==(None if chosen=='unknown' else valid.p_is[0]) and cut.to_dict()['p_is']==cut.p_is
+    for use in uses(test, cut, temperature):
+        if chosen==used: use()
+        else:
+            with pytest.raises(ev.BadPredictions, match=r'p was expected, and this table holds .* p \(column p_is\)'): use()
+
+def test_two_models_and_their_mean_need_the_same_kind_of_p(parts):
+    a = parts[1]
+    for f in (lambda b: ev.paired_difference(a, b, POS, draws=3), lambda b: ev.mean_of(a, b)):
+        f(a)
+        for b in (calibrated(a), a.drop(columns='p_is')):
+            with pytest.raises(ev.BadPredictions, match='column p_is'): f(b)
+    mixed = pd.concat([a[:50], calibrated(a[50:])])
+    for f in (metrics, evaluate, ev.reliability):
+        with pytest.raises(ev.BadPredictions, match='not alike: column p_is'): f(mixed, POS)
+
+def test_a_calibrated_table_says_so(parts):
+    valid,test = parts
+    cool = ev.apply_temperature(test, ev.fit_temperature(valid, POS))
+    assert (cool.p_is=='calibrated').all()
+    with pytest.raises(ev.BadPredictions): ev.apply_temperature(cool, ev.fit_temperature(valid, POS)) # not twice
+    import copy, pickle
+    cut = ev.choose_threshold(valid, POS, sensitivity=.9)
+    for again in (copy.deepcopy(cut), pickle.loads(pickle.dumps(cut))):
+        assert again==cut and again.value.p_is=='raw' and json.dumps(again.value)==repr(float(cut.value))
+
+def answers(t): return pd.DataFrame(dict(path=t.path, label=t.pred, p=t.p, decision=t.pred, reason=''))
+
+@pytest.mark.parametrize('change', [answers, lambda t: answers(t).rename(columns=dict(decision='pred')), lambda t: answers(t)[['path','label','p']],
+    lambda t: answers(t)[['path','label','p']].assign(patient=t.patient), lambda t: answers(t)[['path','label','p']].assign(p=t.p.round(2), pred=t.pred),
+    lambda t: answers(t).assign(label=np.where(t.p>=.2, POS, 'Uninfected')).drop(columns=['decision','reason']),
+    lambda t: answers(t).drop(columns='decision').assign(patient=t.patient)])
+def test_what_a_model_said_is_not_taken_for_the_truth(parts, change):
+    t = change(parts[1])
+    for f in (metrics, evaluate, ev.confusion, ev.curve_band, ev.choose_threshold, ev.fit_temperature, bootstrap):
+        with pytest.raises(ev.BadPredictions, match='the truth'): f(t, POS, **({'sensitivity': .9} if f is ev.choose_threshold else {}))
+
+def test_true_labels_beside_answers_are_taken(parts):
+    t = answers(parts[1]).rename(columns=dict(label='pred')).merge(parts[1][['path','label','patient']])
+    assert evaluate(t, POS, draws=5)['accuracy']==metrics(parts[1], POS)['accuracy']
+    best = parts[1].assign(p=np.where(parts[1].label==POS, .9, .1)).drop(columns='pred')
+    assert metrics(best, POS)['accuracy']==1 and metrics(best.drop(columns='split').assign(fold=0), POS)['accuracy']==1
+
+@pytest.mark.parametrize('split', [['valid','test'], ['train','test'], ['test', None], ['valid', 'test', 'train']])
+def test_several_parts_are_not_one_answer(split):
+    t = simulate_predictions(patients=10, cells=10)
+    t = t.assign(split=[split[i%len(split)] for i in range(len(t))])
+    for f in (metrics, evaluate, bootstrap, ev.confusion, ev.per_patient, ev.reliability, ev.coverage_risk, ev.curve_band, ev.patient_scores,
+              ev.with_and_without_disputed, ev.fit_temperature, lambda t,pos: ev.choose_threshold(t, pos, sensitivity=.9),
+              lambda t,pos: ev.paired_difference(t, t, pos, draws=3), lambda t,pos: ev.operating_points(t, t, pos, draws=3)):
+        with pytest.raises(ev.BadPredictions, match='judge one part at a time'): f(t, POS)
+    with pytest.raises(ev.BadPredictions, match='another split'): ev.paired_difference(t.assign(split='test'), t.assign(split='valid'), POS)
+
+@settings(parent=cases(20))
+@pytest.mark.door
+@given(st.integers(2, 4), st.integers(0, 9), st.sampled_from(['patients','label','split','p','path','class']))
+def test_the_mean_of_models_is_of_the_same_thing_or_refused(n, seed, other):
+    rng = np.random.default_rng(seed)
+    t = simulate_predictions(patients=6, cells=8, seed=seed)
+    tables = []
+    for _ in range(n):
+        p = np.clip(t.p+rng.normal(0, .05, len(t)), 0, 1)
+        tables.append(t.assign(p=p, pred=np.where(p>=.5, POS, 'Uninfected'), loss=0.).sample(frac=1, random_state=seed))
+    mean = ev.mean_of(*tables)
+    assert mean.path.tolist()==sorted(t.path) and 'loss' not in mean and (mean.p_is=='raw').all()
+    np.testing.assert_allclose(mean.p, np.mean([o.set_index('path').p[mean.path] for o in tables], 0))
+    assert ((mean.p>=.5)==(mean.pred==POS)).all() and mean.set_index('path').label[t.path].tolist()==t.label.tolist()
+    last = tables[-1]
+    wrong = dict(label=last.assign(label=np.where(last.path==t.path[0], 'x', last.label)), split=last.assign(split=np.where(last.path==t.path[3], 'train', last.split)),
+        p=last.assign(p=last.p-1), path=last[1:], patients=pd.concat([last, last[:1]]))
+    wrong['class'] = last.assign(p=1-last.p)
+    with pytest.raises(ev.BadPredictions): ev.mean_of(*tables[:-1], wrong[other])
+
+def test_a_mean_says_which_class_it_needs_to_be_told():
+    t = simulate_predictions(patients=6, cells=8).assign(p=.2, pred='Uninfected')
+    with pytest.raises(ev.BadPredictions, match='pass positive='): ev.mean_of(t, t)
+    assert (ev.mean_of(t, t, positive=POS).pred=='Uninfected').all()
+    with pytest.raises(ev.BadPredictions, match="no column \\['pred'\\]"): ev.mean_of(t, t.drop(columns='pred'), positive=POS)
+
+def test_both_lines_stand_side_by_side(parts):
+    block = evaluate(parts[1], POS, draws=20)
+    lines = ev.both_lines(block)
+    assert list(lines)==['all cells','undisputed cells'] and lines['undisputed cells']['n']==(~parts[1].disputed).sum()
+    assert all(line[f'{m}_ci'] and line['ci_by']=='patient' for line in lines.values() for m in ('accuracy','auc'))
+    assert lines['undisputed cells'].keys()==block.keys()
+    for t in (parts[1].drop(columns='disputed'), parts[1].assign(disputed=pd.NA), parts[1].assign(disputed=True)):
+        assert list(ev.both_lines(evaluate(t, POS, draws=5)))==['all cells']
+    assert list(ev.both_lines(dict(n=3, accuracy=.5)))==['all cells'] # of an older file
 
 def test_ece_and_reliability_by_hand():
     t = table([1,0,1,1], [.05,.05,.95,.85])
@@ -346,7 +522,8 @@ def test_review_ranks_every_label_by_the_probability_it_was_given(drawn):
     (lambda t: t.drop(columns='fold'), ev.BadPredictions, 'column fold'),
     (lambda t: t.assign(fold=t.fold.where(t.index>0)), ev.BadPredictions, 'column fold'),
     (lambda t: t.assign(fold=0), ev.BadPredictions, 'one fold'),
-    (lambda t: t.assign(split=np.where(t.index==0, 'train', 'test')), ev.BadPredictions, '1 rows are training cells'),
+    (lambda t: t.assign(split=np.where(t.index==0, 'train', 'test')), ev.BadPredictions, 'not alike'),
+    (lambda t: t.assign(split='train'), ev.BadPredictions, '100 rows are training cells'),
     (lambda t: t.assign(fold=np.arange(len(t))%5), ev.BadPredictions, 'in several folds'),
     (lambda t: pd.concat([t, t[:1]]), ev.BadPredictions, 'occur twice'),
     (lambda t: t.drop(columns='path'), ev.BadPredictions, 'path'),
