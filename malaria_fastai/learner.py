@@ -399,7 +399,7 @@ def _in_new_words(where, given):
     old = {word: value for word,value in given.items() if word not in known}
     new = {word: value for word,value in given.items() if word in known}
     if 'bn_wd' in old: new['wd_bn_bias'] = old.pop('bn_wd')
-    if not old.get('true_wd', True):
+    if not old.pop('true_wd', True):
         raise ValueError("true_wd=False: weight decay is kept apart from the gradient here; for the other way pass "
                          "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
     unmeant(where, old)
@@ -875,20 +875,19 @@ class _Forecast(Callback):
 
 # %% ../nbs/api/09_learner.ipynb #b2bbef33
 def _suggested(lrs, losses, beta):
-    "The rate where the loss falls fastest, and a tenth of that where it is lowest; None where nothing falls clearly."
-    n = len(lrs)
-    means = np.array(losses)*(1 - beta**np.arange(1, n + 1))
+    "The rate where the running loss falls fastest, and a tenth of that of its minimum; None where nothing falls clearly."
+    n,width = len(lrs),max(3, len(lrs)//8)
+    if n < 4*width: return None
+    means = losses*(1 - beta**np.arange(1, n + 1))
     each = (means - beta*np.append(0, means[:-1]))/(1 - beta) # the loss of every batch
-    width,first = max(3, n//8),n//10
-    padded = np.pad(each, ((width-1)//2, width//2), mode='edge')
-    smooth = np.convolve(padded, np.ones(width)/width, 'valid')
-    low = first + int(smooth[first:].argmin())
-    if low < first + 2: return None
-    noise = np.median(np.abs(np.diff(each[:low])))/.954/width**.5 # deviation of a mean of `width` batches
-    fall = smooth[first:low+1]
-    if fall.max() - fall[-1] < 4*noise: return None
-    steep = first + int(np.gradient(fall, np.log(lrs[first:low+1])).argmin())
-    return float(lrs[steep]),float(lrs[low]/10)
+    smooth,first = np.convolve(each, np.ones(width)/width, 'valid'),n//10 # each mean begins at its batch
+    low = int(smooth[first+width:].argmin()) + first + width
+    falls = smooth[first:low-width+1] - smooth[first+width:low+1] # from one mean to the next, which shares no batch
+    noise = np.median(np.abs(np.diff(each[:low+width])))/.954*(2/width)**.5 # deviation of such a difference
+    if falls.max() < 4*noise: return None
+    begin = first + int(falls.argmax()) # the running loss follows later
+    steep = begin + int((losses[begin:-width] - losses[begin+width:]).argmax()) + width//2
+    return float(lrs[steep]),float(lrs[begin + int(losses[begin:].argmin())]/10)
 
 # %% ../nbs/api/09_learner.ipynb #a9cbe65b
 @contextmanager
