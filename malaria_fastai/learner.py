@@ -889,6 +889,12 @@ def _suggested(lrs, losses, beta):
     steep = begin + int((losses[begin:-width] - losses[begin+width:]).argmax()) + width//2
     return float(lrs[steep]),float(lrs[begin + int(losses[begin:].argmin())]/10)
 
+
+@patch
+def suggested(self:Recorder)->tuple: # Two rates: of the steepest fall, and a tenth of that of the minimum; (None, None)
+    "What `lr_find` suggests."
+    return _suggested(*map(np.array, self.found), self.smooth_loss.beta) or (None, None)
+
 # %% ../nbs/api/09_learner.ipynb #a9cbe65b
 @contextmanager
 def _put_back(learn):
@@ -919,12 +925,13 @@ def lr_find(self:CNNLearner,
     stop_div:bool=True,  # Stop when the loss explodes
     wd:float|None=None   # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
-    "Try rising rates; `recorder.plot()` shows the result. Weights and history stay as they were."
+    "Try rising rates, and return a good one; `recorder.plot()` shows the curve. Weights and history stay as they were."
     savers = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
-    with _put_back(self), self.no_bar(), self.removed_cbs(savers), seeded(self.seed, 0):
+    with _put_back(self), self.no_bar(), self.removed_cbs(savers), self.added_cbs([_Forecast(num_it)]), seeded(self.seed, 0):
         Learner.lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot=False, suggest_funcs=None)
         rec = self.recorder
         rec.found = [*map(float, rec.lrs)],[*map(float, rec.losses)]
+    return rec.suggested()[0]
 
 # %% ../nbs/api/09_learner.ipynb #9ac3763f
 @patch
@@ -944,7 +951,7 @@ def plot(self:Recorder,
     ax.set(xscale='log', xlabel='Learning rate', ylabel='Loss')
     ax.grid(alpha=.25)
     if suggestion:
-        self.min_grad_lr,tenth = _suggested(*map(np.array, self.found), self.smooth_loss.beta) or (None, None)
+        self.min_grad_lr,tenth = self.suggested()
         if tenth is None: print("No clear slope: the loss falls at none of these rates by more than chance")
         else:
             print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {tenth:.2E}")
