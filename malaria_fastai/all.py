@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastai.metrics import F1Score, RocAucBinary, accuracy, error_rate
+from fastai.metrics import F1Score, RocAucBinary
 from fastai.vision.core import PILImage, imagenet_stats
 from torch import nn
 from torchvision import models
@@ -33,8 +33,8 @@ from .export import export_onnx, pack
 from .interpret import ClassificationInterpretation, grad_cam, hottest
 from .learner import (
     AUROC, CSVLogger, CNNLearner, EarlyStoppingCallback, FBeta, KappaScore, MatthewsCorreff, NLLLossFlat, OneCycle,
-    Precision, Recall, Recorder, ReduceLROnPlateauCallback, ShowGraph, StepDecay, alone, cnn_learner, create_cnn,
-    half_precision, is_writer, load_learner, weights_hash, writer_first)
+    Precision, Recall, Recorder, ReduceLROnPlateauCallback, ShowGraph, StepDecay, accuracy, alone, cnn_learner,
+    create_cnn, error_rate, half_precision, is_writer, load_learner, weights_hash, writer_first)
 from .predict import Predictor, predict_files
 from .recipes import RECIPES, Recipe, find_recipe, recipes_table
 from .report import (

@@ -32,17 +32,14 @@ from PIL import Image, ImageFile, ImageOps
 
 from .files import digest
 from .sample import draw_sample
-from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root,
+from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root, counted,
                                    download, extract, facts, progress as bar)
 
 # %% ../nbs/api/03_cells.ipynb #b6521695
 def _unknown_source(text):
     "What to say to a word that means nothing here, with a name like it among the records and the files beside it."
-    path = Path(text)
-    beside = path.parent.iterdir() if path.name and path.parent.is_dir() else ()
-    names = {file.name.lower(): str(file) for file in beside} | dict(zip(RECORDS, RECORDS))
-    near = get_close_matches(path.name.lower(), names, 1)
-    hint = f'; did you mean {names[near[0]]}?' if near else '.'
+    near = get_close_matches(text, [*RECORDS, *map(str, Path(text).parent.glob('*'))], 1)
+    hint = f'; did you mean {near[0]}?' if near else '.'
     return (f"{text or 'an empty name'}: no such folder or file, and no data set of this "
             f"name{hint} Give a folder with one folder per class, a zip, an http(s) address, "
             f"or one of: {', '.join(RECORDS)}")
@@ -58,13 +55,10 @@ def locate(
     if text and path.is_dir(): return class_root(path)
     if path.is_file(): archive = path
     elif name == 'sample': return draw_sample(Path(folder, 'drawn-sample'))
-    elif name in RECORDS: archive = download(RECORDS[name], folder)
-    elif name.startswith(('http://', 'https://')): archive = download(text, folder)
+    elif name in RECORDS or name.startswith(('http://', 'https://')): archive = download(RECORDS.get(name, text), folder)
     else: raise DataNotFound(_unknown_source(text))
     done = extract(archive, folder)
-    left_out = ', '.join(f'{n:,} {reason}' for reason,n in done.left_out.items())
-    if left_out: left_out = f'; left out: {left_out}'
-    print(f'{archive.name}: {done.n_files:,} pictures{left_out}')
+    print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
     return class_root(done.root)
 
 # %% ../nbs/api/03_cells.ipynb #98e2c826
@@ -105,12 +99,13 @@ def _check_png(data, name):
     "Refuse a PNG with a missing end or a wrong checksum."
     pos,kind = 8,b''
     while kind != b'IEND':
-        n,kind = struct.unpack_from('>I4s', data, pos) if pos+8 <= len(data) else (len(data), b'')
-        end = pos+8+n
-        if end+4 > len(data): raise BadPicture(name, "truncated: the end of the picture is missing")
-        if zlib.crc32(memoryview(data)[pos+4:end]) != struct.unpack_from('>I', data, end)[0]:
+        try:
+            n,kind = struct.unpack_from('>I4s', data, pos)
+            checksum, = struct.unpack_from('>I', data, pos + 8 + n)
+        except struct.error: raise BadPicture(name, "truncated: the end of the picture is missing") from None
+        if zlib.crc32(memoryview(data)[pos+4:pos+8+n]) != checksum:
             raise BadPicture(name, "damaged: a checksum in the file is wrong")
-        pos = end+4
+        pos += 12 + n
 
 # %% ../nbs/api/03_cells.ipynb #639b753c
 # More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
@@ -147,22 +142,22 @@ def _refuse_other(data, name):
 # %% ../nbs/api/03_cells.ipynb #8ebe2400
 def _to_bytes(values, name):
     "Bring an array of numbers of any type to 8 bits, exactly or not at all."
+    kind = values.dtype.kind
     if values.dtype == np.uint8: return values
-    if values.dtype == bool: return values*np.uint8(255)
-    remedy = "Save it with 8 bits per colour"
-    if values.dtype.kind == 'f':
+    if kind == 'b': return values*np.uint8(255)
+    if kind == 'f':
         scaled = values.astype(float)*255
-        whole = np.round(scaled)
-        if np.all((abs(scaled - whole) < .001) & (0 <= whole) & (whole <= 255)): return whole.astype(np.uint8)
+        whole = scaled.round().clip(0, 255)
+        if np.all(abs(scaled - whole) < .001): return whole.astype(np.uint8)
         reason = "floating-point pixels have no known range, unless they are bytes divided by 255"
-    elif values.dtype.kind not in 'iu' or values.ndim > 2:
+    elif kind not in 'iu' or values.ndim > 2:
         reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
     else:
         low,high = int(values.min()),int(values.max()) # 16-bit grey: 0 to 65,535
         if 0 <= low and (high == 0 or 4095 < high < 65536): return ((values.astype(int) + 128)//257).astype(np.uint8)
-        reason = f"grey values from {low} to {high} use 12 bits or fewer: nobody knows what is white"
-        if low < 0 or high > 65535: reason = f"grey values from {low} to {high}, beyond 16 bits"
-    raise BadPicture(name, reason, remedy)
+        reason = f"grey values from {low} to {high} "
+        reason += "use 12 bits or fewer: nobody knows what is white" if 0 <= low <= high < 4096 else "are beyond 16 bits"
+    raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
 # %% ../nbs/api/03_cells.ipynb #62a89925
 def _to_rgb(im, name):
@@ -206,18 +201,20 @@ def _decode(data, name):
     except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
 
 # %% ../nbs/api/03_cells.ipynb #5cffcc08
+_CHANNELS = 1, 2, 3, 4
+
 def _from_array(pixels, name):
     "A Pillow picture of an array or of a tensor."
     shape = tuple(pixels.shape)
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
-        first,last = (len(shape) == 3 and shape[i] in range(1, 5) for i in (0, 2))
-        if first and last:
-            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", "Pass an array (h, w, 3)")
-        if first: pixels = np.moveaxis(pixels, 0, 2)
-    if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
-    if not pixels.size or pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in range(2, 5)):
+        if pixels.ndim == 3 and shape[0] in _CHANNELS:
+            pixels = np.moveaxis(pixels, 0, 2)
+            if shape[2] in _CHANNELS:
+                raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", "Pass an array (h, w, 3)")
+    if pixels.ndim < 2 or not pixels.size or pixels.shape[2:] not in ((), *((n,) for n in _CHANNELS)):
         raise BadPicture(name, f"an array {shape} is not one picture", "Pass (h, w), (h, w, 3) or a tensor (3, h, w)")
+    if pixels.shape[2:] == (1,): pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(_to_bytes(pixels, name)))
 
 # %% ../nbs/api/03_cells.ipynb #2cb47e9f
@@ -228,12 +225,9 @@ def _open(data, name, max_pixels):
     try:
         if isinstance(data, Image.Image):
             with _OPENING: return _upright(data, name, max_pixels)
-        is_bytes = isinstance(data, (bytes, bytearray, memoryview))
-        im = _decode(bytes(data), name) if is_bytes else _from_array(data, name)
+        im = _from_array(data, name) if hasattr(data, 'dtype') else _decode(bytes(data), name)
         return _upright(im, name, max_pixels)
     except BadPicture: raise
-    except Image.DecompressionBombError as error:
-        raise BadPicture(name, "far too many pixels", "Make it smaller") from error
     except Exception as error:
         reason = f"it does not decode ({type(error).__name__}: {error})"
         raise BadPicture(name, reason) from error
@@ -244,7 +238,7 @@ def _read(file):
     file = getattr(file, 'pil', file) # a picture with the words of fastai 1
     if isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly): # its pixels are still in its file
         if os.path.isfile(file.filename): file = file.filename
-    if isinstance(file, (Image.Image, bytes, bytearray, memoryview)) or hasattr(file, 'shape'):
+    if isinstance(file, (Image.Image, bytes, bytearray, memoryview)) or hasattr(file, 'dtype'):
         return file,getattr(file, 'filename', None) or 'picture'
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
     try: return Path(file).read_bytes(),file
@@ -416,22 +410,19 @@ def _look_at_all(root, found, max_pixels, progress):
     table['reason'] = table.reason.fillna(two_labels.astype(object))
     return table
 
-# %% ../nbs/api/03_cells.ipynb #45d0754a
+# %% ../nbs/api/03_cells.ipynb #17e94126
 def _warn_same_names(cells):
     "Warn of a file name that occurs in two classes."
     labels = cells.label.groupby(cells.path.map(basename)).nunique()
     twice = labels.index[labels > 1]
-    if not len(twice): return
-    warnings.warn(f"{len(twice):,} file names occur in more than one class: "
-                  f"{', '.join(twice[:5])}", stacklevel=3)
+    if len(twice): warnings.warn(f"{len(twice):,} file names occur in more than one class: {', '.join(twice[:5])}", stacklevel=3)
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
 def _check_classes(root, labels, left_out):
     "Refuse a folder with fewer than two classes."
     if len(labels) > 1: return
     seen = f"only the class {labels[0]!r}" if len(labels) else "no picture in any class folder"
-    gone = ', '.join(f"{n:,} {reason}" for reason,n in left_out.items()) or 'nothing'
-    raise NoCells(f"{root}: {seen} (left out: {gone}). Give the folder that holds one folder of pictures per "
+    raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of pictures per "
                   "class, for example `Parasitized` and `Uninfected`.")
 
 # %% ../nbs/api/03_cells.ipynb #42b5c41b
@@ -439,10 +430,8 @@ def _report(cells, left_out, bad):
     "One line: what is in the table and what is not."
     patients = cells.patient.nunique()
     who = f" of {patients} patient{'s'*(patients > 1)}" if patients else ""
-    gone = [f"{n:,} {reason}" for reason,n in left_out.items()]
-    if bad: gone.append(f"{len(bad):,} bad")
-    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; "
-          f"left out: {', '.join(gone) or 'nothing'}")
+    if bad: left_out = left_out | {'bad': len(bad)}
+    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {counted(left_out)}")
     for line in bad[:10]: print(f"  bad: {line}")
 
 # %% ../nbs/api/03_cells.ipynb #3668be5a
@@ -542,30 +531,25 @@ def verify(
 # %% ../nbs/api/03_cells.ipynb #a27791b9
 _QUANTILES = dict(min=0, p5=.05, p50=.5, p95=.95, max=1)
 
-def _describe(cells):
-    "One row of `describe`."
-    extensions = cells.path.str.rsplit('.', n=1).str[-1].str.lower().value_counts()
-    row = dict(
-        n=len(cells),
-        patients=cells.patient.nunique() or pd.NA,
-        photos=cells.photo.nunique() or pd.NA,
-        disputed=cells.disputed.sum(min_count=1),
-        megabytes=round(cells.bytes.sum()/1e6, 1),
-        extensions=', '.join(f'{name} {n:,}' for name,n in extensions.items()))
-    for side in ('width', 'height'):
-        for name,share in _QUANTILES.items():
-            row[f'{side}_{name}'] = int(cells[side].quantile(share))
-    return row
-
 # %% ../nbs/api/03_cells.ipynb #cdcaf96e
 def describe(
     cells:pd.DataFrame # Cells table
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
-    tables = [*cells.groupby('label'), ('total', cells)]
-    rows = [dict(label=label) | _describe(table) for label,table in tables]
+    rows = {}
+    for label,table in (*cells.groupby('label'), ('total', cells)):
+        extensions = table.path.str.rsplit('.', n=1).str[-1].str.lower().value_counts()
+        sizes = table[['width', 'height']].quantile([*_QUANTILES.values()]).astype(int)
+        rows[label] = dict(
+            n=len(table),
+            patients=table.patient.nunique() or pd.NA,
+            photos=table.photo.nunique() or pd.NA,
+            disputed=table.disputed.sum(min_count=1),
+            megabytes=round(table.bytes.sum()/1e6, 1),
+            extensions=', '.join(f'{name} {n:,}' for name,n in extensions.items()))
+        for side in sizes: rows[label] |= {f'{side}_{name}': n for name,n in zip(_QUANTILES, sizes[side])}
     types = dict(patients='Int64', photos='Int64', disputed='Int64')
-    return pd.DataFrame(rows).set_index('label').astype(types)
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('label').astype(types)
 
 # %% ../nbs/api/03_cells.ipynb #4957770d
 def _show_figure(figure):
@@ -608,20 +592,16 @@ def plot_sizes(
         colour,mark,dashes = _OKABE_ITO[i%8],'o^sDvPX*'[i%8],('-', '--', ':', '-.')[i%4]
         some = table.sample(min(len(table), 300), random_state=42)
         shapes.scatter(some.width, some.height, s=12, alpha=.5, lw=0, c=colour, marker=mark)
-        longer = table[['width', 'height']].max(axis=1)
-        longest.ecdf(longer, c=colour, ls=dashes, label=label)
-    line,white = dict(c='.4', lw=.8, ls='--'),dict(fc='w', ec='none', pad=1)
+        longest.ecdf(table[['width', 'height']].max(axis=1), c=colour, ls=dashes, label=label)
     for side in sizes:
-        shapes.plot([0, side, side], [side, side, 0], **line)
-        shapes.text(2, side, side, c='.3', size=8, va='bottom')
-        longest.axvline(side, **line)
-        longest.text(side, .9, side, c='.3', size=8, ha='center', bbox=white)
+        shapes.plot([0, side, side], [side, side, 0], c='.4', lw=.8, ls='--')
+        longest.axvline(side, c='.4', lw=.8, ls='--')
+        longest.text(side, .9, side, c='.3', size=8)
     shapes.set(xlabel='width, pixels', ylabel='height, pixels', aspect='equal',
                title='Up to 300 cells per class', xlim=(0, None), ylim=(0, None))
-    longest.set(xlabel='longer side, pixels', ylabel='cells up to this size',
+    longest.set(xlabel='longer side, pixels', ylabel='share of cells up to this size',
                 title='Left of a line: scaled up')
-    longest.yaxis.set_major_formatter('{x:.0%}')
-    longest.legend(loc='lower right', framealpha=1, edgecolor='w')
+    longest.legend(loc='lower right')
     figure.suptitle(title)
     return figure.axes
 

@@ -9,18 +9,17 @@ __all__ = ['DatasetType', 'Pictures', 'LabelList', 'ImageDataBunch', 'show_grid'
 
 # %% ../nbs/api/06_data.ipynb #1079bd65
 import json
-import math
 import os
 import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import copy
 from enum import IntEnum
-from errno import ENOSPC
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,23 +29,26 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Normalize, get_image_files
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device, to_detach
-from fastai.vision.core import PILImage, imagenet_stats
+from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid
 from fastcore.basics import chunked, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from PIL import Image
+from pooch import os_cache
 
 from .cells import NoCells, ResizeMethod, Resizing, leave_open, open_picture
-from .files import digest, replacing, write_atomically
+from .files import digest, file_digest, read_table, replacing, write_atomically
 from .sample import DRAWN_NOTE, is_drawn
-from .source import progress as bar
-from .split import split_random
-from .transforms import _tfm_name, derive_seed, get_transforms, seeded, sent, transformed
+from .source import part_of, progress as bar
+from .split import Leak, SplitError, split_random
+from .transforms import (
+    Dihedral, Flip, _tfm_name, derive_seed, get_transforms, n_views, seeded, sent, transformed)
+from .v1 import Picture, v1_hint
 
 # %% ../nbs/api/06_data.ipynb #e15466f0
-_LAYOUT = 3 # Changes when the layout of a picture file does, or the way pictures are decoded
-_TABLE_ROW = np.dtype([('key', '<u8'), ('height', '<u4'), ('width', '<u4')])
+_LAYOUT = 4 # Changes when the layout of a picture file does, or the way pictures are decoded
+_TABLE_ROW = np.dtype([('key', '<u8'), ('content', '<u8'), ('height', '<u4'), ('width', '<u4')])
 
 
 class _PictureFile:
@@ -61,18 +63,19 @@ class _PictureFile:
         if self.table.dtype != _TABLE_ROW or self.ends[-1] != len(self.pixels): raise ValueError("not what was written")
 
     def __getitem__(self, i):
-        _,height,width = self.table[i].item()
+        *_,height,width = self.table[i].item()
         return self.pixels[self.ends[i] - 3*height*width:self.ends[i]].reshape(height, width, 3)
 
     @staticmethod
     def write(file, keys, pictures):
-        "Write uint8 arrays (height, width, 3), one after the other; only the table is held in memory."
+        "Write pairs of an array (height, width, 3) and its content's number; only the table is held in memory."
         table = np.zeros(len(keys), _TABLE_ROW)
         table['key'] = keys
         with replacing(file) as part, open(part, 'wb') as opened:
             np.save(opened, table) # keeps its place until the sizes are known
-            for row,picture in zip(table, pictures):
+            for row,(picture,content) in zip(table, pictures):
                 row['height'],row['width'] = picture.shape[:2]
+                row['content'] = content
                 opened.write(np.ascontiguousarray(picture))
             opened.seek(0)
             np.save(opened, table)
@@ -112,10 +115,14 @@ class Pictures:
         i:int # Position of the picture
     )->np.ndarray: # uint8 (height, width, 3)
         "Decode and resize one picture."
-        source = self.path(i)
-        if isinstance(source, (str, Path)): return self.rule.fixed(open_picture(source))
-        image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
-        return self.rule.fixed(image.convert('RGB'))
+        return self.rule.fixed(open_picture(self.path(i)))
+
+    def contents(self)->np.ndarray: # uint64 (n,)
+        "A number for the bytes of each file: copies of one picture have the same."
+        if self.store is not None: return self.store.table['content'][self.rows]
+        return np.fromiter(_map_ahead(self._content, range(len(self)), self.num_workers), np.uint64, len(self))
+
+    def _content(self, i): return int(file_digest(self.path(i))[:16], 16)
 
     def batch(self,
         idxs,        # Positions of the pictures
@@ -135,7 +142,7 @@ class Pictures:
 
 # %% ../nbs/api/06_data.ipynb #9a6a9ade
 def _cache_name(rule, root, folder):
-    "One name for each data set and rule. A data set may move together with its own `.cache`."
+    "One name for each data set and rule. A data set may move together with a folder of the cache inside it."
     about = os.path.relpath(root or folder, folder),rule,_LAYOUT
     return f"{rule.method.name.lower()}_{digest(str(about))[:12]}.pictures"
 
@@ -159,28 +166,19 @@ def _opened_pictures(file, keys):
     except Exception: print(f"{file.name}: cut short or damaged. It is made again.")
     return None,np.full(len(keys), -1)
 
-# %% ../nbs/api/06_data.ipynb #90f256e0
-@patch
-def _nbytes(self:Pictures):
-    "How many bytes all pictures have; about, from a hundred of them, where shapes differ."
-    if self.rule.one_shape: return 3*len(self)*math.prod(self.rule.size)
-    return len(self)*np.mean([self.decode(i).nbytes for i in range(0, len(self), len(self)//100 + 1)])
-
 # %% ../nbs/api/06_data.ipynb #17e3d07c
 @patch
 def _decode_all(self:Pictures, file, keys, store, rows):
-    "Write the picture file: decode what is missing, take the rest over. Refused where there is no room."
+    "Write the picture file: decode what is missing, take the rest over."
     missing = np.flatnonzero(rows < 0)
-    nbytes,folder = self._nbytes(),file.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if nbytes > 1e7:
-        print(f"Decoding {len(missing):,} pictures once: about {nbytes/1e9:.2f} GB in the folder {folder.name}")
-    if shutil.disk_usage(folder).free < nbytes: raise OSError(ENOSPC, os.strerror(ENOSPC))
-    for part in folder.glob(f'.{file.name}.*.tmp'): # of a process that was killed: one at work wrote within the hour
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for part in file.parent.glob(f'.{file.name}.*.tmp'): # of a killed process: one at work wrote within the hour
         if time.time() - part.stat().st_mtime > 3600: part.unlink(missing_ok=True)
-    fresh = _map_ahead(self.decode, missing, self.num_workers)
-    pictures = (next(fresh) if row < 0 else store[row] for row in rows)
+    fresh = _map_ahead(lambda i: (self.decode(i), self._content(i)), missing, self.num_workers)
+    pictures = (next(fresh) if row < 0 else (store[row], store.table['content'][row]) for row in rows)
     _PictureFile.write(file, keys, bar(pictures, 'decoding', len(keys), quiet=len(missing) < 500))
+    nbytes = file.stat().st_size
+    if nbytes > 1e7: print(f"{len(missing):,} pictures decoded once: {nbytes/1e9:.2f} GB in the folder {file.parent}")
 
 # %% ../nbs/api/06_data.ipynb #570b3082
 @patch
@@ -209,6 +207,14 @@ def _open_or_make(self:Pictures, folder, verify):
         print(f"No picture cache: {error.strerror or error}. Training goes on, and decodes every picture "
               "in every epoch. Free some space, mend the permissions, or name another folder: cache='folder'.")
 
+# %% ../nbs/api/06_data.ipynb #d5a1c001
+class _Side:
+    "The pictures or the labels of a part, as v1's lists: `items`, `[i]`, `len` and `classes`."
+    def __init__(self, items, get, classes): self.items,self.get,self.classes,self.c = items,get,classes,len(classes)
+    def __len__(self): return len(self.items)
+    def __getitem__(self, i): return self.get(i)
+    def __iter__(self): return map(self.get, range(len(self)))
+
 # %% ../nbs/api/06_data.ipynb #8feee3f3
 class LabelList:
     "One part of the data: pictures and their labels, in file order."
@@ -225,36 +231,39 @@ class LabelList:
         self.random_crop = random_crop and self.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
         self.labelled = 'label' in cells and bool(cells.label.notna().all())
-        self.y = torch.tensor(pd.Categorical(cells.label, classes).codes, dtype=torch.long) if self.labelled else None
+        codes = pd.Categorical(cells.label, classes).codes if self.labelled else np.zeros(len(cells))
+        self.targets = torch.tensor(codes, dtype=torch.long) # zeros without labels, as in v1; no batch has them
 
-    @property
+    @cached_property
     def items(self): return L(self.pictures.path(i) for i in self.positions)
+    @property
+    def x(self): return _Side(self.items, self._picture, self.classes)
+    @property
+    def y(self): return _Side(self.targets.numpy(), self._label, self.classes)
 
+    def _picture(self, i): return Picture(Image.fromarray(self.rule.crop(self.pictures[self.positions[i]])))
+    def _label(self, i): return Category(self.vocab[int(self.targets[i])] if self.labelled else '')
     def __len__(self): return len(self.positions)
-    def __getitem__(self, i):
-        image = PILImage.create(self.rule.crop(self.pictures[self.positions[i]]))
-        return (image, Category(self.vocab[int(self.y[i])])) if self.labelled else (image,)
+    def __getitem__(self, i): return self._picture(i),self._label(i)
 
     def __repr__(self):
         few = [self[i] for i in range(min(5, len(self)))]
-        shapes = ','.join(f'Image (3, {image.shape[0]}, {image.shape[1]})' for image,*_ in few)
-        labels = ','.join(label for _,*labels in few for label in labels)
+        shapes,labels = (','.join(map(str, side)) for side in zip(*few)) if few else ('', '')
         kind = 'CategoryList' if self.labelled else 'EmptyLabelList'
         return f"LabelList ({len(self)} items)\nx: ImageList\n{shapes}\ny: {kind}\n{labels}"
 
 # %% ../nbs/api/06_data.ipynb #b8551bce
 class PictureLoader(TfmdDL):
     "Batches straight from `Pictures`; all chance follows from (seed, stage, epoch, batch)."
+    share = 0, 1 # Which part of every batch is made here: the rank of this process, and how many there are
     def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, seed=42, device=None, **kwargs):
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, device=device,
                          do_setup=False, **kwargs)
         self.seed,self.stage,self.epoch,self.first_batch = seed,0,0,0
-        self.share = (0, 1) # which part of every batch is made here: (rank of this process, number of processes)
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with other arguments, as fastai's loaders make it."
-        kept = dict(bs=self.bs, shuffle=self.shuffle, drop_last=self.drop_last, seed=self.seed, device=self.device,
-                    after_batch=self.after_batch)
+        kept = {name: getattr(self, name) for name in ('bs', 'shuffle', 'drop_last', 'seed', 'device', 'after_batch')}
         return (cls or type(self))(self.dataset if dataset is None else dataset, **{**kept, **kwargs})
 
     def get_idxs(self):
@@ -262,6 +271,8 @@ class PictureLoader(TfmdDL):
         if not self.shuffle: return list(range(self.n))
         seed = derive_seed(self.seed, self.stage, self.epoch, 0)
         return np.random.default_rng(seed).permutation(self.n).tolist()
+
+    def mine(self, idxs): return idxs # `extra.distributed` shares them among processes
 
     def __iter__(self):
         self.before_iter()
@@ -281,25 +292,15 @@ def load(self:PictureLoader,
 )->tuple: # (TensorImage float32 (n, 3, h, w), TensorCategory int64 (n,)), on the device
     "Make one batch, or this process's share of it."
     part,idxs,(rank,_) = self.dataset,np.asarray(idxs, np.int64),self.share
-    mine,cropped = self._mine(idxs),part.random_crop and part.split_idx == 0
+    mine,cropped = self.mine(idxs),part.random_crop and part.split_idx == 0
     drawn = cropped or any(type(step) not in (IntToFloatTensor, Normalize) for step in self.after_batch.fs)
     key = self.seed,self.stage,self.epoch,1+i,*([rank] if rank else [])
     with seeded(*key) if drawn else nullcontext():
         places = np.random.rand(len(mine), 2) if cropped else None
         x = part.pictures.batch(part.positions[mine], places)
         b = (TensorImage(sent(x, self.device).permute(0, 3, 1, 2)),)
-        if part.labelled: b += (TensorCategory(sent(part.y[mine if self.shuffle else idxs], self.device)),)
+        if part.labelled: b += (TensorCategory(sent(part.targets[mine if self.shuffle else idxs], self.device)),)
         return transformed(b, self.after_batch)
-
-# %% ../nbs/api/06_data.ipynb #67706e29
-@patch
-def _mine(self:PictureLoader, idxs):
-    "In training, parts that differ by one picture at most; else equal parts, the last one filled up, to be cut off."
-    rank,n = self.share
-    if n == 1: return idxs
-    if self.shuffle: return np.array_split(idxs, n)[rank]
-    k = -(-len(idxs)//n)
-    return np.pad(idxs, (0, n*k - len(idxs)), mode='edge')[rank*k:(rank+1)*k]
 
 # %% ../nbs/api/06_data.ipynb #5e9ee6b6
 # Fix: the training cells in file order, untransformed
@@ -314,70 +315,176 @@ class ImageDataBunch(DataLoaders):
     @property
     def test_ds(self): return self.loaders[2].dataset if len(self) > 2 else None
     @property
+    def label_list(self): return SimpleNamespace(train=self.train_ds, valid=self.valid_ds, test=self.test_ds)
+    @property
     def drawn_note(self)->str: return DRAWN_NOTE if is_drawn(self.path) else ''
+
+    @property
+    def batch_size(self)->int: return self.bs # as in v1, it may be set, for all parts
+    @batch_size.setter
+    def batch_size(self, bs):
+        _check_sizes(self.cells, bs, bs)
+        for loader in self.loaders: loader.bs = bs
+
+    @property
+    def views(self)->int: # 1, 2, 4 or 8
+        "How many views of a picture training shows: prediction may average these, and no other."
+        shown = {type(step) for step in self.train.after_batch.fs}
+        return n_views(self.rule.size or (0, 1)) if Dihedral in shown else 1 + (Flip in shown)
 
     def dl(self,
         ds_type:DatasetType=DatasetType.Valid # Which part; `Fix` is that for training, untransformed
     )->PictureLoader:
         "The loader of one part."
-        if ds_type == DatasetType.Fix: return self.cells_dl(self.train_ds.cells)
+        if ds_type == DatasetType.Fix: return self.fixed_dl(DatasetType.Train)
         if ds_type >= len(self):
             raise ValueError("this bunch has no test part: "
                              "name its folder with test=, or give cells of the split 'test'")
         return self.loaders[ds_type]
 
-    def one_batch(self,
-        ds_type:DatasetType=DatasetType.Train, # Which part
-        denorm:bool=True, # Pixels in [0, 1], as in v1; False: as the network sees them
-        cpu:bool=True     # Bring it to the CPU
-    )->tuple: # (float32 (n, 3, h, w), int64 (n,))
-        "The first batch of one part, to look at. `data.train_dl.one_batch()` is the same as the network sees it."
-        x,*y = self.dl(ds_type).one_batch()
-        b = self._in_colour(x) if denorm else x,*y
-        return tuple(tensor.cpu() for tensor in b) if cpu else b
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(v1_hint(name, 'ImageDataBunch') or f"ImageDataBunch has no {name!r}") from None
+
+# %% ../nbs/api/06_data.ipynb #d5a1c003
+@patch
+def fixed_dl(self:ImageDataBunch,
+    of=DatasetType.Valid # A part, or a loader of this library
+)->PictureLoader: # `of` itself where it is such a loader already
+    "A loader to predict from: untransformed pictures, in file order, all of them."
+    loader = self.dl(of) if isinstance(of, int) else of
+    if loader.dataset.split_idx: return loader.new(shuffle=False, drop_last=False) if loader.shuffle else loader
+    part = copy(loader.dataset)
+    part.split_idx = 1
+    return self.valid.new(part)
+
+# %% ../nbs/api/06_data.ipynb #d5a1c005
+@patch
+def one_batch(self:ImageDataBunch,
+    ds_type:DatasetType=DatasetType.Train, # Which part
+    denorm:bool=True, # Pixels in [0, 1], as in v1; False: as the network sees them
+    cpu:bool=True     # Bring it to the CPU
+)->tuple: # (float32 (n, 3, h, w), int64 (n,))
+    "The first batch of one part, to look at. `data.train_dl.one_batch()` is the same as the network sees it."
+    x,*y = self.dl(ds_type).one_batch()
+    b = self._in_colour(x) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
+    return tuple(tensor.cpu() for tensor in b) if cpu else b
+
+
+@patch
+def one_item(self:ImageDataBunch,
+    item,              # A path, or a picture of any kind
+    detach:bool=False, # v1's; no batch has a gradient
+    denorm:bool=False, # Pixels in [0, 1]; False: as the network sees them
+    cpu:bool=False     # Bring it to the CPU
+)->tuple: # (float32 (1, 3, h, w), int64 (1,): 0)
+    "A batch of one picture."
+    x, = self.test_dl([item], bs=1).one_batch()
+    x = self._in_colour(x) if denorm else x
+    return x.cpu() if cpu else x,torch.zeros(1, dtype=torch.long)
 
 # %% ../nbs/api/06_data.ipynb #86ef9e04
-def _with_split(cells, valid_pct, seed):
-    "Cells sorted by path, each of a part that is drawn if they have none."
+# What tables write where nothing is; `str` makes words of it
+_NO_LABEL = {'', 'NA', 'N/A', 'nan', 'NaN', 'None', '<NA>', 'null', 'NULL'}
+
+def _class_name(label):
+    "The name of a class: text, or a whole number, which 1.0 is too; None for a missing label."
+    label = label.item() if isinstance(label, (np.generic, torch.Tensor)) else label
+    if pd.isna(label) or str(label).strip() in _NO_LABEL: return None
+    if isinstance(label, float) and label.is_integer(): return int(label)
+    if isinstance(label, (str, int)): return label
+    raise ValueError(f"the label {label!r} is no name of a class: text, or a whole number. "
+                     "Several labels a picture, and numbers to be estimated, are not supported")
+
+# %% ../nbs/api/06_data.ipynb #d5a1c007
+def whole_numbers(labels):
+    "A column of text as numbers, where all of it is: what v1 found in a CSV file."
+    numbers = pd.to_numeric(labels, errors='coerce')
+    return labels if numbers.isna().any() else numbers
+
+# %% ../nbs/api/06_data.ipynb #5b0b9f3d
+def _labelled(cells):
+    "Cells sorted by path, a test part as it was given, each label the name of a class or None."
     missing = sorted({'path', 'label'} - set(cells.columns))
     if missing:
         raise ValueError(f"the table of cells needs the columns path and label; {', '.join(missing)} is missing")
-    if not cells.path.is_monotonic_increasing: cells = cells.sort_values('path')
-    cells = cells.reset_index(drop=True)
     twice = cells.path[cells.path.duplicated()]
     if len(twice): raise ValueError(f"{len(twice)} pictures are listed twice, for example {twice.iloc[0]}")
-    if 'split' not in cells: return _draw_valid(cells, valid_pct, seed)
+    try: numbers,labels = pd.factorize(cells.label)
+    except TypeError as error: raise ValueError("a picture has one label here, and some have a list of them") from error
+    names = np.array([*map(_class_name, labels), None], object)[numbers] # a missing one has the number -1
+    cells = cells.assign(label=pd.Series(names, cells.index, object), split=cells.get('split')).reset_index(drop=True)
+    test = cells.split.isin(['test'])
+    return cells.loc[[*cells.path[~test].sort_values().index, *cells.index[test]]].reset_index(drop=True)
+
+# %% ../nbs/api/06_data.ipynb #7ba189e6
+def _with_parts(cells, valid_pct, seed):
+    "Cells with a part each: validation is drawn if no cell outside the test part has one."
+    rest = cells[~cells.split.isin(['test'])]
+    if len(rest) and rest.split.isna().all():
+        if not 0 < valid_pct < 1:
+            raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1); got {valid_pct}")
+        drawn = split_random(rest, valid=valid_pct, seed=seed).split
+        cells = cells.assign(split=drawn.reindex(cells.index).fillna('test'))
     other = set(cells.split) - {'train', 'valid', 'test'}
     if other: raise ValueError(f"split is 'train', 'valid' or 'test'; some cells have {', '.join(map(str, other))}")
     return cells
 
-
-def _draw_valid(cells, valid_pct, seed):
-    if not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1); got {valid_pct}")
-    return split_random(cells, valid=valid_pct, seed=seed)
-
-# %% ../nbs/api/06_data.ipynb #5b0b9f3d
+# %% ../nbs/api/06_data.ipynb #d5a1c009
 def _checked_classes(cells, classes):
-    "The class names in their order, none missing."
-    found = sorted(cells.label.dropna().unique())
-    unknown = sorted(set(found) - set(classes or found))
-    if unknown: raise ValueError(f"labels that are not in classes={list(classes)}: {', '.join(unknown)}")
-    return list(classes or found)
+    "The class names in their order: two at least, and none that only validation or test knows."
+    found,trained = set(cells.label.dropna()),set(cells.label[cells.split == 'train'])
+    if len({isinstance(name, str) for name in found}) > 1:
+        raise ValueError("some labels are numbers and some are text: make all of them one or the other")
+    names = sorted(found)
+    if classes is not None: names = [*map(_class_name, classes)]
+    elif all(re.fullmatch(r'-?\d+', str(name)) for name in names): names.sort(key=int)
+    unknown = [str(name) for name in found if name not in names]
+    if unknown: raise ValueError(f"labels that are not in classes={names}: {', '.join(sorted(unknown))}")
+    if len(set(names)) < 2 or len(trained) == 1:
+        raise NoCells(f"a network tells at least two classes apart, and training has only "
+                      f"{', '.join(map(str, trained or names))}: look at the folder, column or pattern of the labels")
+    strange = [str(name) for name in names if name in found - trained]
+    if strange:
+        raise SplitError(f"no training cell is of the class {', '.join(strange)}, so it cannot be learned: "
+                         "bring more of it, leave it out, or split in another way")
+    return names
 
-# %% ../nbs/api/06_data.ipynb #7ba189e6
+# %% ../nbs/api/06_data.ipynb #d5a1c00b
 def _check_sizes(cells, bs, val_bs):
     "Refuse parts and batches that cannot be; a bunch without pictures, to predict with, can."
     if min(bs, val_bs) < 1:
         raise ValueError(f"bs and val_bs are numbers of pictures, at least 1; got {bs} and {val_bs}")
     if not len(cells): return
-    for part in ('valid', 'train'):
+    for part in ('test', 'valid', 'train'):
         own = cells[cells.split == part]
         unknown = own.path[own.label.isna()]
+        if part == 'test' and len(unknown) == len(own): continue
         if not len(own): raise NoCells(f"there are no cells in the part {part!r}")
-        if len(unknown): raise ValueError(f"cells without a label in the part {part!r}, for example {unknown.iloc[0]}")
+        if len(unknown):
+            raise ValueError(f"{len(unknown):,} of {len(own):,} cells in the part {part!r} are without a label: "
+                             f"{', '.join(unknown[:5])}. Give them one, or leave them out (NA, nan, None and an "
+                             "empty field are no labels)")
     if bs > len(own):
         raise NoCells(f"a batch of {bs} cannot be filled from {len(own)} training cells: choose bs={len(own)} or less")
+
+# %% ../nbs/api/06_data.ipynb #d5a1c00d
+def _without_copies(cells, content):
+    "One cell for each picture that is yet to be drawn; one picture with two labels, or on two sides, is refused."
+    if not content.duplicated().any(): return cells
+    sides = cells.split.fillna('train or valid')
+    for error,what,values in ((ValueError, 'under two labels', cells.label), (Leak, 'on two sides', sides)):
+        wrong = values.groupby(content).transform('nunique') > 1
+        if not wrong.any(): continue
+        copies = content == content[wrong].iloc[0]
+        named = ' and '.join(f'{path} ({value})' for path,value in zip(cells.path[copies], values[copies]))
+        raise error(f"{content[wrong].nunique():,} pictures are {what}, for example {named}. Keep one copy of each")
+    extra = content.duplicated() & cells.split.isna()
+    if extra.any():
+        print(f"{extra.sum():,} of {len(cells):,} pictures are copies of others and are left out, "
+              f"for example {cells.path[extra].iloc[0]}")
+    return cells[~extra]
 
 # %% ../nbs/api/06_data.ipynb #e08f9006
 def _checked_device(device):
@@ -399,22 +506,30 @@ def from_cells(cls:ImageDataBunch,
     bs:int=64,                # Pictures in a training batch
     val_bs:int|None=None,     # Pictures in a validation batch; None is `bs`
     num_workers:int|None=None,# Threads that decode; None is one per core. Results do not depend on it
-    classes:list|None=None,   # Class names in the order of the outputs; None is alphabetical
+    classes:list|None=None,   # Class names in the order of the outputs; None is alphabetical, numbers by size
     normalize:tuple|bool=True,# (mean, std) of three channels; True is ImageNet's, until `.normalize`; False is off
-    cache:bool|str|Path=True, # Keep decoded pictures: True in `path/.cache`, a folder, or False
+    cache:bool|str|Path=True, # Keep decoded pictures: True in the user's cache, a folder, or False
     verify:bool=False,        # Decode every picture, and compare it with the one that is kept
     padding_mode:str='zeros', # What PAD fills in: 'zeros' (black), 'border', 'reflection' (v1)
     device=None               # Where batches go; None is the GPU if there is one
 )->ImageDataBunch:
     "Batches from a checked table of cells: the constructor that all others end in."
     given = {name: value for name,value in locals().items() if name != 'cls'}
-    path,device = Path(path),_checked_device(device)
-    cells,val_bs = _with_split(cells, valid_pct, seed),bs if val_bs is None else val_bs
-    classes,rule = _checked_classes(cells, classes),Resizing.of(size, resize_method, padding_mode)
-    _check_sizes(cells, bs, val_bs)
-    folder = None if cache is False else path/'.cache' if cache is True else Path(cache)
+    def checked(cells):
+        parts = _with_parts(cells, valid_pct, seed)
+        _check_sizes(parts, bs, val_bs)
+        return parts,_checked_classes(parts, classes)
+    path,device,val_bs = Path(path),_checked_device(device),bs if val_bs is None else val_bs
+    rule,whole = Resizing.of(size, resize_method, padding_mode),_labelled(cells)
+    checked(whole) # before anything takes long
+    kept = os.environ.get('MALARIA_CACHE') or os_cache('malaria_fastai')
+    folder = None if cache is False else kept if cache is True else cache
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
-    pictures = Pictures(cells.path.tolist(), rule, folder, workers, root=path, verify=verify)
+    pictures = Pictures(whole.path.tolist(), rule, folder, workers, root=path, verify=verify)
+    if 'sha256' in whole and whole.sha256.notna().all(): content = [int(known[:16], 16) for known in whole.sha256]
+    else: content = pictures.contents()
+    content = pd.Series(content, whole.index, np.uint64)
+    cells,classes = checked(_without_copies(whole, content))
     train,valid = ds_tfms or ((), ())
     loaders = []
     for part,size,tfms in (('train', bs, train), ('valid', val_bs, valid), ('test', val_bs, valid)):
@@ -425,8 +540,11 @@ def from_cells(cls:ImageDataBunch,
                                      after_batch=[IntToFloatTensor(), *tfms]))
     data = cls(*loaders, path=path, device=device)
     data.cells,data.seed,data.ds_tfms,data._given = cells,seed,ds_tfms,given
+    data._content = content[cells.index].to_numpy()
     data._set_stats(imagenet_stats if normalize is True else normalize or None)
     data._normalize_chosen = normalize not in (True, False)
+    untrained = [str(name) for name in classes if name not in set(cells.label)]
+    if len(cells) and untrained: print(f"no picture is of the class {', '.join(untrained)}: it will not be learned")
     return data
 
 # %% ../nbs/api/06_data.ipynb #f0e2b666
@@ -452,10 +570,18 @@ def _in_colour(self:ImageDataBunch, x):
     mean,std = self._mean_std(x.device)
     return (x*std + mean).clamp(0, 1)
 
+
+@patch
+def denorm(self:ImageDataBunch,
+    x:torch.Tensor # float32 (n, 3, h, w), as the network sees it
+)->torch.Tensor: # float32 (n, 3, h, w) in [0, 1], on the CPU
+    "Turn a batch back into colours, as v1's `denorm` did."
+    return self._in_colour(x).cpu()
+
 # %% ../nbs/api/06_data.ipynb #c8817d44
 @patch
 def normalize(self:ImageDataBunch,
-    stats:tuple|None=None # (mean, std), three numbers each; None measures them on one batch, as in v1
+    stats:tuple|None=None # (mean, std), three numbers each; None measures them, as `batch_stats` does
 )->ImageDataBunch:
     "Choose the statistics that pictures are normalised with, once; a second call is an error, as in v1."
     if self._normalize_chosen: raise ValueError("normalize was called already: pictures would be normalised twice")
@@ -466,8 +592,12 @@ def normalize(self:ImageDataBunch,
 # %% ../nbs/api/06_data.ipynb #55609998
 @patch
 def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
-    "Mean and deviation of the colours of one validation batch, of pixels in [0, 1]."
-    x = self.one_batch(DatasetType.Valid)[0]
+    "Mean and deviation of the colours, in [0, 1], of a drawn, untransformed training batch that holds every class."
+    drawn = np.random.default_rng(self.seed).permutation(len(self.train_ds))
+    _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
+    loader = self.fix_dl
+    loader.before_iter()
+    x = self._in_colour(loader.load(0, drawn[sorted({*first, *range(min(len(drawn), max(self.bs, 64)))})])[0])
     return [x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist()]
 
 # %% ../nbs/api/06_data.ipynb #d3717306
@@ -490,7 +620,7 @@ def resized(self:ImageDataBunch,
 )->ImageDataBunch:
     "The same cells, split and transforms with pictures of another size."
     now = dict(cells=self.cells, size=size, resize_method=self.rule.method, normalize=self.stats or False,
-               classes=self.classes, device=self.device)
+               classes=self.classes, device=self.device, bs=self.bs, val_bs=self.valid.bs)
     new = type(self).from_cells(**{**self._given, **now, **kwargs})
     new._normalize_chosen = self._normalize_chosen
     return new
@@ -504,24 +634,39 @@ def _pictures_in(folder, path):
     return [file.relative_to(path) for file in found]
 
 # %% ../nbs/api/06_data.ipynb #a4adc085
-def _listed(path, parts):
-    "All pictures under a folder: their class, which is their folder, and their part, which is a folder above."
-    rows = []
-    for file in _pictures_in(path, path):
-        part = next((parts[folder] for folder in parts if file.is_relative_to(folder)), None)
-        folder = file.parent.as_posix()
-        rows.append((file.as_posix(), None if folder in ('.', *parts) else file.parent.name, part))
-    cells = pd.DataFrame(rows, columns=['path', 'label', 'split']).sort_values('path', ignore_index=True)
+def _listed(path, named):
+    "All pictures under a folder: their class, which is their folder; their part, and the folder above that names it."
+    @cache
+    def kind(folder):
+        above = [*reversed(folder.parents), folder][1:]
+        usual = {part: part for part in ('train', 'valid', 'test') if part not in named.values()}
+        parts = {place: named.get(place.as_posix(), usual.get(part_of(place.name))) for place in above}
+        top = next((place for place in above if parts[place]), None)
+        return None if folder in (Path(), top) else folder.name,parts.get(top, named.get('.')),str(top)
+    rows = [(file.as_posix(), *kind(file.parent)) for file in _pictures_in(path, path)]
+    return pd.DataFrame(rows, columns=['path', 'label', 'split', 'top'], dtype=object)
+
+# %% ../nbs/api/06_data.ipynb #d5a1c00e
+def _check_folders(cells, path):
+    "Refuse folders that can be read in two ways."
     loose = cells.path[cells.label.isna() & (cells.split != 'test')]
-    if len(loose): raise ValueError(f"{len(loose)} pictures lie in no class folder, for example {loose.iloc[0]}")
-    return cells
+    if len(loose):
+        raise ValueError(f"{len(loose)} pictures lie in no class folder, for example {loose.iloc[0]}. A folder of "
+                         "this name is a part; if it is a class, give it another name, or use from_name_func")
+    inside = cells[cells.split.notna() & (cells.top != 'None')]
+    for part,tops in inside.groupby('split').top.unique().items():
+        if len(tops) > 1: raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
+    beside = cells[cells.split.isna() & cells.label.isin(inside.label) & (cells.path.str.count('/') == 1)]
+    if len(beside):
+        raise ValueError(f"{path}: the classes may be {', '.join(beside.label.unique())} below it, or those in "
+                         f"{inside.top.iloc[0]}. Give that folder as `path`, or say train='.'")
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
 @patch(cls_method=True)
 @delegates(ImageDataBunch.from_cells)
 def from_folder(cls:ImageDataBunch,
-    path:str|Path,              # A folder of class folders, alone or inside `train`, `valid`, `test`
-    train:str='train',          # Name of the training folder
+    path:str|Path,              # A folder of class folders, alone or inside folders for training, validation and test
+    train:str='train',          # Name of the training folder; '.' is all that lies in no other part
     valid:str='valid',          # Name of the validation folder
     test:str|None=None,         # Name of a folder with test pictures; its pictures are kept apart
     valid_pct:float|None=None,  # Draw this share for validation; None: the folder `valid` if there is one, else .2
@@ -529,24 +674,32 @@ def from_folder(cls:ImageDataBunch,
     **kwargs                    # As in `from_cells`
 )->ImageDataBunch:
     "Pictures whose class is the name of their folder."
-    path = Path(path)
-    folders = (train, 'train', 'train'), (valid, 'valid', 'valid'), (test, None, 'test')
-    cells = _listed(path, {Path(folder).as_posix(): part for folder,_,part in folders if folder})
+    path,usual = Path(path),dict(train='train', valid='valid', test=None)
+    given = dict(train=train, valid=valid, test=test)
+    if valid_pct is not None and train not in ('train', '.'):
+        print(f"train={str(train)!r} means nothing beside valid_pct, as in fastai 1")
+    if valid_pct is not None: given['train'] = 'train'
+    named = {Path(os.path.relpath(path/folder, path)).as_posix(): part for part,folder in given.items()
+             if folder not in (part, None)}
+    cells = _listed(path, named)
     parts = set(cells.split.dropna())
-    for folder,usual,part in folders:
-        if folder != usual and part not in parts:
-            raise FileNotFoundError(f"{part}={folder!r}: no such folder with pictures in {path}")
-    if 'train' in parts:
-        outside = cells.path[cells.split.isna()]
-        if len(outside):
-            print(f"{len(outside)} pictures outside the folders for training, validation and test are left out, "
-                  f"for example {outside.iloc[0]}")
-        cells = cells[cells.split.notna()]
-    if valid_pct is not None or 'valid' not in parts:
-        rest = cells[cells.split != 'test'].drop(columns='split').reset_index(drop=True)
-        drawn = _draw_valid(rest, .2 if valid_pct is None else valid_pct, seed)
-        cells = pd.concat([drawn, cells[cells.split == 'test']], ignore_index=True)
-    return cls.from_cells(path, cells, seed=seed, **kwargs)
+    for part,folder in given.items():
+        if folder != usual[part] and part not in parts:
+            raise FileNotFoundError(f"{part}={str(folder)!r}: no such folder with pictures in {path}")
+    out = (cells.split == 'test') & (test is None)
+    _check_folders(cells[~out], path)
+    if 'train' in parts: out |= cells.split.isna()
+    elif 'valid' in parts and valid_pct is None:
+        raise ValueError(f"{path}: there is a folder for validation, but none for training. Say train='.' if that is "
+                         "all the rest, or draw validation from everything: valid_pct=.2")
+    if out.any():
+        print(f"{out.sum()} pictures outside the folders for training, validation and test are left out, "
+              f"for example {cells.path[out].iloc[0]}")
+    cells = cells[~out]
+    own = cells.split == 'test'
+    if not cells.label[own].isin(cells.label[~own]).all(): cells = cells.assign(label=cells.label.mask(own, None))
+    if valid_pct is not None or 'valid' not in parts: cells = cells.assign(split=cells.split.where(own, None))
+    return cls.from_cells(path, cells, .2 if valid_pct is None else valid_pct, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #61ca4a63
 def _relative(name, path):
@@ -576,12 +729,11 @@ def from_lists(cls:ImageDataBunch,
     "Pictures from a list of names and a list of labels."
     if item_cls is not None: raise ValueError("item_cls: only pictures are supported")
     if len(fnames) != len(labels): raise ValueError(f"{len(fnames)} names, but {len(labels)} labels")
-    cells = pd.DataFrame(dict(path=[_relative(name, path) for name in fnames], label=[*map(str, labels)]))
-    _check_files(path, cells.path)
-    if test is not None:
-        names = [name.as_posix() for name in _pictures_in(Path(path)/test, path)]
-        apart = pd.DataFrame(dict(path=names, label=None, split='test'))
-        cells = pd.concat([_with_split(cells, valid_pct, seed), apart], ignore_index=True)
+    names = [_relative(name, path) for name in fnames]
+    _check_files(path, names)
+    apart = [] if test is None else [name.as_posix() for name in _pictures_in(Path(path)/test, path)]
+    cells = pd.DataFrame(dict(path=[*names, *apart], split=[None]*len(names) + ['test']*len(apart)))
+    cells['label'] = pd.Series([*labels, *[None]*len(apart)], dtype=object)
     return cls.from_cells(path, cells, valid_pct=valid_pct, seed=seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #139408e2
@@ -616,15 +768,17 @@ def from_csv(cls:ImageDataBunch,
     valid_pct:float=.2,          # Share of validation pictures, in (0, 1)
     seed:int=42,                 # Names the split, the order and every draw
     fn_col:int|str=0,            # Column of file names
-    label_col:int|str=1,         # Column of labels
+    label_col:int|str=1,         # Column of labels; if all are numbers, so are the classes
     suffix:str='',               # Added to every file name
-    delimiter:str|None=None,     # Between columns; None is a comma
-    header:int|str|None='infer', # As in `pandas.read_csv`
+    delimiter:str|None=None,     # Between columns; None is a comma, a semicolon or a tab
+    header:int|str|None='infer', # Row of the names of columns, 'infer' is the first; None: there is none
     **kwargs                     # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures and labels from a CSV file."
-    df = pd.read_csv(Path(path)/csv_labels, sep=delimiter or ',', header=header)
-    return cls.from_df(path, df, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **kwargs)
+    df = read_table(Path(path)/csv_labels, separator=delimiter or ',;\t', header=0 if header == 'infer' else header)
+    label = df.columns[label_col] if isinstance(label_col, int) else label_col
+    df[label] = whole_numbers(df[label])
+    return cls.from_df(path, df, folder, label_delim, valid_pct, seed, fn_col, label, suffix, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #4baf7104
 @patch(cls_method=True)
@@ -704,7 +858,7 @@ def denormalize(self:ImageDataBunch,
     x:torch.Tensor # float32 (n, 3, h, w), as the network sees it
 )->np.ndarray: # float32 (n, h, w, 3), RGB in [0, 1]
     "Turn a batch back into pictures."
-    return self._in_colour(x).permute(0, 2, 3, 1).cpu().numpy()
+    return self.denorm(x).permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/api/06_data.ipynb #6283acc8
 @patch
@@ -750,8 +904,14 @@ def cells_dl(self:ImageDataBunch,
 @patch
 def fingerprint(self:ImageDataBunch)->str: # 64 hex digits
     "A digest of which picture, with which label, is on which side: two runs agree on it, or must not be mixed."
-    path,label,split = (self.cells[name].fillna('').astype(str) for name in ('path', 'label', 'split'))
+    path,label,split = (self.cells[name].astype('string').fillna('') for name in ('path', 'label', 'split'))
     return digest('\n'.join([*(path + '|' + label + '|' + split), *map(str, self.classes)]))
+
+
+@patch
+def content_digest(self:ImageDataBunch)->str: # 64 hex digits
+    "A digest of the bytes of all pictures, in the order of `cells`."
+    return digest(self._content)
 
 # %% ../nbs/api/06_data.ipynb #c152d927
 @patch

@@ -199,6 +199,8 @@ class Fitted:
                 "Choose it on validation patients and judge it on others")
         return preds
 
+    def __float__(self): return float(self.value)
+
     def to_dict(self)->dict: # Ready for JSON, without names of patients
         "Say what was chosen and how."
         return dict(kind=self.kind, value=self.value, positive=self.positive,
@@ -213,7 +215,7 @@ def _number(threshold, preds):
     "A threshold as a plain number; one that these predictions must not be judged by is refused."
     if isinstance(threshold, Fitted): threshold.check(preds)
     elif isinstance(threshold, _Chosen): _check_kind(preds, threshold.p_is)
-    return float(getattr(threshold, 'value', threshold))
+    return float(threshold)
 
 # %% ../nbs/api/12_evaluate.ipynb #5f72d47c
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_f
 from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
 from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _softmax, _with_threshold, read_threshold
 from .recipes import check_words
-from .source import EXTENSIONS, progress, record_for
+from .source import EXTENSIONS, RECORDS, progress, record_for
 
 # %% ../nbs/api/17_export.ipynb #ef7b40bc
 def _spread_of(numbers):
@@ -349,9 +349,9 @@ def model_card(
                             trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     thing = 'cell' if facts['refused_as'] == 'not a cell' else 'picture'
     try:
-        record,kept = record_for(facts['classes']),_keeps_patients(facts['split'])
+        record,kept = RECORDS.get(facts['data'].get('record')),_keeps_patients(facts['split'])
         card = templates.get_template('model_card.md.jinja')
-        return card.render(facts, record=record, thing=thing, keeps_patients=kept)
+        return card.render(dict(threshold_from=None) | facts, record=record, thing=thing, keeps_patients=kept)
     except Exception as e: # a stranger's values fail in many ways
         raise ModelRefused(f"model.json: no card can be written of it ({type(e).__name__}: {e}); {_AGAIN}") from e
 

@@ -97,16 +97,16 @@ def _table_rows(text, separator, strict=True):
 # %% ../nbs/api/00_files.ipynb #068bd582
 def _table_head(file, text, needed, separators, header):
     "The separator and the names of the columns; without a header, their numbers."
-    heads,fits = {},[]
+    heads = {}
     for separator in separators:
         rows = _table_rows(text, separator, strict=False)
-        _,row = next(islice(rows, header or 0, None), (0, []))
-        heads[separator] = [*range(len(row))] if header is None else [name.strip() for name in row]
-        if len(row) > 1 and {*needed} <= {*heads[separator]}: fits.append(separator)
+        heads[separator] = [name.strip() for _,row in islice(rows, header or 0, (header or 0) + 1) for name in row]
+    fits = [separator for separator,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
     if len(fits) > 1:
         raise ValueError(f"{file}: the columns may be separated by {' or '.join(map(repr, fits))}. Say which")
     separator = fits[0] if fits else max(heads, key=lambda separator: len(heads[separator]))
     columns = heads[separator]
+    if header is None: return separator,[*range(len(columns))]
     found = f"found {', '.join(map(repr, columns)) or 'nothing'}, separated by {separator!r}"
     gone = [name for name in needed if name not in columns]
     if gone: raise ValueError(f"{file}: no column {', '.join(gone)}; {found}. Rename the column that it is")

@@ -12,9 +12,11 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
-from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk, curve_band,
-    examine, fit_temperature, has_patients, metrics, patient_scores, per_patient, read_predictions, reliability)
-from .files import write_atomically
+from .evaluate import (METRICS, NotBinary, apply_temperature, both_lines, check_predictions, confusion,
+    coverage_risk, curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
+    read_predictions, reliability)
+from .files import read_table, write_atomically
+from .source import NIH, record_for
 
 # %% auto #0
 __all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_reliability', 'plot_coverage',
@@ -56,10 +58,26 @@ def _metric_name(metric):
     known = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
     return known.get(metric, metric.replace('_', ' '))
 
+# %% ../nbs/api/13_report.ipynb #398da977
+def _things(labels):
+    "What the pictures of these classes are called: 'cells' where a record says so, else 'pictures'."
+    record = record_for(labels)
+    return 'cells' if record and record.positive==NIH.positive else 'pictures'
+
 # %% ../nbs/api/13_report.ipynb #f8995208
 _SHARES = mpl.colors.LinearSegmentedColormap.from_list( # see-through: readable on white and on black
     'shares', [(0,(_BLUE,.04)), (1,(_BLUE,.55))])
 
+def _heat_map(ax, values, texts, columns, rows, fontsize, **colours):
+    "A table of coloured fields with a text in each, and the names of its columns and rows."
+    ax.imshow(values, aspect='auto', **colours)
+    for (i,j),text in np.ndenumerate(texts):
+        ax.text(j, i, text, ha='center', va='center', fontsize=fontsize)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.spines[:].set_visible(False)
+
+# %% ../nbs/api/13_report.ipynb #f161c8fc
 def plot_confusion(
     preds:pd.DataFrame, # A predictions table
     positive:str, # Name of the positive class
@@ -71,23 +89,18 @@ def plot_confusion(
     counts = table.to_numpy()
     of_class = counts.sum(1)
     shares = counts/np.maximum(of_class, 1)[:,None]
-    ax.imshow(shares, cmap=_SHARES, vmin=0, vmax=1, aspect='auto')
-    for (i,j),n in np.ndenumerate(counts):
-        ax.text(j, i, f'{n:,}\n{_percent(shares[i,j])}', ha='center', va='center',
-                fontsize=12)
+    texts = [f'{n:,}\n{_percent(share)}' for n,share in zip(counts.flat, shares.flat)]
     names = [_figure_text(name) for name in table]
-    ax.set_xticks([0,1], names)
-    ax.set_yticks([0,1],
-                  [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)])
-    ax.set(xlabel=f'decision of the model (p from {threshold:.3g} is positive)',
+    rows = [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)]
+    _heat_map(ax, shares, np.reshape(texts, (2,2)), names, rows, 12, cmap=_SHARES, vmin=0, vmax=1)
+    ax.set(xlabel=f'decision of the model (p from {float(threshold):.3g} is positive)',
            ylabel='true class')
-    ax.spines[:].set_visible(False)
     return ax
 
 # %% ../nbs/api/13_report.ipynb #e26e03f6
 def _plot_band(ax, band, preds, name):
     "A line with its band; the label says what was drawn for it."
-    who = 'patients' if has_patients(preds) else 'cells, patients unknown'
+    who = 'patients' if has_patients(preds) else f"{_things(preds['label'])}, patients unknown"
     ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0,
                     label=f'95 % band, by {who}')
     ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
@@ -95,25 +108,24 @@ def _plot_band(ax, band, preds, name):
 # %% ../nbs/api/13_report.ipynb #a991010b
 def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric, window, corner):
     "Draw a curve, and again in a window on the corner that matters; returns metrics and the number of positive rows."
+    ax = _axes(ax, (4.2,3.6))
     found = metrics(preds, positive, .5 if threshold is None else threshold)
     band = curve_band(preds, positive, kind, draws, seed)
-    value = found[metric]
-    name += ' undefined' if value is None else f' {value:.3f}'
+    name += ' undefined' if found[metric] is None else f' {found[metric]:.3f}'
     inset = ax.inset_axes(window)
     inset.set(xlim=(corner,corner+.2), ylim=(.8,1.005))
     inset.tick_params(labelsize=7, length=2)
     ax.indicate_inset_zoom(inset, edgecolor=_GREY)
     _plot_band(ax, band, preds, name)
-    near = band.x.between(corner-.011, corner+.211)
-    _plot_band(inset, band[near], preds, name)
-    return found, int((preds['label']==positive).sum())
+    _plot_band(inset, band[band.x.between(corner-.011, corner+.211)], preds, name)
+    return ax, found, int((preds['label']==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #f12e5551
 def _mark(ax, x, y, threshold):
     "Mark the operating point, in the window too."
     if None in (x, y, threshold): return
     for each in (ax, *ax.child_axes):
-        each.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {threshold:.3g}')
+        each.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
 
 # %% ../nbs/api/13_report.ipynb #0b7a4440
 def plot_roc(
@@ -122,13 +134,13 @@ def plot_roc(
     threshold:float|None=.5, # Operating point to mark; None marks none
     draws:int=2000, # Bootstrap draws of the band
     seed:int=42, # Same seed, same band
-    unit:str='cells', # What a row of `preds` is, for the labels
+    unit:str|None=None, # What a row of `preds` is, for the labels; None asks the record of the data set
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax = _axes(ax, (4.2,3.6))
-    found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, seed,
-                          'AUC', 'auc', [.57,.1,.4,.36], 0)
+    ax,found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, seed,
+                             'AUC', 'auc', [.57,.1,.4,.36], 0)
+    unit = unit or _things(preds['label'])
     if found['specificity'] is not None:
         _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
     ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':', label='a coin')
@@ -146,23 +158,25 @@ def plot_pr(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
-    ax = _axes(ax, (4.2,3.6))
-    found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
-                          'mean precision', 'average_precision',
-                          [.1,.6,.44,.28], .8)
+    ax,found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
+                             'mean precision', 'average_precision', [.1,.6,.44,.28], .8)
     _mark(ax, found['sensitivity'], found['precision'], threshold)
-    base = n/len(preds)
+    base,things = n/len(preds),_things(preds['label'])
     ax.axhline(base, color=_GREY, lw=1, ls=':', label=f'base rate {base:.3f}')
-    _share_axes(ax, f'sensitivity, or recall (of {n:,} positive cells)',
-                'precision (of the cells called positive)')
+    _share_axes(ax, f'sensitivity, or recall (of {n:,} positive {things})',
+                f'precision (of the {things} called positive)')
     return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #bc9c13c6
-def _metric_columns(history):
-    "The columns that can be drawn as metrics."
-    numbers = history.select_dtypes('number').dropna(axis=1, how='all')
+def _curves(history):
+    "What can be drawn of a history: what it shows, its columns, the label of the axis."
     others = ('epoch', 'train_loss', 'valid_loss', 'seconds', 'lr')
-    return [column for column in numbers if column not in others]
+    numbers = history.select_dtypes('number').dropna(axis=1, how='all')
+    losses = [column for column in others[1:3] if column in history]
+    measured = [column for column in numbers if column not in others]
+    curves = (('Loss by epoch', losses, 'loss'),
+              ('Metrics on the validation part by epoch', measured, 'on the validation part'))
+    return [curve for curve in curves if curve[1]]
 
 # %% ../nbs/api/13_report.ipynb #746a4aef
 def _mark_stages(history, ax):
@@ -170,52 +184,43 @@ def _mark_stages(history, ax):
     if 'stage' not in history: return
     stage = history['stage'].astype(str).to_numpy()
     for i in np.flatnonzero(stage[1:]!=stage[:-1]):
-        ax.axvline(i+1.5, color=_GREY, ls='--', lw=1)
-        ax.annotate(_figure_text(stage[i+1]), (i+1.5,1),
+        ax.axvline(i+.5, color=_GREY, ls='--', lw=1)
+        ax.annotate(_figure_text(stage[i+1]), (i+.5,1),
                     xycoords=('data','axes fraction'), xytext=(3,-3),
                     textcoords='offset points', va='top', fontsize=8, color=_GREY)
 
 # %% ../nbs/api/13_report.ipynb #b4c21438
 def _plot_epochs(history, columns, ylabel, ax):
-    "Draw columns of a history by epoch."
+    "Draw columns of a history by epoch, counted from 0 over all stages."
     _axes(ax)
-    epochs = np.arange(1, len(history)+1)
     for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
-        ax.plot(epochs, history[column], color=color, marker=marker, ms=4, lw=1.5,
+        ax.plot(range(len(history)), history[column], color=color, marker=marker, ms=4, lw=1.5,
                 label=_figure_text(column))
     _mark_stages(history, ax)
-    ax.set(xlabel='epoch', ylabel=ylabel, xlim=(.8, max(len(history), 2)+.2))
+    ax.set(xlabel='epoch', ylabel=ylabel, xlim=(-.2, max(len(history)-1, 1)+.2))
+    if ylabel=='loss': ax.set(ylim=(0,None))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
-    if columns: ax.legend(frameon=False, fontsize=9)
-
-# %% ../nbs/api/13_report.ipynb #ae43eb62
-def _plot_losses(history, ax):
-    "Draw training and validation loss by epoch."
-    losses = [column for column in ('train_loss','valid_loss') if column in history]
-    _plot_epochs(history, losses, 'loss', ax)
-    ax.set(ylim=(0,None))
-
-def _plot_metrics(history, ax):
-    _plot_epochs(history, _metric_columns(history), 'on validation cells', ax)
+    ax.legend(frameon=False, fontsize=9)
 
 # %% ../nbs/api/13_report.ipynb #6e519aa4
 def plot_history(
     history:pd.DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
 ): # Array of one or two axes
-    "Draw the learning curves: losses on the left, metrics on the right if there are any."
-    plots = [_plot_losses, _plot_metrics][:1+bool(_metric_columns(history))]
+    "Draw the learning curves: losses on the left, metrics on the right, as far as there are any."
+    curves = _curves(history)
     fig = plt.figure(figsize=(8.4,3.2), layout='constrained')
-    axes = fig.subplots(1, len(plots), squeeze=False)[0]
-    for plot,ax in zip(plots, axes): plot(history, ax)
+    axes = fig.subplots(1, len(curves), squeeze=False)[0]
+    for ax,(_,columns,ylabel) in zip(axes, curves):
+        _plot_epochs(history, columns, ylabel, ax)
     return axes
 
 # %% ../nbs/api/13_report.ipynb #fbe3fede
 def _error_strips(table):
-    "Label, colour, error rates and the cells behind them, for each row of the figure."
+    "Label, colour, error rates and the pictures behind them, for each row of the figure."
     sick,well = table[table.infected],table[~table.infected]
-    yield 'missed: positive cells of infected patients', _BLUE, 1-sick.sensitivity, sick.positives
-    yield 'false alarms: negative cells of infected patients', _ORANGE, sick.fpr, sick.cells-sick.positives
-    yield 'false alarms: cells of healthy controls', _GREEN, well.fpr, well.cells
+    yield 'missed: positive ones of patients who have any', _BLUE, 1-sick.sensitivity, sick.positives
+    yield 'false alarms: negative ones of the same patients', _ORANGE, sick.fpr, sick.cells-sick.positives
+    yield 'false alarms: controls, who have no positive one', _GREEN, well.fpr, well.cells
 
 def _jitter(n): return (np.arange(n)*.618034%1-.5)*.5
 
@@ -243,7 +248,7 @@ def plot_patients(
         if len(x): ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
     return _row_axes(ax, (2.45,-.62),
-                     "cells called wrongly, % of the patient's cells of that kind")
+                     f"called wrongly, % of the patient's {_things(preds['label'])} of that kind")
 
 # %% ../nbs/api/13_report.ipynb #27ecbe92
 def plot_shares(
@@ -255,23 +260,15 @@ def plot_shares(
     "Draw, for each patient, the share of cells called positive against the true share."
     ax,table = _axes(ax, (3.8,3.6)),per_patient(preds, positive, threshold)
     ax.plot([0,100], [0,100], color=_GREY, lw=1, ls=':')
-    groups = (('infected', _BLUE, 'o', table[table.infected]),
-              ('healthy', _GREEN, '^', table[~table.infected]))
-    for name,color,marker,group in groups:
-        ax.scatter(100*group.share_true, 100*group.share_called, s=22, color=color,
-                   marker=marker, alpha=.65, lw=0,
-                   label=f'{name} (n = {len(group)})')
-    ax.set(xlabel="truly positive, % of the patient's cells\n(balanced by hand: no parasitaemia)",
-           ylabel="called positive, % of the patient's cells")
+    for infected,group in table.groupby('infected', sort=False):
+        ax.scatter(100*group.share_true, 100*group.share_called, s=22, alpha=.65, lw=0,
+                   color=_BLUE if infected else _GREEN, marker='o' if infected else '^',
+                   label=f"patients {'with' if infected else 'without'} positive ones (n = {len(group)})")
+    things = _things(preds['label'])
+    note = '\n(balanced by hand: no parasitaemia)' if things=='cells' else ''
+    ax.set(xlabel=f"truly positive, % of the patient's {things}{note}",
+           ylabel=f"called positive, % of the patient's {things}")
     return _legend_above(ax)
-
-# %% ../nbs/api/13_report.ipynb #ab7f7a74
-def _plot_bins(ax, bins, color, marker, name):
-    "Draw the share of positive cells in each bin with its interval."
-    known = bins[bins.lo.notna()]
-    ax.vlines(known.p_mean, known.lo, known.hi, color=color, alpha=.5, lw=2)
-    ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5,
-            label=name)
 
 # %% ../nbs/api/13_report.ipynb #0b74b8a8
 def plot_reliability(
@@ -283,16 +280,15 @@ def plot_reliability(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the share of positive cells against `p`, bin by bin, with 95 % intervals."
-    ax = _axes(ax, (4.2,3.6))
-    bins = reliability(preds, positive, draws=draws, seed=seed).query('n>0')
-    _plot_bins(ax, bins, _BLUE, 'o', 'as trained')
-    if after is not None:
-        cooled = reliability(after, positive, draws=draws, seed=seed).query('n>0')
-        _plot_bins(ax, cooled, _ORANGE, 's', 'after temperature')
-    most = bins.n.max()
-    ax.bar(bins.low, .18*bins.n/most, width=bins.high-bins.low, align='edge',
-           color=_GREY, alpha=.35, lw=0,
-           label=f'cells (most in a bin: {most:,})')
+    ax,tables = _axes(ax, (4.2,3.6)),[('as trained', preds), ('after temperature', after)]
+    for (name,table),color,marker in zip(tables, (_BLUE,_ORANGE), 'os'):
+        if table is None: continue
+        bins = reliability(table, positive, draws=draws, seed=seed).query('n>0')
+        ax.vlines(bins.p_mean, bins.lo, bins.hi, color=color, alpha=.5, lw=2)
+        ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5, label=name)
+    n,edges = np.histogram(preds['p'], 10, (0,1))
+    ax.bar(edges[:-1], .18*n/n.max(), width=.1, align='edge', color=_GREY, alpha=.35, lw=0,
+           label=f"{_things(preds['label'])} (most in a bin: {n.max():,})")
     ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':')
     name = _figure_text(positive)
     _share_axes(ax, f'p of {name}, mean in the bin',
@@ -309,12 +305,12 @@ def plot_coverage(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
-    ax = _axes(ax, (4.2,3.2))
+    ax,things = _axes(ax, (4.2,3.2)),_things(preds['label'])
     band = coverage_risk(preds, positive, threshold, draws, seed, points=51)
     _plot_band(ax, 100*band, preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None),
-           xlabel=f'coverage: surest cells kept, % of {len(preds):,}',
-           ylabel='risk: errors, % of the cells kept')
+           xlabel=f'coverage: surest {things} kept, % of {len(preds):,}',
+           ylabel=f'risk: errors, % of the {things} kept')
     ax.legend(frameon=False, loc='upper left', fontsize=9)
     return ax
 
@@ -330,7 +326,7 @@ def _plot_fold_row(ax, i, name, block, folds, metric, color):
         text += f' ({_range(ci)})'
     if value is not None: ax.plot(value, i, 'D', color=color, ms=6, mec='white')
     who = f'{patients} patients' if patients else 'patients unknown'
-    ax.text(0, i-.24, f"{name}: {text}, {block['n']:,} cells, {who}",
+    ax.text(0, i-.24, f"{name}: {text}, n = {block['n']:,}, {who}",
             fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
 
 def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
@@ -342,14 +338,16 @@ def plot_folds(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw cross-validations side by side: folds, all cells with the 95 % interval, and the floor that colours give."
-    rows = [(name, each['test'], each['by_fold'], metric, _BLUE) for name,
-            each in found.items()]
+    rows,floors = [],[]
     for name,each in found.items():
+        for line,block in both_lines(each['test']).items():
+            folds = each['by_fold'] if block is each['test'] else []
+            rows.append((name if folds else f'{name}, {line}', block, folds, metric, _BLUE))
         if floor := each.get('colour_floor'):
-            rows.append((f'{name}, colours alone', floor, [], metric, _GREY))
-    ax = _axes(ax, (5, .9+.55*len(rows)))
-    for i,row in enumerate(rows): _plot_fold_row(ax, i, *row)
-    return _row_axes(ax, (len(rows)-.45,-.65),
+            floors.append((f'{name}, colours alone', floor, [], metric, _GREY))
+    ax = _axes(ax, (5, .9+.55*len(rows+floors)))
+    for i,row in enumerate(rows+floors): _plot_fold_row(ax, i, *row)
+    return _row_axes(ax, (len(rows+floors)-.45,-.65),
                      f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
 # %% ../nbs/api/13_report.ipynb #948968a7
@@ -366,29 +364,19 @@ def plot_robustness(
 ): # The axes
     "Draw by how many points each corruption moves the rates at the fixed threshold."
     damaged = table[table.strength>0]
-    kinds,strengths = damaged.corruption.unique(),sorted(damaged.strength.unique())
-    width = len(strengths)
+    kinds = damaged.corruption.unique()
+    points = 100*damaged.pivot(index='corruption', columns='strength',
+                               values=[f'{rate}_change' for rate in rates]).loc[kinds]
     ax = _axes(ax, (1.6+1.9*len(rates), .9+.27*len(kinds)))
-    changes = damaged.pivot(index='corruption', columns='strength',
-                            values=[f'{rate}_change' for rate in rates])
-    points = 100*changes.loc[kinds].to_numpy(float)
-    points = np.insert(points, range(width, points.shape[1], width), np.nan,
-                       axis=1) # a gap between the rates
-    ax.imshow(points, cmap=_CHANGES, vmin=-40, vmax=40, aspect='auto')
-    for (i,j),x in np.ndenumerate(points):
-        if np.isfinite(x):
-            ax.text(j, i, _signed(x) if round(x) else '0', ha='center', va='center',
-                    fontsize=8)
+    texts = points.map(lambda x: '' if np.isnan(x) else _signed(x) if round(x) else '0')
+    names = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
+    _heat_map(ax, points, texts, points.columns.get_level_values(1), names, 8, cmap=_CHANGES, vmin=-40, vmax=40)
+    width = points.shape[1]/len(rates)
     for i,rate in enumerate(rates):
-        ax.text(i*(width+1)+(width-1)/2, -.6, f'{rate}, points', ha='center',
-                va='bottom', fontsize=9)
-    ax.spines[:].set_visible(False)
+        ax.text((i+.5)*width-.5, -.6, f'{rate}, points', ha='center', va='bottom', fontsize=9)
+        if i: ax.axvline(i*width-.5, color=_GREY, lw=1)
     ax.tick_params(length=0)
-    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} cells each)')
-    ax.set_xticks([i for i in range(points.shape[1]) if i%(width+1)<width],
-                  strengths*len(rates))
-    ax.set_yticks(range(len(kinds)),
-                  [_figure_text(kind.replace('_', ' ')) for kind in kinds])
+    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)')
     return ax
 
 # %% ../nbs/api/13_report.ipynb #9493b9b9
@@ -463,62 +451,51 @@ def _blocks(found):
         blocks[name] = block
     return blocks
 
-# %% ../nbs/api/13_report.ipynb #66b3c89f
-def _leaks(found):
-    "Part, what it shares with train, and the share of the part's cells, wherever that is known."
-    for part,shares in (found.get('leakage') or {}).items():
-        if not isinstance(shares, dict): continue
-        for what,share in shares.items():
-            if share is not None: yield part, what, share
-
 # %% ../nbs/api/13_report.ipynb #a3a4a9ae
-def _leak_warnings(found):
+def _things_of(found): return _things((found.get('data') or {}).get('labels') or ())
+
+def _leak_warnings(found, things):
     "A sentence for each part that shares something with train."
-    shared = {}
-    for part,what,share in _leaks(found):
-        if share<=0: continue
-        line = f"{_percent(share, '.4g')} have their {what}"
-        shared.setdefault(part, []).append(line)
-    for part,lines in shared.items():
-        yield (f"Of the {part} cells, {' and '.join(lines)} in the training set: "
-               "these numbers say little about new patients.")
+    for part,shares in (found.get('leakage') or {}).items():
+        lines = [f"{_percent(share, '.4g')} have their {what}" for what,share in (shares or {}).items() if share]
+        if lines: yield (f"Of the {part} {things}, {' and '.join(lines)} in the training set: "
+                         "these numbers say little about new patients.")
 
 # %% ../nbs/api/13_report.ipynb #69617b36
-def _block_warnings(name, block):
+def _block_warnings(name, block, things):
     "What to know of the numbers of one part."
-    patients = block.get('patients')
+    patients,unknown = block.get('patients'),block.get('patient_unknown')
     if block.get('ci_by')=='cell':
-        yield f"{name}: patients are unknown, so the intervals treat cells as independent. They are too narrow."
+        yield f"{name}: patients are unknown, so the intervals treat {things} as independent. They are too narrow."
     elif patients and patients<30:
         yield f"{name}: only {patients} patients. Intervals from so few tend to be too narrow."
-    metrics = ('sensitivity', 'specificity', 'auc')
-    perfect = [metric for metric in metrics if block.get(f'{metric}_ci')==[1.,1.]]
+    if unknown:
+        yield f"{name}: {unknown:,} {things} name no patient. They count in the numbers, and the intervals leave them out."
+    perfect = [metric for metric in ('sensitivity', 'specificity', 'auc') if block.get(metric)==1]
     if perfect:
-        yield (f"{name}: no error was seen in {' and '.join(perfect)}. "
-               "An interval without width does not mean that none can occur.")
+        yield f"{name}: no error was seen in {' and '.join(perfect)}. It does not mean that none can occur."
     for kind in ('positive','negative'):
         if block.get(f'n_{kind}')==0:
-            yield f"{name}: there is no {kind} cell, so some metrics are not defined."
+            yield f"{name}: there is no {kind} {things[:-1]}, so some metrics are not defined."
 
 # %% ../nbs/api/13_report.ipynb #7005ab2c
 def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know."
-    data,blocks,lines = found.get('data') or {},_blocks(found),[]
+    data,blocks,things,lines = found.get('data') or {},_blocks(found),_things_of(found),[]
     if data.get('drawn'):
         lines.append("The pictures are drawn by code. They show that the program works. "
                      "No claim rests on them.")
     if str(found.get('split')).startswith('random'):
-        lines.append("The split is random: cells of one patient are on both sides. "
+        lines.append(f"The split is random: {things} of one patient are on both sides. "
                      "New patients would give lower numbers.")
     if 'test' not in blocks:
         lines.append("There is no test part. Choices such as the best epoch were made "
-                     "on the very cells that are reported.")
-    lines += _leak_warnings(found)
-    for name,block in blocks.items(): lines += _block_warnings(name, block)
-    left_out = data.get('left_out') or {}
-    counts = ', '.join(f'{name} ({n})' for name,n in left_out.items() if n)
+                     f"on the very {things} that are reported.")
+    lines += _leak_warnings(found, things)
+    for name,block in blocks.items(): lines += _block_warnings(name, block, things)
+    counts = ', '.join(f'{name} ({n})' for name,n in (data.get('left_out') or {}).items() if n)
     if counts: lines.append(f"Files of the source that were left out: {counts}.")
     return lines
 
@@ -530,26 +507,13 @@ def _rate(value, ci=None):
 
 def _spans(ci, value): return ci[0]<=value<=ci[1]
 
-# %% ../nbs/api/13_report.ipynb #57d119e4
-def _shown(value):
-    "Any value of a JSON file for a reader."
-    if isinstance(value, bool): return 'yes' if value else 'no'
-    if isinstance(value, float): return f'{value:.4g}'
-    if isinstance(value, int):
-        return f'{value:,}' if abs(value)>=10_000 else str(value)
-    if isinstance(value, dict):
-        return ', '.join(f'{name}: {_shown(v)}' for name,v in value.items())
-    if isinstance(value, list): return ', '.join(map(_shown, value))
-    return str(value)
-
 # %% ../nbs/api/13_report.ipynb #19de80d7
 _PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'),
                      autoescape=True, trim_blocks=True, lstrip_blocks=True)
 _PAGES.globals['METRICS'] = METRICS
 _PAGES.tests['spanning'] = _spans
 _PAGES.filters |= dict(
-    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate,
-    shown=_shown, signed=_signed)
+    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate, signed=_signed)
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(run):
@@ -568,63 +532,25 @@ def _decision_figures(run, draws, seed):
     if preds is None or positive is None: return 'There are no predictions to draw.'
     try: check_predictions(preds, positive)
     except NotBinary as e: return f'Not drawn: {e}.'
-    return [_figure(f'Confusion matrix, {part} cells', plot_confusion, preds,
-                    positive, threshold, size=(4.2,3.6)),
-            _figure(f'ROC, {part} cells', plot_roc, preds, positive, threshold,
-                    draws, seed, size=(4.2,3.6))]
+    about,size = f"{part} {_things(preds['label'])}",(4.2,3.6)
+    return [_figure(f'Confusion matrix, {about}', plot_confusion, preds, positive, threshold, size=size),
+            _figure(f'ROC, {about}', plot_roc, preds, positive, threshold, draws, seed, size=size)]
 
 # %% ../nbs/api/13_report.ipynb #ce512e50
 def _learning_figures(history):
-    "The learning curves of which there are columns."
+    "The learning curves of which there are columns; None if there is no history."
     if history is None or not len(history): return None
-    figures = []
-    if 'train_loss' in history or 'valid_loss' in history:
-        figures.append(_figure('Loss by epoch', _plot_losses, history))
-    if _metric_columns(history):
-        figures.append(_figure('Metrics on validation cells by epoch',
-                               _plot_metrics, history))
-    return figures
-
-# %% ../nbs/api/13_report.ipynb #9f629208
-def _plain_facts(found, *without):
-    "What can be shown in one line of a table."
-    def nested(value):
-        if isinstance(value, list): return any(map(nested, value))
-        return isinstance(value, dict)
-    plain = {name: value for name,value in found.items() if not nested(value)}
-    return {name: value for name,value in plain.items() if name not in without}
-
-# %% ../nbs/api/13_report.ipynb #6054af38
-_DATA_FIRST = 'name title source n patients labels positive split hash drawn left_out'
-_TRAINING_FIRST = 'arch size epochs finetune_epochs bs pretrained seed seconds'
-
-def _in_order(facts, first):
-    "What is known, the names in `first` first."
-    nothing = (None, '', {}, [])
-    known = {name: value for name,value in facts.items() if value not in nothing}
-    return {name: known.pop(name) for name in first.split() if name in known} | known
-
-# %% ../nbs/api/13_report.ipynb #aa9756a2
-def _fact_tables(run):
-    "The tables of names and values: data, training, versions."
-    found,environment = run['metrics'],run['environment']
-    data = dict(source=found.get('source'), split=found.get('split'),
-                hash=environment.get('data_hash')) | (found.get('data') or {})
-    for part,what,share in _leaks(found):
-        data[f'{part} cells whose {what} is in train'] = _percent(share, '.4g')
-    versions = environment.get('versions') or {}
-    versions = versions | _plain_facts(environment, 'command', 'data_hash')
-    return dict(data=_in_order(data, _DATA_FIRST), versions=_in_order(versions, ''),
-                training=_in_order(_plain_facts(found, 'source', 'split'), _TRAINING_FIRST))
+    return [_figure(about, _plot_epochs, history, *curve) for about,*curve in _curves(history)]
 
 # %% ../nbs/api/13_report.ipynb #818f5d38
 def _patient_figures(examined, preds, positive, threshold, draws, seed):
     "Figures of which each dot or each step is a patient."
-    shown,size = (preds, positive, threshold),(4.2,4)
+    preds,size = preds[preds['patient'].notna()],(4.2,4)
+    shown = (preds, positive, threshold)
     figures = [
         _figure('Error rates of each patient; a bar marks the median', plot_patients, *shown, size=size),
-        _figure('Share of positive cells of each patient', plot_shares, *shown, size=size)]
-    scores = patient_scores(preds, positive, threshold)
+        _figure('Share of positive ones of each patient', plot_shares, *shown, size=size)]
+    scores = patient_scores(*shown)
     if scores.label.nunique()==2:
         share = (examined['rule'] or {}).get('share')
         shown = (scores, 'infected', share, draws, seed, 'patients')
@@ -657,33 +583,29 @@ def _closer_look(run, draws, seed):
     part,preds,positive,threshold = _reported(run)
     if not examined or preds is None or positive is None: return {}
     shown = (preds, positive, threshold, draws, seed)
-    curve = _figure(f'Precision and recall, {part} cells', plot_pr, *shown, size=(4.2,3.8))
-    figures = dict(thresholds=[curve],
+    about = f"Precision and recall, {part} {_things(preds['label'])}"
+    figures = dict(thresholds=[_figure(about, plot_pr, *shown, size=(4.2,3.8))],
                    calibration=_calibration_figures(run, *shown))
     if examined['patients']:
         figures['patients'] = _patient_figures(examined, *shown)
-    block,by_cell = _blocks(run['metrics']).get(part, {}),examined['by_cell'] or {}
-    widths = _compared_widths(block.get('accuracy_ci'), by_cell.get('accuracy_ci'))
-    return dict(examined=examined, part=part, closer=figures, widths=widths)
+    return dict(examined=examined, part=part, closer=figures)
 
 # %% ../nbs/api/13_report.ipynb #388aa747
 def _damages(table):
-    "What the table of corruptions comes to: the row in which a rate lost most, and the figures."
-    damaged = table[table.strength>0]
-    size,worst,figures = (4.2, 1+.27*damaged.corruption.nunique()),{},[]
-    for rate in ('sensitivity','specificity'):
-        worst[rate] = damaged.nsmallest(1, f'{rate}_change').to_dict('records')
-        about = f'Change of {rate} in percentage points'
-        figures.append(_figure(about, plot_robustness, table, (rate,), size=size))
-    return dict(threshold=table.threshold.iloc[0], worst=worst, figures=figures)
+    "The rows of a table of corruptions, None where a rate is not defined, and their figures."
+    size,rates = (4.2, 1+.27*(table.corruption.nunique()-1)),('sensitivity','specificity')
+    figures = [_figure(f'Change of {rate} in percentage points', plot_robustness, table, (rate,), size=size)
+               for rate in rates]
+    rows = table.astype(object).where(table.notna(), None)
+    return dict(rows=rows.to_dict('records'), rates=rates, figures=figures)
 
 # %% ../nbs/api/13_report.ipynb #fb24d898
 def _review_summary(run):
     "What the list of doubtful labels comes to, and what a human said of it."
     review,file = run['review'],run['folder']/'verdicts.csv'
-    summary = dict(n=len(review), suspected=review['suspected'].sum())
+    summary = dict(n=len(review), suspected=int(review['suspected'].sum()))
     if not file.is_file(): return summary
-    verdicts = pd.read_csv(file, dtype=str, keep_default_na=False)['verdict']
+    verdicts = read_table(file, ('verdict',))['verdict'].fillna('')
     return summary | dict(verdicts=dict(verdicts.value_counts()))
 
 # %% ../nbs/api/13_report.ipynb #2c739d8a
@@ -692,8 +614,8 @@ def _trials(run):
     found,trials = run['metrics'],{}
     if found.get('by_fold'):
         name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
-        size = (5, 2.1 if found.get('colour_floor') else 1.55)
-        about = 'Each fold, and all cells together'
+        size = (5, 1+.55*(len(both_lines(found['test']))+bool(found.get('colour_floor'))))
+        about = 'Each fold, and all together'
         trials['fold_figures'] = [_figure(about, plot_folds, {name: found}, size=size)]
     if run['robustness'] is not None:
         trials['robustness'] = _damages(run['robustness'])
@@ -703,12 +625,16 @@ def _trials(run):
 # %% ../nbs/api/13_report.ipynb #53379ad8
 def _contents(run, draws, seed):
     "Everything that the template shows."
-    found,command = run['metrics'],run['environment'].get('command', 'unknown')
-    picture = run['folder']/'figures'/'top_losses.png'
+    found,environment = run['metrics'],run['environment']
+    picture,lines = run['folder']/'figures'/'top_losses.png',{}
+    command = environment.get('command', 'unknown')
     if isinstance(command, list): command = shlex.join(map(str, command))
+    for part,block in _blocks(found).items():
+        for line,each in both_lines(block).items():
+            lines[part if each is block else f'{part}, {line.split()[0]}'] = each
     contents = dict(
-        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found), command=command,
-        warnings=warnings_of(found), **_fact_tables(run),
+        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found), lines=lines,
+        environment=environment, command=command, things=_things_of(found), warnings=warnings_of(found),
         decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed),
         **_trials(run), learning=_learning_figures(run['history']))
     if picture.is_file():

@@ -684,6 +684,7 @@ def cross_validate(
     alone('a cross-validation')
     words = dict(split=split, folds=folds, seed=seed, **kwargs)
     check_words(words, split='patient|random')
+    _filled(dict.fromkeys((*_USUAL, 'lr', 'recipe')) | dict(pretrained='auto') | words)
     out,settings = Path(out),dict(source=_plain_name(source), folds=folds, **_run_settings(words))
     finished = _is_finished(out, settings, resume)
     read = {name: kwargs[name] for name in ('limit', 'on_bad', 'data_dir') if name in kwargs}

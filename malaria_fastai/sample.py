@@ -52,24 +52,19 @@ def _noise(rng, shape, scale):
 
 # %% ../nbs/api/02_sample.ipynb #8fb49e1d
 def _outline(rng, angle):
-    "An uneven circle of radius 1: low waves in every cell, and in one of seven the teeth of a shrunken one."
+    "An uneven circle of radius 1: a few low waves."
     heights = rng.normal(size=5)*[.07, .035, .02, .012, .008]
-    waves = np.cos(np.outer(angle, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
-    height,count = rng.uniform(.03, .08),rng.integers(4, 8)
-    teeth = height*np.abs(np.sin(count*angle + 2*np.sin(angle + rng.uniform(0, 7))))
-    return 1 + waves + (rng.random() < .14)*teeth
+    return 1 + np.cos(np.outer(angle, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
 
 # %% ../nbs/api/02_sample.ipynb #c1c5e3cf
 def _light(cell, stain):
     "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
-    depth = np.clip(cell.edge, 0, 1)
     hollow = np.exp(-(np.abs(cell.places)/cell.uniform(.3, .55))**2)
     pallor = hollow*cell.rng.choice([0, 12, 30], p=[.4, .35, .25])
-    rim = stain['rim']*np.exp(-depth*stain['rim_width'])
+    rim = stain['rim']*np.exp(-np.clip(cell.edge, 0, 1)*stain['rim_width'])
     tilt = cell.uniform(-7, 7)*cell.places.real
-    light = pallor + rim + tilt
-    for scale,strength in ((12, 3.5), (4, 2)):
-        light += strength*_noise(cell.rng, light.shape, scale)
+    shape = cell.edge.shape
+    light = pallor + rim + tilt + 3.5*_noise(cell.rng, shape, 12) + 2*_noise(cell.rng, shape, 4)
     return cell.rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9]
 
 # %% ../nbs/api/02_sample.ipynb #d9f919fd
@@ -86,10 +81,6 @@ class _Canvas:
         self.places = self.corner + (columns + 1j*rows)/radius
         border = np.interp(np.angle(self.places) % (2*np.pi), angle, outline)
         self.edge = border - np.abs(self.places)
-        if rng.random() < .08: # a neighbour took a piece
-            direction,bite = self.direction(),self.uniform(.3, .6)
-            away = self.places - direction*(1 + bite*.4)
-            self.edge = np.minimum(self.edge, np.abs(away) - bite)
         self.rgb = stain['body'] + _light(self, stain)
 
     def direction(self):
@@ -140,17 +131,6 @@ def _trophozoite(cell, purple, alpha):
     cell.paint(cell.spot(place + radius*(.1 + .45j), radius*.12), _PIGMENT, .8)
     return place,radius*1.2
 
-# %% ../nbs/api/02_sample.ipynb #1fe29c23
-def _schizont(cell, purple, alpha):
-    "A parasite about to divide: a cluster of dots around a grain of pigment."
-    place,radius = cell.place(0, .35),cell.uniform(.28, .38)
-    cell.paint(cell.spot(place, radius, .2), purple + 60, alpha*.45)
-    for _ in range(cell.rng.integers(8, 14)):
-        dot = place + cell.direction()*radius*np.sqrt(cell.uniform(.1, .8))
-        cell.paint(cell.spot(dot, .06), purple, alpha)
-    cell.paint(cell.spot(place, radius*.16), _PIGMENT, .8)
-    return place,radius
-
 # %% ../nbs/api/02_sample.ipynb #e8feaee8
 def _platelet(cell, purple):
     "A fuzzy, granular patch without dots or ring, often at the rim."
@@ -161,17 +141,10 @@ def _platelet(cell, purple):
 
 # %% ../nbs/api/02_sample.ipynb #572aa30b
 def _specks(cell, purple):
-    "Precipitated stain: dark specks, and now and then a short thread."
+    "Precipitated stain: dark specks."
     for _ in range(cell.rng.integers(1, 5)):
-        place,radius = cell.place(0, .95),cell.uniform(.02, .065)
-        if cell.rng.random() < .06:
-            turned = (cell.places - place)*np.exp(-1j*cell.uniform(0, np.pi))
-            bent = turned.imag + turned.real**2*cell.uniform(-1, 1)
-            narrow,short = radius*.4 - np.abs(bent),radius*4 - np.abs(turned.real)
-            cell.paint(cell.soft(narrow)*cell.soft(short), purple - 10, cell.uniform(.4, .8))
-        else:
-            speck = cell.spot(place, radius, .4)
-            cell.paint(speck, purple - cell.uniform(0, 40), cell.uniform(.5, .95))
+        speck = cell.spot(cell.place(0, .95), cell.uniform(.02, .065), .4)
+        cell.paint(speck, purple - cell.uniform(0, 40), cell.uniform(.5, .95))
 
 # %% ../nbs/api/02_sample.ipynb #1f3fec51
 def _photograph(cell, stain):
@@ -197,8 +170,9 @@ def draw_cell(
     purple = stain['purple'] + rng.normal(0, 6, 3)
     if rng.random() < (.3 if infected else .55): _platelet(cell, purple)
     if rng.random() < (.4 if infected else .65): _specks(cell, purple)
-    parasite,where = rng.choice([_ring, _trophozoite, _schizont], p=[.62, .3, .08]),None
+    where = None
     if infected:
+        parasite = _ring if rng.random() < .66 else _trophozoite
         place,size = parasite(cell, purple, rng.uniform(.6, .98))
         place = 1+1j + (place - cell.corner)*cell.radius
         where = place.real,place.imag,size*cell.radius
@@ -233,7 +207,7 @@ def _draw_slide(folder, seed, i):
 # %% ../nbs/api/02_sample.ipynb #460ca7c3
 DRAWN_NOTE = 'drawn by code, not photographs'
 _MARK = 'drawn.json'
-_DRAWING = 2 # Changes when the drawing does
+_DRAWING = 3 # Changes when the drawing does
 
 def draw_sample(
     folder:str|Path='data/drawn-sample', # Where to; an earlier drawing of the same seed is kept

@@ -129,9 +129,8 @@ class DownloadFailed(OSError):
 def _record_of(url):
     "The record of an address; one of its own, with a file name of its own, if the address is not known."
     stem = PurePosixPath(urlsplit(url).path).stem or 'archive'
-    for record in RECORDS.values():
-        if record.url == url: return record
-    return Record('', url, (), '', url=url, file=f'{stem}-{digest(url)[:8]}.zip')
+    unknown = Record('', url, (), '', url=url, file=f'{stem}-{digest(url)[:8]}.zip')
+    return next((record for record in RECORDS.values() if record.url == url), unknown)
 
 # %% ../nbs/api/01_source.ipynb #3939c3dc
 _TRIES = 3 # How often a download is tried
@@ -147,11 +146,9 @@ def _fetch_zip(url, file, shelf):
 # %% ../nbs/api/01_source.ipynb #e7edd742
 def _by_hand(record, file):
     "The steps for a person."
-    page = record.url or f'{record.page} (an account is needed)'
-    check = 'No checksum is known.'
-    if record.nbytes: check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}."
+    check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}." if record.nbytes else 'No checksum is known.'
     return (f"To do it by hand:\n"
-            f"1. Open {page} in a browser and download the archive.\n"
+            f"1. Open {record.url or f'{record.page} (an account is needed)'} in a browser and download the archive.\n"
             f"2. Save it as {file}. {check}\n"
             "3. Run the same again, or give the path of the archive as the data set.")
 
@@ -197,6 +194,13 @@ def _no_picture(name):
     if any(part.startswith('.') for part in path.parts): return 'hidden file'
     if path.name.lower().endswith(EXTENSIONS): return None
     return path.suffix.lower() or 'no extension'
+
+# %% ../nbs/api/01_source.ipynb #f8f38e85
+def counted(
+    left_out:dict # Why something was left out -> how often
+)->str: # For a sentence
+    "Say what was left out."
+    return ', '.join(f'{n:,} {reason}' for reason,n in left_out.items()) or 'nothing'
 
 # %% ../nbs/api/01_source.ipynb #a07430b5
 class BadArchive(ValueError):
@@ -358,9 +362,8 @@ def extract(
             contents = [f'{info.filename}|{info.CRC}|{info.file_size}' for info in infos]
             keep,left_out = _archive_plan(infos, path.stat().st_size)
             if not keep:
-                found = ', '.join(f'{n:,} {reason}' for reason,n in left_out.items()) or 'nothing'
-                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}), but {found}. Unpack it until there is "
-                                 "one folder of pictures per class, and give the folder above them")
+                raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}), but {counted(left_out)}. Unpack it "
+                                 "until there is one folder of pictures per class, and give the folder above them")
             name = digest('\n'.join(contents))[:8]
             root = Path(folder, f'{path.stem}-{name}')
             missing = [info for info in keep if not _is_whole(root/info.filename, info)]
@@ -407,18 +410,17 @@ def _followed(root, folders):
 def _class_folders(root):
     "Folders that hold pictures directly, and the part (train, valid, test or None) they belong to."
     tops = _folders(root)
-    above = {top: _followed(root, filter(_has_pictures, _folders(top))) for top in tops if part_of(top.name)}
-    above = {top: folders for top,folders in above.items() if folders}
-    parts = Counter(part_of(top.name) for top in above)
-    flat = _followed(root, filter(_has_pictures, tops))
-    classes = [top for top in flat if not part_of(top.name)]
-    names = ', '.join(top.name for top in tops if top in above or top in flat)
-    if above and classes or max(parts.values(), default=1) > 1 or not above and len(classes) < len(flat) > 1:
+    parts = [top for top in tops if part_of(top.name)]
+    flat = {top: None for top in filter(_has_pictures, tops)}
+    deep = {path: part_of(top.name) for top in parts for path in filter(_has_pictures, _folders(top))}
+    above = {path.parent for path in deep}
+    if above and flat.keys() - parts or len(above) > len({*deep.values()}) or not above and flat.keys() & parts and len(flat) > 1:
+        names = ', '.join(sorted(path.name for path in above | flat.keys()))
         raise DataNotFound(
             f"{root}: there are two readings of its folders {names}: as classes, or as training, validation and test "
             "parts (one folder each) with the classes in them. Rename or move those that are not meant so")
-    if not above: return [(folder, None) for folder in flat]
-    return [(folder, part_of(top.name)) for top,folders in above.items() for folder in folders]
+    found = deep or flat
+    return [(path, found[path]) for path in _followed(root, found)]
 
 # %% ../nbs/api/01_source.ipynb #fdaeb36c
 _DEPTH = 4 # How many folders deep a data set is looked for

@@ -11,13 +11,14 @@ __all__ = ['seeded', 'n_views', 'view', 'Flip', 'Dihedral', 'Lighting', 'Stain',
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import AffineCoordTfm, RandTransform, _WarpCoord, aug_transforms, find_coeffs
+from fastai.vision.augment import (
+    AffineCoordTfm, RandTransform, Rotate, Warp, Zoom, _WarpCoord, aug_transforms, find_coeffs)
 from fasttransform.transform import compose_tfms
 from torch.nn import functional
 
@@ -226,35 +227,57 @@ def get_transforms(
     do_flip:bool=True,        # Mirror left to right with probability .5
     flip_vert:bool=False,     # With `do_flip`: all eight views of the dihedral group instead
     max_rotate:float|None=10.,  # Degrees either way; None or 0 is off
-    max_zoom:float|None=1.1,    # Largest magnification, at least 1; None or 1 is off
+    max_zoom:float|None=1.1,    # Largest magnification; None, and what is not above 1, is off
     max_lighting:float|None=.2, # Largest change of brightness and contrast, in [0, 1); None or 0 is off
     max_warp:float|None=.2,     # Largest perspective warp; None or 0 is off
     p_affine:float=.75,       # Probability of each of rotation, zoom and warp, in [0, 1]
     p_lighting:float=.75,     # Probability of brightness and of contrast, in [0, 1]
-    xtra_tfms:list|None=None, # fastai batch transforms to add
+    xtra_tfms:list|None=None, # fastai batch transforms to add, or those of `V1_TFMS`
     padding_mode:str='zeros', # What rotation, zoom and warp fill in: 'zeros', 'border' or 'reflection' (v1)
     max_stain:float|None=None # Largest change of each channel for itself, in [0, 1), with `p_lighting`; v1 had none
 )->tuple: # (for training, for validation)
     "v1's data augmentation: a pair of lists of transforms, `None` meaning off."
     args = {name: value for name,value in locals().items() if name != 'xtra_tfms'}
-    rotate,zoom,warp = max_rotate or 0.,max_zoom or 1.,max_warp or 0.
+    rotate,zoom,warp = max_rotate or 0.,max_zoom or 0.,max_warp or 0.
     for name in ('p_affine', 'p_lighting'):
         if not 0 <= args[name] <= 1: raise ValueError(f"{name} is a probability, in [0, 1]; got {args[name]}")
     for name in ('max_lighting', 'max_stain'):
         if not 0 <= (args[name] or 0) < 1: raise ValueError(f"{name} must lie in [0, 1), got {args[name]}")
     if padding_mode not in ('zeros', 'border', 'reflection'):
         raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
-    if min(rotate, warp) < 0:
-        raise ValueError(f"max_rotate and max_warp must not be negative, got {rotate} and {warp}")
-    if zoom < 1: raise ValueError(f"max_zoom must be at least 1 (1 is off), got {zoom}")
+    if min(rotate, zoom, warp) < 0: raise ValueError("max_rotate, max_zoom and max_warp must not be negative")
+    if max_zoom is not None and zoom < 1: print(f"max_zoom={max_zoom} is below 1: nothing is zoomed, as in fastai 1")
     train = [Dihedral() if flip_vert else Flip()] if do_flip else []
     if max_lighting: train.append(Lighting(max_lighting, p_lighting))
     if max_stain: train.append(Stain(max_stain, p_lighting))
     if rotate or zoom > 1 or warp:
         moved = _Moved(coord_fs=[_Warp(warp, p=p_affine)] if warp else None, pad_mode=padding_mode)
-        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0., p_affine=p_affine)
+        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=max(zoom, 1.), max_warp=0., p_affine=p_affine)
         for tfm in stock: moved.compose(tfm)
         train.append(moved)
     pair = _Pair((train + list(xtra_tfms or []), []))
     pair.args = args | dict(xtra_tfms=[*map(_tfm_name, xtra_tfms)]) if xtra_tfms else args
     return pair
+
+# %% ../nbs/api/05_transforms.ipynb #e5a1c102
+def _drawn_between(span, x):
+    "A number for each picture of `x`, from a span or always the same one."
+    low,high = span if isinstance(span, (tuple, list)) else (span, span)
+    return torch.empty(len(x), device=x.device).uniform_(low, high)
+
+# %% ../nbs/api/05_transforms.ipynb #e5a1c105
+def _zoom(scale, p=1., do_rand=True):
+    "v1's zoom, about a drawn place or the middle."
+    middle = None if do_rand else .5
+    return Zoom(p=p, draw=partial(_drawn_between, scale), draw_x=middle, draw_y=middle, pad_mode='reflection')
+
+
+# The words of v1 that `xtra_tfms` takes
+V1_TFMS = dict(
+    flip_lr=lambda p=1.: Flip(p),
+    dihedral=lambda: Dihedral(),
+    rotate=lambda degrees, p=1.: Rotate(p=p, draw=partial(_drawn_between, degrees), pad_mode='reflection'),
+    symmetric_warp=lambda magnitude, p=1.: Warp(p=p, draw_x=partial(_drawn_between, magnitude),
+                                                draw_y=partial(_drawn_between, magnitude), pad_mode='reflection'),
+    rand_zoom=_zoom,
+    zoom_crop=lambda scale, do_rand=False, p=1.: [_zoom(scale, p, do_rand)])

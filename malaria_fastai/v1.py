@@ -34,7 +34,7 @@ def v1_hint(
     owner = dict(argument='argument ').get(asked_of, asked_of and f'{asked_of}.')
     return now and f"{owner}{word} is a word of fastai v1: {now}"
 
-# %% ../nbs/api/20_v1.ipynb #1ec3eed4
+# %% ../nbs/api/20_v1.ipynb #6c2201d8
 def unmeant(
     where:str,  # The function that got them
     given:dict  # Arguments that it does not have
@@ -44,7 +44,7 @@ def unmeant(
         kind,_ = v1_words().get((word, 'argument'), ('', ''))
         if not kind: raise TypeError(f"{where} has no argument {word}")
         if kind == 'refused': raise ValueError(v1_hint(word, 'argument'))
-    if given: print(f"{where}: v1's argument {', '.join(given)} has no meaning here, and changes nothing")
+        if kind == 'hint': print(f"{where}: v1's argument {word} has no meaning here, and changes nothing")
 
 # %% ../nbs/api/20_v1.ipynb #7acc0a7e
 class StandIn:

@@ -23,10 +23,10 @@ from fastai.callback.core import Callback
 
 from ..cells import data_hash, leave_open, locate, read_cells
 from ..evaluate import evaluate, paired_difference, read_predictions
-from ..files import replacing, write_atomically
+from ..files import check_output, replacing, write_atomically
 from ..backbone import WeightsUnavailable
 from ..learner import alone
-from ..recipes import RECIPES, find_recipe, shortened, t4_command
+from ..recipes import RECIPES, _within, check_words, find_recipe, shortened, t4_command
 from ..resume import check_config
 from ..run import (
     colour_features, colour_floor, environment, fit_recipe, full_size, limit_cells, portable, positive_class,
@@ -332,11 +332,14 @@ def compare(
     command:str=''            # What the results show as the command
 )->pd.DataFrame: # The results: one row a recipe and split
     "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
+    check_words(dict(locals()), folds=_within(1, 5))
     alone('a comparison')
     out,until = Path(out),time.time() + 60*(budget or math.inf)
     most = dict(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs)
     recipes = [_capped(find_recipe(recipe), most) for recipe in recipes]
+    check_output(out, source, folder=True)
     root = locate(source, folder=data_dir)
+    check_output(out, root, folder=True)
     everything = read_cells(root, on_bad=on_bad, progress=False)
     drawn = is_drawn(root)
     cells = limit_cells(everything, limit, seed)

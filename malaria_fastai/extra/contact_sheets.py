@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 from ..cells import leave_open, open_picture
 from .audit import ask_verdicts, read_verdicts, review_agreement, review_list
-from ..files import replacing, write_atomically
+from ..files import check_output, replacing, write_atomically
 from ..report import NotARun, read_run, write_report
 
 # %% auto #0
@@ -72,7 +72,8 @@ def review_run(
     note:str='', # A line under each sheet
 )->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
     "Rank the labels of a cross-validation by how doubtful they are, and write what a reviewer needs."
-    run,out = Path(run),Path(out or run)
+    run = Path(run)
+    out = check_output(out or run, root, folder=True)
     found = read_run(run)
     metrics,preds = found['metrics'],found['preds']
     if preds is None or 'fold' not in preds or metrics.get('split')!='patient':

@@ -11,11 +11,13 @@ __all__ = ['join']
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import maybe_gather, num_distrib
 from fastcore.basics import patch
 
+from ..data import PictureLoader
 from ..learner import CNNLearner, is_writer
 from ..source import install_command
 
@@ -27,6 +29,16 @@ def join(): # accelerate's engine
         raise ImportError(f"several processes need accelerate: {install_command('distributed')}") from error
     unused = DistributedDataParallelKwargs(find_unused_parameters=True) # those of a frozen body
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+
+# %% ../../nbs/extra/00_distributed.ipynb #d5a1d001
+@patch
+def mine(self:PictureLoader, idxs):
+    "In training, parts that differ by one picture at most; else equal parts, the last one filled up, to be cut off."
+    rank,n = self.share
+    if n == 1: return idxs
+    if self.shuffle: return np.array_split(idxs, n)[rank]
+    k = -(-len(idxs)//n)
+    return np.pad(idxs, (0, n*k - len(idxs)), mode='edge')[rank*k:(rank+1)*k]
 
 # %% ../../nbs/extra/00_distributed.ipynb #dbfdcf92
 class Processes(Callback):
