@@ -3,6 +3,10 @@ import os
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
 
+import tempfile
+_kept = tempfile.TemporaryDirectory(prefix='pictures-') # of this process; nothing of a test stays in the user's cache
+os.environ.setdefault('MALARIA_CACHE', _kept.name)
+
 import socket
 from pathlib import Path
 import pytest

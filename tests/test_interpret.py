@@ -220,7 +220,7 @@ def test_one_pass_agrees_with_the_learner(learn, interp):
     x,_ = learn.dls.one_batch(DatasetType.Valid, denorm=False)
     assert np.allclose(interp.grad_cam([5, 70, 2]), grad_cam(learn.model, x[[5, 70, 2]], y[[5, 70, 2]]), atol=1e-4)
     part = ClassificationInterpretation.from_learner(learn, DatasetType.Train)
-    assert len(part.losses) == len(learn.dls.train_ds) and part.y_true.tolist() == learn.dls.train_ds.y.tolist()
+    assert len(part.losses) == len(learn.dls.train_ds) and part.y_true.tolist() == learn.dls.train_ds.targets.tolist()
     shown = learn.dls.denormalize(part._pictures([0]))[0]
     with Image.open(learn.dls.train_ds.items[0]) as im: assert np.allclose(shown, learn.dls.rule.fixed(im.convert('RGB'))/255, atol=1e-4)
 

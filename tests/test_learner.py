@@ -552,12 +552,12 @@ def test_what_changed_places_goes_by_name(data, call):
 
 def test_get_preds(learn):
     probs,y = learn.get_preds()
-    assert type(probs) is torch.Tensor and torch.allclose(probs.sum(1), torch.ones(12)) and y.tolist() == learn.dls.valid_ds.y.tolist()
+    assert type(probs) is torch.Tensor and torch.allclose(probs.sum(1), torch.ones(12)) and y.tolist() == learn.dls.valid_ds.targets.tolist()
     probs,y,loss = learn.get_preds(with_loss=True)
     assert torch.allclose(loss, -probs[range(12), y].log(), atol=1e-4)
     for kw in (dict(ds_type=DatasetType.Train), dict(ds_idx=0), dict(ds_type=DatasetType.Fix)):
         probs,y = learn.get_preds(**kw)             # all training cells, in file order, untransformed
-        assert y.tolist() == learn.dls.train_ds.y.tolist() and torch.equal(probs, learn.get_preds(dl=learn.dls.fix_dl)[0])
+        assert y.tolist() == learn.dls.train_ds.targets.tolist() and torch.equal(probs, learn.get_preds(dl=learn.dls.fix_dl)[0])
     with pytest.raises(ValueError, match='no test part'): learn.get_preds(DatasetType.Test)
 
 def test_predict_agrees_with_get_preds(learn):
@@ -622,7 +622,7 @@ def test_half_precision_with_cuda(data, monkeypatch):
     l = new(data)
     assert l.to_fp16(init_scale=128.) is l
     cb, = (o for o in l.cbs if o.name == 'mixed_precision')
-    assert type(cb) is fastai.callback.fp16.MixedPrecision and cb.amp_mode == fastai.callback.fp16.AMPMode.FP16 and cb.kwargs['init_scale'] == 128.
+    assert isinstance(cb, fastai.callback.fp16.MixedPrecision) and cb.amp_mode == fastai.callback.fp16.AMPMode.FP16 and cb.kwargs['init_scale'] == 128.
     l.create_opt()
     l.cycle = None
     assert 'FP16' in _run_config(l)['precision'] and not any(o.name == 'mixed_precision' for o in l.to_fp32().cbs)
