@@ -142,7 +142,7 @@ def _platelet(cell, purple):
 # %% ../nbs/api/02_sample.ipynb #572aa30b
 def _specks(cell, purple):
     "Precipitated stain: dark specks."
-    for _ in range(cell.rng.integers(1, 5)):
+    for _ in range(cell.rng.integers(2, 7)):
         speck = cell.spot(cell.place(0, .95), cell.uniform(.02, .065), .4)
         cell.paint(speck, purple - cell.uniform(0, 40), cell.uniform(.5, .95))
 

@@ -137,7 +137,7 @@ def test_grey_of_12_bits_is_refused_in_every_form():
     for form in (data, Image.open(io.BytesIO(data)), grey, grey.astype(np.int64), torch.from_numpy(grey.astype(np.int32))):
         with pytest.raises(BadPicture, match='12 bits or fewer: nobody knows what is white. Save it with 8 bits'): open_picture(form)
 
-@pytest.mark.parametrize('bits', ['8', '16', '32'])
+@pytest.mark.parametrize('bits', ['8', '16']) # Pillow reads no other such TIFF
 def test_a_tiff_in_which_zero_is_white(tmp_path, bits):
     data = bytearray((Image.fromarray(BITS[bits]).save(tmp_path/'a.tif'), (tmp_path/'a.tif').read_bytes())[1])
     at = data.index(struct.pack('<HH', 262, 3))
