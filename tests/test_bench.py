@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import gpu
 from bench import main
 
 BENCH = Path(__file__).resolve().parent.parent/'bench'/'bench.py'
@@ -62,3 +63,22 @@ def test_the_long_row(target, minutes, met, tmp_path, sample_root):
 def test_imports_have_a_profile_of_their_own():
     from bench import profile
     assert 'ms' in profile(None, 'imports', 3).splitlines()[-1]
+
+@pytest.mark.slow
+def test_the_gpu_program_on_a_few_cells(sample_root, tmp_path):
+    "Every check of bench/gpu.py, on the CPU: what it would measure is not asserted, but that it is measured, and written down."
+    out,csv = tmp_path/'gpu.json',tmp_path/'gpu.csv'
+    assert gpu.main([str(sample_root), '--out', str(out), '--table', str(csv), '--small'])==0
+    result = json.loads(out.read_text())
+    assert result['failed']=={} and result['left_out']==[]
+    assert {row['check'] for row in result['rows']}=={check.__name__ for check in gpu.CHECKS}
+    exact = [row for row in result['rows'] if row['unit']=='' and isinstance(row['value'], bool) and row['check']!='environment']
+    assert exact and all(row['value'] for row in exact)
+    assert csv.read_text().splitlines()[0].split(',')==[*gpu.COLUMNS] and len(csv.read_text().splitlines())==len(result['rows'])+1
+
+def test_the_gpu_program_goes_on_after_a_fault(tmp_path):
+    def fails(task): raise RuntimeError('planted')
+    def works(task): yield 'setting', 1, 'unit'
+    result = gpu.measure(None, [fails, works], tmp_path/'gpu.json', 600)
+    assert result['failed']=={'fails': 'RuntimeError: planted'} and [row['check'] for row in result['rows']]==['works']
+    assert gpu.measure(None, [works], tmp_path/'gpu.json', -1)['left_out']==['works'] and json.loads((tmp_path/'gpu.json').read_text())['left_out']==['works']

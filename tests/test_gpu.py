@@ -40,7 +40,6 @@ def learner(bunch, tmp_path):
         return cnn_learner(data or bunch(), 'resnet18', pretrained=False, path=tmp_path/name, metrics=[accuracy], **options)
     return make
 
-
 class Phases(Callback):
     "Say in the simulator's book what the learner is doing, and count its batches."
     order = -1000
