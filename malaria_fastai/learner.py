@@ -559,6 +559,14 @@ def _optimizer(what):
 # %% ../nbs/api/09_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
 
+# %% ../nbs/api/09_learner.ipynb #c4a11a58
+def _lay_out(model, device, channels_last=None):
+    "Move a network to its device, channels last or first; None: as was seen to be faster."
+    if channels_last is None:
+        depthwise = any(layer.groups > 1 for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        channels_last = device.type == 'cpu' or (torch.cuda.get_device_capability(device) >= (8, 0) and not depthwise)
+    model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
 # %% ../nbs/api/09_learner.ipynb #807d1f0f
 def cnn_learner(
     data:ImageDataBunch,      # Where batches come from
@@ -581,7 +589,7 @@ def cnn_learner(
     wd:float=1e-2,            # Weight decay
     wd_bn_bias:bool=False,    # Decay batch norm and biases too (v1)
     train_bn:bool=True,       # Batch norm of a frozen body learns, as in both versions; False: it stays, averages too
-    channels_last:bool=True,  # Channels last in memory: faster on a CPU, and with tensor cores
+    channels_last:bool|None=None, # Channels last in memory; None: where it was seen to be faster
     path:str|Path|None=None,  # Models are saved under it; None is the folder of the data
     model_dir:str='models',   # Name of the folder for models, under `path`
     callbacks=None,           # Callbacks for every fit
@@ -607,7 +615,7 @@ def cnn_learner(
         splitter=split_params, metrics=metrics, wd=wd, train_bn=train_bn,
         path=path, model_dir=model_dir, **words)
     learn.pretrained = bool(pretrained)
-    learn.model.to(data.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    _lay_out(learn.model, data.device, channels_last)
     if pretrained: learn.freeze()
     return learn
 
@@ -1221,5 +1229,5 @@ def load_learner(
     model.load_state_dict(tensors)
     learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_fitting_loss(None, spec.log_softmax))
     learn.pretrained,learn.about = about['pretrained'],about
-    learn.model.to(data.device, memory_format=torch.channels_last) # as `cnn_learner` left it, for the last bit
+    _lay_out(learn.model, data.device) # as `cnn_learner` does, for the last bit
     return learn

@@ -249,3 +249,17 @@ def test_planted_faults(learner, fault, monkeypatch):
         phases = Phases(gpu)
         fit(learner(), callbacks=[phases, *[Reads()]*fault.startswith('a number')])
     assert sum(gpu.count('train').values())/phases.batches['train']>=1
+
+# ---- how weights lie in memory
+
+@pytest.mark.parametrize('arch,card,last', [('resnet18', (8, 0), True), ('resnet18', (7, 5), False), ('mobilenet_v2', (8, 0), False)])
+def test_channels_last_where_it_helps(bunch, arch, card, last, tmp_path):
+    def is_last(learn):
+        weight = next(layer for layer in learn.model.modules() if isinstance(layer, nn.Conv2d)).weight
+        return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    with SimulatedGPU(capability=card):
+        make = lambda **options: cnn_learner(bunch(), arch, pretrained=False, path=tmp_path, **options)
+        assert is_last(make())==last and is_last(make(channels_last=True)) and not is_last(make(channels_last=False))
+        learn = fit(make().to_fp16())
+        assert is_last(learn) # tensor cores want it so in half precision
+    assert is_last(cnn_learner(bunch(), arch, pretrained=False, path=tmp_path)) # and so do processors

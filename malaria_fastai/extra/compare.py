@@ -77,7 +77,7 @@ def _is_done(job):
 # %% ../../nbs/extra/04_compare.ipynb #8c23c84e
 class _Budget(Callback):
     "Stops after the epoch in which the time runs out; the state of that epoch is on the disk by then."
-    order = 1001
+    order,looks_on = 1001,True
     def __init__(self, until): self.until = until
     def after_epoch(self):
         going_on = self.learn.fitting and self.epoch < self.n_epoch-1
