@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFile, ImageOps
 
-from .files import digest
+from .files import digest, read_table
 from .sample import draw_sample
 from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root, counted,
                                    download, extract, facts, progress as bar)
@@ -357,7 +357,7 @@ def _find(root):
 @lru_cache(1)
 def _manifest():
     "Read the manifest once."
-    known = pd.read_csv(facts('manifest.csv.gz'), dtype=dict(disputed=bool))
+    known = read_table(facts('manifest.csv.gz'), types=dict(width=int, height=int, bytes=int, disputed=bool))
     ids = pd.DataFrame(map(identity, known.filename), dtype='string')
     return pd.concat([known.iloc[:, :2], ids, known.iloc[:, 2:]], axis=1)
 
@@ -610,5 +610,5 @@ def data_hash(
     cells:pd.DataFrame # Cells table, or a part of it
 )->str: # 64 hexadecimal digits
     "SHA-256 over path, label and content of all cells."
-    rows = cells.sort_values('path')[['path', 'label', 'sha256']]
+    rows = cells.sort_values('path')[['path', 'label', 'sha256']].astype(str)
     return digest('\n'.join(map('\t'.join, rows.itertuples(index=False, name=None))))

@@ -337,11 +337,6 @@ def parser(
     return grammar
 
 # %% ../nbs/api/18_cli.ipynb #238b1183
-_GOES_ON = dict(
-    train='; the same command with --resume goes on', crossval='; the same command with --resume goes on',
-    compare='; the same command goes on')
-
-
 def _answer(argv):
     "Read what was typed, do it, and say in one line what went wrong; returns the exit status."
     word = parser().parse_args(argv[:1]).word
@@ -356,7 +351,9 @@ def _answer(argv):
         print(f'malaria-fastai: {_one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"malaria-fastai: stopped{_GOES_ON.get(word, '')}", file=sys.stderr)
+        goes_on = dict(train=' with --resume', crossval=' with --resume', compare='')
+        rest = f'; the same command{goes_on[word]} goes on' if word in goes_on else ''
+        print(f'malaria-fastai: stopped{rest}', file=sys.stderr)
         return 130
     return 0
 

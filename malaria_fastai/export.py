@@ -419,7 +419,7 @@ def write_onnx(
     temperature:float=1. # What logits are divided by before they become probabilities
 )->float: # The largest difference between probabilities of both
     "Export a network, without the chatter of the exporter, and ask both the same."
-    _,onnxscript = map(_onnx_package, ('onnx', 'onnxscript'))
+    for package in ('onnx', 'onnxscript'): _onnx_package(package)
     x = _noise_and_waves(rule)
     how = dict(input_names=['pictures'], output_names=list(net.outputs), dynamo=True, verbose=False,
                external_data=False, dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
@@ -428,9 +428,8 @@ def write_onnx(
         try:
             torch.onnx.export(_exportable(net), (torch.from_numpy(x[:2]),), str(part), **how)
         except Exception as e: # the exporter and its packages have many kinds
-            versions = f"PyTorch {torch.__version__} with onnxscript {onnxscript.__version__}"
             why = ' '.join(f"{type(e).__name__}: {e}".split())[:300]
-            raise ExportFailed(f"{versions} cannot export this network. The exporter says: {why}") from e
+            raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. The exporter says: {why}") from e
         if pictures is not None: x = np.concatenate([x, pictures])
         p,z = _apart(net, _onnx_network(part), x, temperature)
         if not max(p, z) <= 1e-4:

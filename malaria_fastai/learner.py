@@ -21,30 +21,32 @@ from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 import fastai.callback.progress  # noqa: F401  (gives Learner.no_bar)
-import fastai.callback.schedule  # noqa: F401  (gives Learner.lr_find)
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from fastai.callback import tracker
-from fastai.callback.core import Callback, CancelEpochException, CancelStepException, TrainEvalCallback
+from fastai.callback.core import (
+    Callback, CancelEpochException, CancelFitException, CancelStepException, TrainEvalCallback)
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
-from fastai.callback.schedule import ParamScheduler, combined_cos
+from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Category
 from fastai.learner import (
-    AvgMetric, AvgSmoothLoss, CastToTensor, Learner, format_time, load_learner as _load_pickle, mk_metric, save_model)
+    AvgMetric, AvgSmoothLoss, CastToTensor, Learner, format_time, load_learner as _load_pickle, load_model, mk_metric)
 from fastai.learner import Recorder as _Recorder
-from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropy
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import SGD, OptimWrapper
-from fastai.torch_core import TensorImage, maybe_gather, num_distrib, rank_distrib, to_float
+from fastai.torch_core import TensorImage, distrib_barrier, maybe_gather, num_distrib, rank_distrib, to_float
 from fastcore.basics import camel2snake, patch
 from fastcore.foundation import L
 from fasttransform import Transform
@@ -121,9 +123,10 @@ class _SmoothLoss(AvgSmoothLoss):
 class Recorder(_Recorder):
     "Rates, momenta, losses and metrics of the whole training, stage after stage."
     kept = 'lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages'
+    _stateattrs = () # what fastai leaves out of copies: nothing here
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.smooth_loss = _SmoothLoss(self.smooth_loss.beta)
+        self.loss,self.smooth_loss = _WholeLoss(),_SmoothLoss(self.smooth_loss.beta)
         self.clear()
 
     def clear(self):
@@ -195,6 +198,18 @@ class _WholePart(AvgMetric):
     def value(self):
         if not self.seen: return None
         return self.func(*(torch.cat(parts).as_subclass(torch.Tensor) for parts in zip(*self.seen)))
+
+# %% ../nbs/api/09_learner.ipynb #10f08572
+class _WholeLoss(_WholePart):
+    "The loss of a whole part, as the loss function weighs it."
+    name = 'loss'
+    def __init__(self): pass
+    def accumulate(self, learn):
+        super().accumulate(learn)
+        self.func = learn.loss_func
+
+    @property
+    def value(self): return super().value.mean() if self.seen else None
 
 # %% ../nbs/api/09_learner.ipynb #745c1af4
 def accuracy(
@@ -325,6 +340,19 @@ class _Draws(Callback):
         rank = self.dl.share[0]
         seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1+rank))
 
+# %% ../nbs/api/09_learner.ipynb #1a114fd5
+_WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'OptimizedModule'} # the last is what torch.compile gives
+
+
+def named_weights(
+    model:nn.Module # Any network
+)->dict: # {name: tensor}
+    "Weights and buffers by name; refused where something is wrapped around a network."
+    if wrapped := _WRAPPERS & {type(part).__name__ for part in model.modules()}:
+        raise ValueError(f"{min(wrapped)} around a network changes the names of its weights: take it off. "
+                         "To compile, call learn.model.compile(); for several GPUs there is learn.distributed()")
+    return model.state_dict()
+
 # %% ../nbs/api/09_learner.ipynb #38ecb847
 class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
@@ -350,9 +378,8 @@ class CNNLearner(Learner):
     def data(self): return self.dls
     @data.setter
     def data(self, data):
-        for fact in ('classes', 'stats'):
-            then,now = getattr(self.dls, fact),getattr(data, fact)
-            if then != now: raise ValueError(f"the {fact} differ: {then} so far, {now} in the new data")
+        then,now = (dict(classes=[*d.classes], stats=d.stats) for d in (self.dls, data))
+        if lines := differences(then, now): raise ValueError(f"the new data differ from those so far:{lines}")
         self.dls = data
 
     @property
@@ -382,6 +409,22 @@ class CNNLearner(Learner):
         if getattr(out, 'shape', None) != (1, self.dls.c):
             raise ValueError(f"this network gives {tuple(getattr(out, 'shape', ()))} for one picture: a classifier of "
                              f"{self.dls.c} classes gives (1, {self.dls.c})")
+
+    @property
+    def model(self): return vars(self).get('model')
+    @model.setter
+    def model(self, model):
+        if not self.fitting: # inside, several processes wrap it
+            named_weights(model)
+            if model is not self.model: self.opt = None # it would train the other network
+        vars(self)['model'] = model
+
+    @property
+    def loss_func(self): return vars(self).get('loss_func')
+    @loss_func.setter
+    def loss_func(self, loss):
+        if not self.fitting: loss,self.activation = _checked_loss(loss, self.spec) # inside, callbacks may mix it
+        vars(self)['loss_func'] = loss
 
     def all_batches(self):
         self.n_iter = len(self.dl)
@@ -427,6 +470,41 @@ def _cycle(cbs, lr, n_epoch):
     end = dict(schedules=schedules, tot_epochs=n_epoch) if schedules else {}
     return dict(kind='fit', lr=str(lr), **end)
 
+# %% ../nbs/api/09_learner.ipynb #e54ba017
+def _autocast():
+    "Where automatic half precision stands: depth of nesting, cache, and switch and type for each kind of device."
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    kinds = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ('cpu', 'cuda')}
+    return depth,torch.is_autocast_cache_enabled(),kinds
+
+
+def _set_autocast(depth, cached, kinds):
+    "Let it stand there again."
+    for _ in range(torch.autocast_increment_nesting() - depth): torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(cached)
+    for kind,(on,dtype) in kinds.items():
+        torch.set_autocast_enabled(kind, on)
+        torch.set_autocast_dtype(kind, dtype)
+
+# %% ../nbs/api/09_learner.ipynb #3370a00c
+def _drop_gradients(model):
+    for p in model.parameters(): p.grad = None
+
+
+@contextmanager
+def _session(learn):
+    "A training or a prediction; however it ends, precision, network, loss and logger are as they were."
+    precision,kept = _autocast(),[(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')]
+    try: yield
+    except BaseException:
+        _drop_gradients(learn.model)
+        raise
+    finally:
+        for name,value in kept: setattr(learn, name, value)
+        _set_autocast(*precision)
+
 # %% ../nbs/api/09_learner.ipynb #ebedb69a
 @patch
 def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
@@ -438,8 +516,9 @@ def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, s
         raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
     cbs = L(cbs) + L(callbacks)
     self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
-    self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
-    try: Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
+    self.first_epoch,self.first_batch,self.fitting,self.unseen = start_epoch,0,True,[]
+    try:
+        with _session(self): Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
     finally: self.fitting,self.dls.train.first_batch = False,0
 
 # %% ../nbs/api/09_learner.ipynb #93face53
@@ -448,6 +527,7 @@ def begin_stage(self:CNNLearner):
     "Count epochs from 0 again; chance is drawn anew."
     self.first_epoch = 0
     self.stage += 1
+    _drop_gradients(self.model)
     self.recorder.begin_stage()
 
 
@@ -458,6 +538,43 @@ def _do_fit(self:CNNLearner):
     else: self._go_on()
     for self.epoch in range(self.first_epoch, self.n_epoch):
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+# %% ../nbs/api/09_learner.ipynb #2987cb7c
+@patch
+def check_losses(self:CNNLearner):
+    "Stop at the first batch whose loss is no number."
+    unseen,self.unseen = self.unseen,[]
+    if not unseen: return
+    finite = torch.stack([loss for *_,loss in unseen]).isfinite()
+    if finite.all(): return
+    if hasattr(self, 'lr_finder'): raise CancelFitException() # it has seen enough
+    epoch,batch,lr,loss = unseen[int(finite.int().argmin())]
+    raise _diverged(f'epoch {epoch}, batch {batch}, at the rate {lr:.2g}', loss)
+
+
+def _diverged(where, loss):
+    return FloatingPointError(
+        f"the loss is {float(loss)} in {where}: the training has diverged, and was stopped. "
+        "Load weights of before with learn.load(name), or make a new learner, and train at a lower rate")
+
+
+@patch
+def _do_grad_opt(self:CNNLearner):
+    "As fastai's, where the loss is a number and the outputs can be read as probabilities."
+    self.unseen.append((self.epoch, self.iter, self.opt.hypers[-1]['lr'], self.loss.detach().mean()))
+    if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
+    if self.train_iter == 0: self._probabilities(self.pred.detach())
+    Learner._do_grad_opt(self)
+
+
+@patch
+def _do_epoch(self:CNNLearner):
+    "Train and validate, as long as losses are numbers."
+    self._do_epoch_train()
+    self.check_losses()
+    self._do_epoch_validate()
+    for loss in self.recorder.log[2:3]:
+        if not np.isfinite(loss): raise _diverged(f'the validation after epoch {self.epoch}', loss)
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
 @patch
@@ -508,6 +625,9 @@ class NLLLossFlat(BaseLoss):
 
 # %% ../nbs/api/09_learner.ipynb #d937f845
 _LOSS_FUNCS = dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)
+_USUAL = 'cross_entropy', 'nll' # for a network of logits, of log-probabilities
+_LOGITS = nn.CrossEntropyLoss, F.cross_entropy, FocalLoss, LabelSmoothingCrossEntropy
+_ACTIVATIONS = {**dict.fromkeys(_LOGITS, partial(torch.softmax, dim=-1)), nn.NLLLoss: torch.exp, F.nll_loss: torch.exp}
 _OPT_FUNCS = dict(adam=partial(_FusedAdam, eps=1e-5), adam_v1=partial(_FusedAdam, eps=1e-8), sgd=partial(SGD, mom=.9))
 
 
@@ -518,14 +638,41 @@ def _by_name(what, table, word):
     raise ValueError(f"{word}={what!r}: by name there is {', '.join(table)}")
 
 # %% ../nbs/api/09_learner.ipynb #7931d440
-def _fitting_loss(what, log_softmax):
-    "The loss, which must fit the end of the network, or p would leave [0, 1]."
-    if what is None and log_softmax: return NLLLossFlat()
-    loss = _by_name(what, _LOSS_FUNCS, 'loss_func')
+def _activation(loss):
+    "What makes probabilities of outputs: the loss's own `activation`, or that of the table; losses may be wrapped."
+    while loss is not None:
+        own = getattr(loss, 'activation', None)
+        if callable(own) and getattr(own, '__func__', own) is not BaseLoss.activation: return own
+        for known in (loss, *type(loss).__mro__):
+            if known in _ACTIVATIONS: return _ACTIVATIONS[known]
+        loss = getattr(loss, 'func', None)
+
+
+def _checked_loss(loss, spec):
+    "A loss, and what makes probabilities of outputs with it; it must fit the end of the network."
+    loss = _by_name(loss, _LOSS_FUNCS, 'loss_func')
     if isinstance(loss, type): loss = loss()
-    if isinstance(loss, NLLLossFlat) and not log_softmax:
-        raise ValueError("loss_func='nll' needs log-probabilities: pass log_softmax=True")
-    return loss
+    name,activation = getattr(loss, '__name__', type(loss).__name__),_activation(loss)
+    if activation is None:
+        raise ValueError(f"loss_func={name}: how its outputs become probabilities is not known. Pass a cross entropy, "
+                         "or say it: loss_func.activation = lambda x: x.softmax(1)")
+    example = torch.tensor([[1., 2.]])
+    if spec and not spec.log_softmax and not torch.isclose(activation(example).sum(), torch.tensor(1.)):
+        raise ValueError(f"loss_func={name} needs log-probabilities: pass log_softmax=True, or a cross entropy")
+    return loss,activation
+
+# %% ../nbs/api/09_learner.ipynb #49a77a7f
+@patch
+def _probabilities(self:CNNLearner, out):
+    "Outputs as probabilities: the one place where all predictions pass; what are none is refused."
+    probs = self.activation(out)
+    off = (probs.detach().float().sum(-1) - 1).abs().sum()/max(1, len(out))
+    if off < 1e-3: return probs
+    if off.isnan():
+        raise FloatingPointError("the network gives out no numbers: its training has diverged. "
+                                 "Load weights of before with learn.load(name)")
+    raise ValueError("the outputs are no probabilities with this loss: "
+                     f"they sum to {probs[0].sum():.3g}. A loss of log-probabilities needs a head that ends in a log-softmax")
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
 class _TorchOptimizer(OptimWrapper):
@@ -611,7 +758,7 @@ def cnn_learner(
     if custom_head is not None or callable(spec.arch): spec = None
     learn = CNNLearner(
         data, model, spec, cbs=L(cbs) + ([] if train_bn else [BnFreeze]), callbacks=callbacks, callback_fns=callback_fns,
-        loss_func=_fitting_loss(loss_func, log_softmax), opt_func=opt_func,
+        loss_func=loss_func or _USUAL[log_softmax], opt_func=opt_func,
         splitter=split_params, metrics=metrics, wd=wd, train_bn=train_bn,
         path=path, model_dir=model_dir, **words)
     learn.pretrained = bool(pretrained)
@@ -835,7 +982,85 @@ def weights_hash(
     model:nn.Module # Any network
 )->str: # 64 hex digits
     "A digest of all weights and buffers: equal exactly when every bit is."
-    return digest(*_named_bytes(model.state_dict()))
+    return digest(*_named_bytes(named_weights(model)))
+
+# %% ../nbs/api/09_learner.ipynb #475154bb
+def facts(
+    learn:Learner # Any learner over an `ImageDataBunch`
+)->dict: # Plain lists, numbers and names
+    "What a file says of the learner that wrote it: what its weights mean, how they lie, and what trains them."
+    data,opt = learn.dls,learn.opt_func
+    named = getattr(opt, 'func', opt)
+    words = {name: str(value) for name,value in getattr(opt, 'keywords', {}).items()}
+    last = any(p.ndim == 4 and not p.is_contiguous() for p in learn.model.parameters())
+    return dict(classes=[*data.classes], stats=data.stats and [[*values] for values in data.stats],
+                layout='channels last' if last else 'channels first',
+                optimizer=dict(name=getattr(named, '__name__', type(opt).__name__), **words))
+
+
+def _flat(value, name=''):
+    "A dict of dicts as one dict, its keys joined by dots."
+    if not isinstance(value, dict): return {name: value}
+    found = {}
+    for key,part in value.items(): found |= _flat(part, f'{name}.{key}' if name else str(key))
+    return found
+
+
+def differences(
+    then:dict, # What a file says
+    now:dict   # What is so here
+)->str: # A line for each, or nothing
+    "What differs between a file and a learner: the one place that compares them."
+    then,now = _flat(then),_flat(now)
+    names = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    return ''.join(f'\n  {name}: {then.get(name)} then, {now.get(name)} now' for name in names)
+
+# %% ../nbs/api/09_learner.ipynb #bc61cccb
+def checkpoint(
+    learn:Learner,      # What is to be saved
+    with_opt:bool=True  # The state of the optimizer too
+)->dict: # What a file of weights holds, fastai's way
+    "Weights, with what they mean, and the state of the optimizer, if there is one."
+    weights = named_weights(learn.model)
+    weights._metadata['malaria_fastai'] = facts(learn)
+    return dict(model=weights, opt=learn.opt.state_dict()) if with_opt and learn.opt is not None else weights
+
+
+def set_opt_state(
+    learn:Learner,       # Whose optimizer
+    state:dict|None=None # What its `state_dict` gave, which is not changed; None begins anew
+):
+    "Let the optimizer go on from a state, its averages in the layout of the weights; what is frozen stays so."
+    if learn.opt is None and state is None: return
+    if state is None:
+        frozen,trained = learn.opt.frozen_idx,[p.requires_grad for p in learn.model.parameters()]
+        learn.create_opt()
+        learn.opt.frozen_idx = frozen
+        for p,grad in zip(learn.model.parameters(), trained): p.requires_grad_(grad)
+        return
+    if learn.opt is None: learn.create_opt()
+    now = learn.opt.state_dict()
+    for groups in {'param_groups', 'hypers'} & (state.keys() | now.keys()):
+        names = [{*chain(*kept.get(groups, ()))} for kept in (state, now)]
+        if not names[0] <= names[1] or len(state.get(groups, ())) != len(now.get(groups, ())):
+            raise ValueError("it holds the averages of another optimizer, or of other layer groups")
+    learn.opt.load_state_dict(deepcopy(state))
+    for p,averages in getattr(learn.opt, 'opt', learn.opt).state.items():
+        for name,value in averages.items():
+            if torch.is_tensor(value) and value.shape == p.shape: averages[name] = torch.empty_like(p).copy_(value)
+
+
+@contextmanager
+def writing(
+    file:Path # What is to be written
+):
+    "Say of a folder that cannot be written to how to name another."
+    try: yield
+    except OSError as error:
+        failed = OSError(f"{file} cannot be written ({error.strerror or error}). Name another folder with path= or "
+                         "model_dir= of cnn_learner, or set learn.path or learn.model_dir")
+        failed.errno = error.errno
+        raise failed from error
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
@@ -846,8 +1071,24 @@ def save(self:CNNLearner,
 )->Path:
     "Write the weights, whole or not at all."
     target = Path(self.path)/self.model_dir/f'{file}.pth'
-    with replacing(target) as part: save_model(part, self.model, self.opt, with_opt)
+    if rank_distrib(): return target # of several processes, one writes
+    with writing(target), replacing(target) as part: torch.save(checkpoint(self, with_opt), part)
     return target
+
+# %% ../nbs/api/09_learner.ipynb #3618a3c9
+class _Read:
+    "Takes what fastai's `load_model` reads."
+    state = None
+    def load_state_dict(self, state, strict=None): self.state = state
+
+
+def _load_weights(model, state, strict=True):
+    "Load weights, or none of them: torch loads those that fit, and then complains of the others."
+    before = {name: value.clone() for name,value in model.state_dict().items()}
+    try: model.load_state_dict(state, strict=strict)
+    except RuntimeError:
+        model.load_state_dict(before)
+        raise
 
 # %% ../nbs/api/09_learner.ipynb #7eec2847
 @patch
@@ -864,9 +1105,26 @@ def load(self:CNNLearner,
     if not (folder/f'{file}.pth').is_file():
         there = sorted(path.stem for path in folder.glob('*.pth'))[-6:]
         raise FileNotFoundError(f"{file}.pth: no such file in {folder.name}; there is {', '.join(there) or 'none'}")
+    weights,opt = _Read(),_Read() # fastai's reader knows what may stand in a file
+    distrib_barrier()
     with warnings.catch_warnings():
         if with_opt is None: warnings.simplefilter('ignore')
-        return Learner.load(self, file, device=device, with_opt=with_opt is not False, strict=strict)
+        load_model(folder/f'{file}.pth', weights, opt, with_opt is not False, device or self.dls.device)
+    then,now = getattr(weights.state, '_metadata', {}).get('malaria_fastai'),facts(self)
+    if then is None: print(f"{file}.pth does not say for which classes and normalisation: they were not compared")
+    elif lines := differences(*({name: said[name] for name in ('classes', 'stats')} for said in (then, now))):
+        raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"
+                         "Make the bunch with the same classes= and normalize=")
+    _load_weights(self.model, weights.state, strict)
+    try:
+        if then and opt.state and (lines := differences(then['optimizer'], now['optimizer'])):
+            raise ValueError(f"it holds the averages of another optimizer:{lines}")
+        set_opt_state(self, opt.state)
+    except ValueError as error:
+        if with_opt: raise
+        print(f"{file}.pth: {error}. The averages begin anew")
+        set_opt_state(self)
+    return self
 
 # %% ../nbs/api/09_learner.ipynb #3dd9381d
 class _Forecast(Callback):
@@ -910,19 +1168,26 @@ def _put_back(learn):
     rec,stage = learn.recorder,learn.stage
     weights = {name: value.clone() for name,value in learn.model.state_dict().items()}
     opt = deepcopy(learn.opt.state_dict()) if learn.opt is not None else None
-    history = {name: getattr(rec, name) for name in rec.kept}
+    history,smooth = {name: getattr(rec, name) for name in rec.kept},{**vars(rec.smooth_loss)}
     rec.clear()
     try: yield
-    except BaseException: # fastai puts the weights back only at the end
-        learn.model.load_state_dict(weights)
-        learn.opt = None
-        if opt is not None:
-            learn.create_opt()
-            learn.opt.load_state_dict(opt)
-        raise
     finally:
+        learn.model.load_state_dict(weights)
+        if opt is None: learn.opt = None
+        else: set_opt_state(learn, opt)
         learn.stage = stage
         vars(rec).update(history)
+        vars(rec.smooth_loss).update(smooth)
+
+
+class _Finder(LRFinder):
+    "fastai's finder without its file: `_put_back` keeps the weights, so no disk is needed."
+    name = 'lr_finder'
+    def before_fit(self):
+        ParamScheduler.before_fit(self)
+        self.best_loss = float('inf')
+
+    def after_fit(self): _drop_gradients(self.model)
 
 # %% ../nbs/api/09_learner.ipynb #422585a5
 @patch
@@ -936,7 +1201,8 @@ def lr_find(self:CNNLearner,
     "Try rising rates, and return a good one; `recorder.plot()` shows the curve. Weights and history stay as they were."
     savers = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
     with _put_back(self), self.no_bar(), self.removed_cbs(savers), self.added_cbs([_Forecast(num_it)]), seeded(self.seed, 0):
-        Learner.lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot=False, suggest_funcs=None)
+        with self.no_logging():
+            self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=_Finder(start_lr, end_lr, num_it, stop_div))
         rec = self.recorder
         rec.found = [*map(float, rec.lrs)],[*map(float, rec.losses)]
     return rec.suggested()[0]
@@ -968,17 +1234,51 @@ def plot(self:Recorder,
 
 # %% ../nbs/api/09_learner.ipynb #09a3296c
 @patch
+def _loader(self:CNNLearner, of, with_loss):
+    "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
+    dl = self.dls.fixed_dl(of)
+    if differences(dict(classes=dl.dataset.classes), dict(classes=self.dls.classes)):
+        raise ValueError(f"the loader's classes are {dl.dataset.classes}, the learner's {self.dls.classes}")
+    if with_loss and not dl.dataset.labelled: raise ValueError("these pictures have no labels, so they have no loss")
+    return dl
+
+
+@patch
 def get_preds(self:CNNLearner,
     ds_type:DatasetType|None=None, # v1's way to name the part
     ds_idx:int=1,                  # fastai 2's way: 0 training, 1 validation, 2 test
     dl=None,                       # A loader instead
-    **kwargs                       # As in fastai 2: `with_loss`, `with_decoded`, …
+    with_input:bool=False,         # The pictures too, first
+    with_loss:bool=False,          # The loss of each picture too, last
+    with_decoded:bool=False,       # The likeliest class of each picture too, after the targets
+    act=None,                      # What makes probabilities of outputs; None is what the loss says
+    **kwargs                       # As in fastai 2
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets, …), in file order
     "Probabilities and targets of one part, in file order and untransformed, the training part too."
     part = ds_idx if ds_type is None else ds_type
-    if dl is None: dl = self.dls.dl(part or DatasetType.Fix) # 0 is the training part
-    found = Learner.get_preds(self, dl=dl, **kwargs)
+    dl = self._loader(part if dl is None else dl, with_loss)
+    with _session(self):
+        found = [*Learner.get_preds(self, dl=dl, with_input=with_input, with_loss=with_loss,
+                                    act=act or self._probabilities, **kwargs)]
+    if not dl.dataset.labelled: found[with_input+1] = torch.zeros(len(dl.dataset), dtype=torch.long) # as in v1
+    if with_decoded: found.insert(with_input+2, found[with_input].argmax(1))
     return tuple(x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in found)
+
+# %% ../nbs/api/09_learner.ipynb #e5d26440
+@patch
+def validate(self:CNNLearner,
+    dl=None,        # A part, its number, or a loader; None is the validation part
+    callbacks=None, # Callbacks for this once
+    metrics=None,   # Metrics for this once; None is the learner's
+    *, ds_idx=None, cbs=None # fastai 2's names
+)->L: # The loss, then the metrics
+    "Loss and metrics of one part, over all its pictures as they are."
+    of = _one_of(dl=dl, ds_idx=ds_idx)
+    dl,before = self._loader(DatasetType.Valid if of is None else of, True),self.metrics
+    try:
+        if metrics is not None: self.metrics = metrics
+        with _session(self): return Learner.validate(self, dl=dl, cbs=L(callbacks) + L(cbs))
+    finally: self.metrics = before
 
 # %% ../nbs/api/09_learner.ipynb #dd76f2af
 @patch
@@ -1018,7 +1318,7 @@ def TTA(self:CNNLearner,
     dl=None              # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
     "Average the predictions over the dihedral views."
-    if dl is None: dl = self.dls.dl(ds_type or DatasetType.Fix)
+    dl = self.dls.fixed_dl(ds_type if dl is None else dl)
     seen = []
     with self.no_bar():
         for k in range(n_views(self.dls.rule.size or (0, 1))):
@@ -1045,12 +1345,11 @@ def show_results(self:CNNLearner,
     figsize:tuple|None=None                # Inches
 )->plt.Figure:
     "Show pictures with truth and prediction, right in green and wrong in red."
-    data = self.dls
-    dl = data.dl(ds_type or DatasetType.Fix)
-    idxs = np.random.default_rng(self.seed).permutation(len(dl.dataset))[:rows**2]
-    dl.before_iter()
-    x,y = dl.load(0, idxs)
-    with torch.no_grad(): pred = self.model.eval()(x.as_subclass(torch.Tensor)).argmax(1)
+    data,dataset = self.dls,self.dls.dl(ds_type or DatasetType.Fix).dataset
+    idxs = np.random.default_rng(self.seed).permutation(len(dataset))[:rows**2]
+    with self.no_bar():
+        x,probs,y = self.get_preds(dl=data.cells_dl(dataset.cells.iloc[idxs]), with_input=True)
+    pred = probs.argmax(1)
     titles = [f'{data.vocab[int(t)]}\npredicted {data.vocab[int(p)]}' for t,p in zip(y, pred)]
     fig = show_grid(data.denormalize(x), titles, rows, figsize, data.drawn_note)
     for ax,right in zip(fig.axes, y == pred): ax.title.set_color('#007a55' if right else '#b5120f')
@@ -1063,7 +1362,7 @@ class HalfPrecision(MixedPrecision):
     def before_fit(self):
         super().before_fit()
         # tensor cores want channels last; averages of an optimizer that has begun keep their layout, and so do the weights
-        if not self.opt.state: self.model.to(memory_format=torch.channels_last)
+        if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
 
     @property
     def _step_supports_amp_scaling(self): # what the scaler asks of an optimizer
@@ -1166,15 +1465,20 @@ def export(self:CNNLearner,
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
     if self.spec is None:
         raise ValueError("a learner with a head of your own cannot be exported: save its weights with learn.save")
-    tensors = {name: value.detach().cpu().contiguous() for name,value in self.model.state_dict().items()}
+    example = torch.tensor([[.25, .75]]).log()
+    if not torch.allclose(self.activation(example), example.softmax(1)):
+        raise ValueError("the loss has an activation of its own, which a model file does not know: "
+                         "set learn.loss_func to a cross entropy before, or save the weights with learn.save")
+    tensors = {name: value.detach().cpu().contiguous() for name,value in named_weights(self.model).items()}
     versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
     about = dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
                  pretrained=self.pretrained, versions=versions)
     if about.keys() & (extra or {}).keys(): raise ValueError(f"extra: the names {', '.join(about)} are taken")
     text = json.dumps({**about, **(extra or {})})
     header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
-    with replacing(Path(self.path)/file) as part: save_file(tensors, part, metadata=header)
-    return Path(self.path)/file
+    target = Path(self.path)/file
+    with writing(target), replacing(target) as part: save_file(tensors, part, metadata=header)
+    return target
 
 # %% ../nbs/api/09_learner.ipynb #cc0481f9
 def read_model(
@@ -1227,7 +1531,7 @@ def load_learner(
     if test is not None: data.loaders.append(data.test_dl([*getattr(test, 'items', test)]))
     model = spec.build()
     model.load_state_dict(tensors)
-    learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_fitting_loss(None, spec.log_softmax))
+    learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_USUAL[spec.log_softmax])
     learn.pretrained,learn.about = about['pretrained'],about
     _lay_out(learn.model, data.device) # as `cnn_learner` does, for the last bit
     return learn

@@ -568,12 +568,13 @@ def summary(
     "The main numbers of a run, with their 95 % intervals, and where the report lies."
     if not is_writer(): return '' # the first of several processes says it
     found,lines = _read_json(Path(run)/'metrics.json'),[]
-    shown = [(part, kind, block) for part in ('valid', 'test') if found.get(part)
-             for kind,block in both_lines(found[part]).items()]
     thing = 'cells' if has_no_up(found['data']['labels']) else 'pictures'
+    shown = [
+        (part, *line) for part in ('valid', 'test') for line in both_lines(found.get(part) or {}).items()]
     for part,kind,block in shown:
-        whose = f" of {block['patients']} patients, intervals by patient" if block.get('patients') else ''
-        lines.append(f"{part}: {block['n']:,} {kind.replace('cells', thing)}{whose or f', intervals by {thing[:-1]}'}")
+        whose = f"of {block['patients']} patients, intervals by patient" if block.get('patients') else ''
+        lines.append(f"{part}: {block['n']:,} {thing} {whose or 'of unknown patients, intervals by picture'}")
+        lines[-1] += ', undisputed labels alone'*(not kind.startswith('all'))
         for metric in ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc'):
             lines.append(f'  {metric:<18}{_with_interval(block, metric)}')
     if found['data']['drawn']:
@@ -759,8 +760,8 @@ def eight_views(
         *views,_ = learn.TTA(
             beta=None, dl=learn.dls.test_dl([Path(root)/path for path in cells.path]))
     column = learn.dls.classes.index(positive)
-    about = cells[['path', 'label', 'patient']].reset_index(drop=True)
-    plain,mean = (about.assign(p=probs[:, column].double().numpy()) for probs in views)
+    about = cells.reindex(columns=['path', 'label', 'patient', 'split', 'disputed']).reset_index(drop=True)
+    plain,mean = (about.assign(p=probs[:, column].double().numpy(), p_is='raw') for probs in views)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
     return dict(views=n_views(learn.dls.rule.size or (0, 1)), plain=evaluate(plain, positive, threshold, draws), averaged=evaluate(mean, positive, threshold, draws),
                 difference=rows.where(rows.notna(), None).to_dict('index'))

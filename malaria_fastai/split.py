@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .cells import NoPatients
+from .files import read_table
 from .source import facts
 
 # %% ../nbs/api/04_split.ipynb #8ca42ff1
@@ -40,7 +41,7 @@ def _check_shares(valid, test):
 
 # %% ../nbs/api/04_split.ipynb #e8412230
 def _check_table(cells, *columns):
-    "Refuse a table without rows or without a column."
+    "Refuse a table without rows, without a column, or with a gap in `label` where that is needed."
     gone = [column for column in columns if column not in cells]
     if gone:
         raise SplitError(f"the cells table has no column {', '.join(gone)}; "
@@ -49,6 +50,9 @@ def _check_table(cells, *columns):
     twice = cells.path[cells.path.duplicated()]
     if len(twice):
         raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
+    gaps = cells.path[cells.label.isna()] if 'label' in columns else twice
+    if len(gaps):
+        raise SplitError(f"{len(gaps):,} of {len(cells):,} cells have no label, for example {gaps.iloc[0]}. Leave them out")
 
 # %% ../nbs/api/04_split.ipynb #738ca5ac
 def _together(parts, cells):
@@ -112,7 +116,7 @@ def _is_control(patient):
 def _kinds(cells, group):
     "What kind each group is: infected or control, and the labels it has."
     control = _is_control(cells.patient).groupby(group).all()
-    labels = cells.label.groupby(group).agg(lambda labels: ' '.join(sorted({*labels})))
+    labels = cells.label.astype(str).groupby(group).agg(lambda labels: ' '.join(sorted({*labels})))
     return control.map({True: 'control ', False: 'infected '}) + labels
 
 # %% ../nbs/api/04_split.ipynb #6db6bbe9
@@ -210,7 +214,7 @@ def split_folder(
 @lru_cache(1)
 def _folds():
     "The pinned fold, 0 to 4, of every patient of the NIH set."
-    return pd.read_csv(facts('folds.csv')).set_index('patient').fold
+    return read_table(facts('folds.csv'), types=dict(fold=int)).set_index('patient').fold
 
 # %% ../nbs/api/04_split.ipynb #b8522d9c
 def _with_test(cells, is_test, valid, seed, rule):
@@ -231,7 +235,7 @@ def split_fold(
         raise SplitError(f"folds are 0, 1, 2, 3 and 4; got {fold!r}")
     _check_patients(cells)
     folds = cells.patient.map(_folds())
-    strangers = sorted({*cells.patient[folds.isna()]})
+    strangers = sorted({*map(str, cells.patient[folds.isna()])})
     if strangers:
         raise SplitError(
             f"no fold is pinned for {len(strangers)} patients: {', '.join(strangers[:5])}. "
@@ -253,7 +257,7 @@ def _patient_folds(cells, folds, seed):
     drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a label with fewer cells than folds
-        drawn = enumerate(drawn.split(cells, cells.label, group))
+        drawn = enumerate(drawn.split(cells, cells.label.astype(str), group))
         for k,(_,test) in drawn: fold.iloc[test] = k
     return fold
 
@@ -298,7 +302,7 @@ def _shared(cells, key):
     "Values of a column that occur in more than one part, sorted; none without this column."
     if key not in cells: return []
     parts = cells.split.groupby(cells[key]).nunique()
-    return sorted(parts.index[parts > 1])
+    return sorted(parts.index[parts > 1], key=str)
 
 # %% ../nbs/api/04_split.ipynb #30d055c0
 def _in_train(cells, part, key):
@@ -328,7 +332,7 @@ def _check_parts(cells):
     odd = sorted({*map(str, cells.split)} - {*_PARTS})
     if odd:
         raise SplitError(f"column split holds {', '.join(odd)}; it may hold {', '.join(_PARTS)}")
-    gone = sorted({*cells.label} - {*cells.label[cells.split == 'train']})
+    gone = sorted(map(str, {*cells.label} - {*cells.label[cells.split == 'train']}))
     if gone:
         raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
 
@@ -347,7 +351,7 @@ def check_split(
         if what == 'picture': remedy = "Keep one copy of each: cells.drop_duplicates('sha256')"
         raise Leak(
             f"{len(both):,} of {cells[key].nunique():,} {what}s are on two sides of the split: "
-            f"{', '.join(both[:5])}. {remedy}")
+            f"{', '.join(map(str, both[:5]))}. {remedy}")
     return leakage(cells)
 
 # %% ../nbs/api/04_split.ipynb #52f32052
