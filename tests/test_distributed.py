@@ -36,7 +36,7 @@ def spread(preds, targs):
 
 class Watch(Callback):
     "What this process trained on, the gradients it stepped with, and which files it wrote."
-    order = 3000
+    order,looks_on = 3000,True
     def __init__(self): self.cells,self.valid,self.grads = [],[],[]
     def before_fit(self):
         load = type(self.dls.train)._mine
@@ -51,7 +51,7 @@ class Watch(Callback):
 def train(learn, epochs, name, stop=None, every='epoch', saver=SaveModelCallback, **kw):
     watch = Watch()
     class Stop(Callback):
-        order = 2500
+        order,looks_on = 2500,True
         def after_batch(self):
             if self.training and (self.epoch, self.iter) == stop: raise CancelFitException()
         def after_epoch(self):

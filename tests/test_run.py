@@ -180,6 +180,7 @@ def check_same_run(resumed, run):
 
 class StopAt(Callback):
     "End a training as Ctrl-C does, after so many batches."
+    looks_on = True
     def __init__(self, n): self.left = n
     def after_batch(self):
         self.left -= self.training
