@@ -511,11 +511,10 @@ def verify(
 )->_Verified: # Counts and names; prints as one line
     "Hold cells against the manifest of the 27,558 originals."
     if not isinstance(cells, pd.DataFrame): cells = read_cells(cells)
-    known = _manifest().set_index('filename')
+    known = _manifest().set_index('filename')[['sha256', 'label']].astype(object)
     names = cells.path.map(basename)
-    originals = known.reindex(names)[['sha256', 'label']].to_numpy()
     is_extra = ~names.isin(known.index)
-    same = (originals == cells[['sha256', 'label']].to_numpy()).all(1)
+    same = (known.reindex(names, fill_value='').to_numpy() == cells[['sha256', 'label']].to_numpy()).all(1)
     found = _Verified(
         total=len(known),
         same=int(same.sum()),
@@ -610,5 +609,5 @@ def data_hash(
     cells:pd.DataFrame # Cells table, or a part of it
 )->str: # 64 hexadecimal digits
     "SHA-256 over path, label and content of all cells."
-    rows = cells.sort_values('path')[['path', 'label', 'sha256']].astype(str)
-    return digest('\n'.join(map('\t'.join, rows.itertuples(index=False, name=None))))
+    rows = cells.sort_values('path')[['path', 'label', 'sha256']].itertuples(index=False, name=None)
+    return digest('\n'.join('\t'.join(map(str, row)) for row in rows))
