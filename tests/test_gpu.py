@@ -146,7 +146,7 @@ def test_half_precision_equals_fastai(learner, scale):
     ends = []
     for kind in (HalfPrecision, MixedPrecision):
         with SimulatedGPU() as gpu:
-            learn = fit(learner(), callbacks=[kind(init_scale=scale)])
+            learn = fit(learner(channels_last=True), callbacks=[kind(init_scale=scale)])
             ends.append(weights_hash(learn.model))
     assert ends[0]==ends[1]
 
@@ -154,7 +154,7 @@ def test_clipping_sees_unscaled_gradients(learner):
     from fastai.callback.training import GradientClip
     ends = []
     for kind in (HalfPrecision, MixedPrecision):
-        with SimulatedGPU() as gpu: ends.append(weights_hash(fit(learner(), callbacks=[kind(), GradientClip(.1)]).model))
+        with SimulatedGPU() as gpu: ends.append(weights_hash(fit(learner(channels_last=True), callbacks=[kind(), GradientClip(.1)]).model))
     assert ends[0]==ends[1]
 
 def test_bfloat16_needs_hardware(learner):
