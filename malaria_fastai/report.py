@@ -342,7 +342,7 @@ def plot_folds(
     for name,each in found.items():
         for line,block in both_lines(each['test']).items():
             folds = each['by_fold'] if block is each['test'] else []
-            rows.append((name if folds else f'{name}, {line}', block, folds, metric, _BLUE))
+            rows.append((name if folds else f'{name}, {line.split()[0]}', block, folds, metric, _BLUE))
         if floor := each.get('colour_floor'):
             floors.append((f'{name}, colours alone', floor, [], metric, _GREY))
     ax = _axes(ax, (5, .9+.55*len(rows+floors)))
@@ -457,7 +457,8 @@ def _things_of(found): return _things((found.get('data') or {}).get('labels') or
 def _leak_warnings(found, things):
     "A sentence for each part that shares something with train."
     for part,shares in (found.get('leakage') or {}).items():
-        lines = [f"{_percent(share, '.4g')} have their {what}" for what,share in (shares or {}).items() if share]
+        if not isinstance(shares, dict): continue # beside the parts there are counts
+        lines = [f"{_percent(share, '.4g')} have their {what}" for what,share in shares.items() if share]
         if lines: yield (f"Of the {part} {things}, {' and '.join(lines)} in the training set: "
                          "these numbers say little about new patients.")
 

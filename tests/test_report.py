@@ -110,7 +110,7 @@ def test_examine_run_adds_the_closer_look_and_keeps_the_rest(tmp_path):
     assert {k: after[k] for k in before}==before and after['examined']['thresholds']
     assert [s for s in page.ids if s in CLOSER]==CLOSER
     text = ' '.join(page.text)
-    assert 'no parasitaemia' in text and 'Delahunt' in text and 'LoD =' in text and 'Temperature' in text
+    assert 'no parasitaemia' in text and 'Delahunt' in text and 'Limit of detection' in text and 'Temperature' in text
     assert page.tags.count('svg')==4+3+1+2
 
 def test_hostile_names_stay_text(tmp_path):
@@ -132,7 +132,7 @@ def test_hostile_class_names_reach_the_figures_as_text(tmp_path):
     for c in ('label','pred'): preds[c] = preds[c].replace({POS: EVIL, 'Uninfected': 'un<b>$'})
     folder = tmp_path/'run'
     folder.mkdir()
-    (folder/'metrics.json').write_text(json.dumps(dict(data=dict(positive=EVIL), test=evaluate(preds, EVIL, draws=10), examined=examine(preds, EVIL, draws=10))))
+    (folder/'metrics.json').write_text(json.dumps(dict(data=dict(positive=EVIL), test=evaluate(preds[preds.split=='test'], EVIL, draws=10), examined=examine(preds, EVIL, draws=10))))
     preds.to_csv(folder/'predictions.csv', index=False)
     page = assert_asks_for_nothing(read(write_report(folder, draws=10)))
     assert any('<script>' in t for t in page.text)
@@ -209,11 +209,12 @@ def test_trials_have_their_sections_where_they_were_made(tmp_path):
     preds = simulate_predictions(patients=24, cells=20)
     plain = Page(read(write_report(make_run(tmp_path/'plain'), draws=10)))
     assert not [s for s in plain.ids if s in trials]
+    preds = preds.assign(split='test')
     block = evaluate(preds, POS, draws=20)
     more = dict(by_fold=[dict(block, fold=k) for k in range(5)], over_folds=dict(accuracy=[.9,.01], auc=None), colour_floor=block,
         shortcut=dict(frame=dict(auc=.52, auc_ci=[.45,.6], n=480), outline=dict(auc=.7, auc_ci=[.6,.8], n=480), blanked=dict(auc=None, auc_ci=None, n=3)),
         tta=dict(plain=block, averaged=block, difference=paired_difference(preds, preds, POS, draws=20).T.to_dict()))
-    run = make_run(tmp_path/'run', preds.assign(split='test'), **more)
+    run = make_run(tmp_path/'run', preds, **more)
     changes().to_csv(run/'robustness.csv', index=False)
     review = review_list(preds.drop(columns='split').assign(fold=pd.factorize(preds.patient)[0]%5, path=EVIL+preds.path), POS)
     review.to_csv(run/'review.csv', index=False)
@@ -251,7 +252,7 @@ def test_robustness_shows_each_number_and_a_sign(tmp_path):
     ax = rp.plot_robustness(changes())
     said = [t.get_text() for t in ax.texts]
     assert said.count('0')==5 and '−10' in said and '+5' in said and 'sensitivity, points' in said
-    assert [t.get_text() for t in ax.get_yticklabels()]==['blur','stain hue'] and '480 cells' in ax.get_xlabel()
+    assert [t.get_text() for t in ax.get_yticklabels()]==['blur','stain hue'] and '480 pictures' in ax.get_xlabel()
     plt.close(ax.figure)
 
 def test_writing_a_report_leaves_no_figure_open_and_no_setting_changed(run):
@@ -261,7 +262,7 @@ def test_writing_a_report_leaves_no_figure_open_and_no_setting_changed(run):
 
 @pytest.mark.parametrize('plot', ['plot_confusion','plot_roc','plot_pr','plot_patients','plot_shares','plot_reliability','plot_coverage'])
 def test_every_figure_renders_with_labelled_axes(plot):
-    preds = simulate_predictions(patients=12, cells=15)
+    preds = simulate_predictions(patients=12, cells=15).assign(split='test')
     for t in (preds, preds[preds.label=='Uninfected']):
         ax = getattr(rp, plot)(t, POS)
         assert ax.get_xlabel() and (ax.get_ylabel() or plot=='plot_patients')
@@ -287,3 +288,86 @@ def test_a_difference_is_chance_where_its_interval_holds_zero(tmp_path, lo, hi, 
     (tmp_path/'metrics.json').write_text(json.dumps(dict(tta=tta)))
     line = next(t for t in Page(read(write_report(tmp_path))).text if t.startswith('AUC: '))
     assert said in line and ('chance' in line)==bool(said)
+
+# --- what is said, and of what
+
+CELLS_ONLY = ['parasit', 'red cell', 'has no up', 'healthy', 'Limit of detection', 'black frame', 'infected']
+
+@pytest.mark.parametrize('labels', [('PNEUMONIA','NORMAL'), pytest.param(('cat','dog'), marks=pytest.mark.slow), pytest.param(('Parasitized','Healthy'), marks=pytest.mark.slow)])
+def test_of_other_pictures_nothing_is_said_that_holds_for_cells(tmp_path, labels):
+    "The same run under other class names: no word of the page or its figures is about cells."
+    preds = simulate_predictions(patients=24, cells=20)
+    for column in ('label','pred'): preds[column] = preds[column].replace(dict(zip((POS,'Uninfected'), labels)))
+    preds['path'] = [f'{i}.png' for i in range(len(preds))]
+    blocks = {part: evaluate(preds[preds.split==part], labels[0], draws=20) for part in ('valid','test')}
+    block = blocks['test']
+    trials = dict(shortcut=dict(outline=dict(auc=.7, auc_ci=[.6,.8], n=480)), colour_floor=block, by_fold=[dict(block, fold=0)], over_folds=dict(accuracy=[.9,.01]),
+        tta=dict(views=2, plain=block, averaged=block, difference={}))
+    data = dict(labels=dict.fromkeys(labels, 9), positive=labels[0])
+    run = make_run_of(tmp_path/'run', preds, dict(data=data, **blocks, **trials, examined=examine(preds, labels[0], draws=20)))
+    changes().to_csv(run/'robustness.csv', index=False)
+    text = ' '.join(Page(read(write_report(run, draws=10))).text)
+    text = text[text.index('Read this first'):]
+    for label in labels: text = text.replace(label, '')
+    said = [word for word in CELLS_ONLY if word.lower() in text.lower()]
+    assert not said and not re.search(r'\bcells?\b', text), (said, re.findall(r'[^.]{30}\bcells?\b[^.]{30}', text))
+    assert 'Two views' in text and 'mirrored left to right' in text and 'The test pictures with the largest loss' not in text
+
+def make_run_of(folder, preds, found):
+    folder.mkdir()
+    (folder/'metrics.json').write_text(json.dumps(found))
+    preds.to_csv(folder/'predictions.csv', index=False)
+    return folder
+
+def test_the_words_of_cells_are_there_for_cells(tmp_path):
+    preds = simulate_predictions(patients=80, cells=20, spread=.3)
+    run = make_run(tmp_path/'run', preds)
+    (run/'metrics.json').write_text(json.dumps(json.loads(read(run/'metrics.json')) | dict(tta=dict(plain=dict(n=3), averaged=dict(n=3), difference={}))))
+    text = ' '.join(Page(read(examine_run(run, draws=30))).text)
+    for words in ('A cell has no up', 'Eight views', 'no parasitaemia', 'healthy controls', 'LoD =', 'The test cells with the largest loss'): assert words in text, words
+
+def test_no_limit_and_no_zero_from_few_controls(tmp_path):
+    "31 cells of four controls without a false alarm: what cannot be said is not said."
+    preds = simulate_predictions(patients=24, cells=20)
+    test = preds[preds.split=='test']
+    preds.loc[test.index[~test.patient.str.startswith('P')], 'p'] = .01
+    preds['pred'] = np.where(preds.p>=.5, POS, 'Uninfected')
+    text = ' '.join(' '.join(Page(read(examine_run(make_run(tmp_path/'run', preds), draws=30))).text).split())
+    assert 'Limit of detection: cannot be said from so few controls, none of whom showed a false alarm' in text
+    alarms = re.search(r'about 0 false alarms; these controls speak for 0 to ([\d,]+)', text)
+    assert int(alarms[1].replace(',', ''))>500
+
+def test_both_lines_stand_beside_each_other_everywhere(tmp_path):
+    run = make_run(tmp_path/'run')
+    found = json.loads(read(run/'metrics.json'))
+    for part in ('valid','test'):
+        rest = found[part]['undisputed']
+        assert rest and rest['n']<found[part]['n']
+    page = Page(read(write_report(run, draws=10)))
+    text = ' '.join(page.text)
+    for part in ('valid','test'):
+        rest = found[part]['undisputed']
+        assert f"{rest['n']} cells" in text and f'{part}, undisputed' in text
+        for m in rp.METRICS: assert f'{rest[m]:.3f}' in text and rp._range(rest[f'{m}_ci']) in text
+    known = found['test']['undisputed']
+    assert f"undisputed: {known['accuracy']:.3f}, {rp._range(known['accuracy_ci'])}" in text
+    for part in ('valid','test'): del found[part]['undisputed'] # as an older version wrote it
+    (run/'metrics.json').write_text(json.dumps(found))
+    assert 'undisputed' not in read(write_report(run, draws=10)).lower()
+
+def test_epochs_are_counted_from_0_and_the_training_names_its_rate(tmp_path):
+    run = make_run(tmp_path/'run', lr=.003, finetune_lr=[3e-5, 3e-4])
+    axs = rp.plot_history(pd.read_csv(run/'history.csv'))
+    for ax in axs:
+        for line in ax.get_lines()[:1]: assert line.get_xdata().tolist()==[0,1,2]
+    plt.close(axs[0].figure)
+    rows = ' '.join(Page(read(write_report(run, draws=10))).text).split('The training')[1]
+    assert re.search(r'lr\s+0.003', rows) and re.search(r'finetune lr\s+3e-05, 0.0003', rows)
+
+def test_cells_without_a_patient_are_counted_in_the_warnings(tmp_path):
+    preds = simulate_predictions(patients=24, cells=20)
+    first = preds.patient[preds.split=='test'].iloc[0]
+    preds['patient'] = preds.patient.where(preds.patient!=first)
+    page = Page(read(examine_run(make_run(tmp_path/'run', preds), draws=20)))
+    text = ' '.join(page.text)
+    assert 'test: 20 cells name no patient' in text and 'patients are unknown, so' not in text and page.tags.count('svg')==10
