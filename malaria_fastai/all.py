@@ -51,7 +51,7 @@ from .source import (
 from .split import (
     Leak, SplitError, check_split, fold_rules, leakage, split_by, split_fold, split_folder, split_kfold,
     split_patient, split_random, split_summary)
-from .transforms import Dihedral, Flip, Lighting, Stain, get_transforms, seeded
+from .transforms import V1_TFMS, Dihedral, Flip, Lighting, Stain, get_transforms, seeded
 from .v1 import StandIn, v1_words
 
 # %% ../nbs/api/19_all.ipynb #b7a488dc
@@ -106,6 +106,7 @@ from typing import (
     Tuple, TypeVar, Union)
 from warnings import warn
 
+# %% ../nbs/api/19_all.ipynb #396a4fb9
 import PIL
 import requests
 import scipy
@@ -142,6 +143,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, TensorD
 
 # %% ../nbs/api/19_all.ipynb #1817c1f1
 Learner,LabelLists,ImageItemList = CNNLearner,ItemLists,ImageList
+globals().update(V1_TFMS)
 
 for (_word,_of),(_,_now) in v1_words().items():
     if not _of and _word not in globals(): globals()[_word] = Any if 'annotations' in _now else StandIn(_word)

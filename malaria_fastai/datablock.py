@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/datablock.html.md"""
 # %% auto #0
 __all__ = ['open_image', 'get_files', 'get_image_files', 'ImageList', 'ItemLists']
 
-# %% ../nbs/api/07_datablock.ipynb #f65c5fbb
+# %% ../nbs/api/07_datablock.ipynb #4c08da4b
 import os
 import re
 from copy import copy
@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from PIL import Image as pillow
 
 from .cells import open_picture
-from .data import ImageDataBunch, _check_files, _pictures_in
+from .data import ImageDataBunch, _check_files, _pictures_in, whole_numbers
 from .files import _typed, read_table
 from .v1 import Picture, v1_hint
 
@@ -77,7 +77,7 @@ class _Step:
     "What the steps of the chain share: a word that they do not know."
     def __getattr__(self, name): raise AttributeError(v1_hint(name, type(self).__name__) or f"the chain has no {name}")
 
-# %% ../nbs/api/07_datablock.ipynb #34e51441
+# %% ../nbs/api/07_datablock.ipynb #679557ef
 class ImageList(_Step):
     "Pictures on their way to batches: the first step of fastai 1's chain."
     def __init__(self,
@@ -90,8 +90,8 @@ class ImageList(_Step):
         self.inner_df = pd.DataFrame(index=range(len(self))) if inner_df is None else inner_df
 
     def __init_subclass__(cls):
-        raise NotImplementedError("v1's ImageList could be subclassed to open pictures in another way. Here one function "
-                                  "opens pictures, for training and prediction: convert the files beforehand")
+        raise NotImplementedError("v1's ImageList could be subclassed to open pictures in another way. Here one way "
+                                  "serves training and prediction: convert the files beforehand")
 
     def __len__(self): return len(self.items)
     def open(self, fn): return open_image(fn)
@@ -108,8 +108,9 @@ class ImageList(_Step):
     def __repr__(self):
         few = range(min(5, len(self)))
         pictures = ','.join(str(self.get(i)) for i in few)
-        if self.labelled: pictures = f"x: ImageList\n{pictures}\ny: CategoryList\n{','.join(map(str, self.labels[few]))}"
-        return f"{'LabelList' if self.labelled else 'ImageList'} ({len(self)} items)\n{pictures}\nPath: {self.path}"
+        if not self.labelled: return f"ImageList ({len(self)} items)\n{pictures}\nPath: {self.path}"
+        labels = ','.join(map(str, self.labels[few]))
+        return f"LabelList ({len(self)} items)\nx: ImageList\n{pictures}\ny: CategoryList\n{labels}\nPath: {self.path}"
 
 # %% ../nbs/api/07_datablock.ipynb #09d82c2b
 @patch(cls_method=True)
@@ -292,9 +293,8 @@ def label_from_list(self:ImageList,
     self.labels[:],self.classes = labels,classes
     return self
 
-# %% ../nbs/api/07_datablock.ipynb #053ec9b9
+# %% ../nbs/api/07_datablock.ipynb #64e028f7
 @patch
-@delegates(ImageList.label_from_list)
 def label_from_func(self:ImageList,
     func,    # From an item to its label
     **kwargs # As in `label_from_list`
@@ -302,26 +302,23 @@ def label_from_func(self:ImageList,
     "A label from a function."
     return self.label_from_list([func(item) for item in self.items], **kwargs)
 
-# %% ../nbs/api/07_datablock.ipynb #5385b7e9
+# %% ../nbs/api/07_datablock.ipynb #62d61031
 @patch
-@delegates(ImageList.label_from_list)
 def label_from_folder(self:ImageList, **kwargs)->ImageList:
     "The name of a picture's folder is its label."
     return self.label_from_func(lambda item: Path(item).parts[-2], **kwargs)
 
-# %% ../nbs/api/07_datablock.ipynb #070f992e
+# %% ../nbs/api/07_datablock.ipynb #8d66959b
 @patch
-@delegates(ImageList.label_from_list)
 def label_from_df(self:ImageList,
     cols=1,  # The column of labels, by name or number
     **kwargs # As in `label_from_list`
 )->ImageList:
-    "A label from the table."
-    return self.label_from_list(_column(self.inner_df, cols).tolist(), **kwargs)
+    "A label from the table; text that is whole numbers throughout is numbers."
+    return self.label_from_list(whole_numbers(_column(self.inner_df, cols)).tolist(), **kwargs)
 
-# %% ../nbs/api/07_datablock.ipynb #281e7b88
+# %% ../nbs/api/07_datablock.ipynb #0743bb76
 @patch
-@delegates(ImageList.label_from_list)
 def label_from_re(self:ImageList,
     pat:str,              # A regular expression whose first group is the label
     full_path:bool=False, # Put the list's folder before each item, as v1 did
@@ -334,9 +331,8 @@ def label_from_re(self:ImageList,
         return match[1]
     return self.label_from_func(label, **kwargs)
 
-# %% ../nbs/api/07_datablock.ipynb #d9c57390
+# %% ../nbs/api/07_datablock.ipynb #50dc1e9f
 @patch
-@delegates(ImageList.label_from_list)
 def label_const(self:ImageList, const=0, **kwargs)->ImageList:
     "One label for all."
     return self.label_from_list([const]*len(self), **kwargs)
@@ -389,7 +385,7 @@ def transform(self:ItemLists,
     self.prepared = dict(kwargs, ds_tfms=tfms)
     return self
 
-# %% ../nbs/api/07_datablock.ipynb #6de33a26
+# %% ../nbs/api/07_datablock.ipynb #a94b39f1
 @patch
 @delegates(ImageDataBunch.from_cells)
 def databunch(self:ItemLists,
@@ -398,8 +394,8 @@ def databunch(self:ItemLists,
 )->ImageDataBunch:
     "Batches, of the table that the chain has filled."
     if not self.train.labelled:
-        raise ValueError("these pictures have no labels: write .label_from_folder(), .label_from_df(…) or another step "
-                         "before .databunch()")
+        raise ValueError("these pictures have no labels: write .label_from_folder(), .label_from_df(…) or another "
+                         "step before .databunch()")
     folder,tables = Path(path or self.path),[]
     for split in ('train', 'valid', 'test'):
         part = getattr(self, split) or ImageList([])
