@@ -25,7 +25,7 @@ from torch import nn
 from .cells import MAX_PIXELS, BadPicture, Resizing, identity, open_picture
 from .evaluate import OneClass, fit_temperature, read_predictions
 from .files import ModelRefused, replacing, write_atomically
-from .learner import load_learner, read_model
+from .learner import load_learner, named_weights, read_model
 from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_folder
 from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
 from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _softmax, _with_threshold, read_threshold
@@ -201,6 +201,7 @@ class PictureNet(nn.Module):
         stats:tuple|None=None  # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
     ):
         super().__init__()
+        named_weights(model) # a wrapped network is refused here, and not in the exporter
         self.model = model
         for name,values in zip(('mean', 'std'), stats or ([0.]*3, [1.]*3)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)

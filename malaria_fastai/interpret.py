@@ -10,6 +10,7 @@ __all__ = ['grad_cam', 'ClassificationInterpretation', 'hottest']
 # %% ../nbs/api/11_interpret.ipynb #3a9340d7
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -20,6 +21,7 @@ from .cells import leave_open
 from .data import DatasetType
 from .learner import CNNLearner
 from .transforms import n_views, view
+from .v1 import unmeant
 
 # %% ../nbs/api/11_interpret.ipynb #edee0460
 def _forward(model, x):
@@ -61,10 +63,12 @@ def grad_cam(
     views:int=8          # Views to average, at most: 8, 4, 2, or 1 for the picture as it is
 )->np.ndarray: # float32 (n, h', w') in [0, 1]: 1 where the picture speaks most for the class
     "Heat maps for one class a picture."
+    if not len(x): return np.zeros((0, 1, 1), np.float32)
     model.eval()
     x,seen = x.detach().as_subclass(torch.Tensor),[]
     for k in range(min(views, n_views(x.shape[-2:]))):
-        maps = _one_view(model, view(x, k), classes, min_map)
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            maps = _one_view(model, view(x, k), classes, min_map)
         seen.append([view(values, k, back=True) for values in maps])
     cams = [torch.stack(values).mean(0) for values in zip(*seen)]
     size = cams[0].shape[-2:]
@@ -83,54 +87,68 @@ class ClassificationInterpretation:
     ):
         self.learn,self.preds,self.y_true,self.losses,self.ds_type = learn,preds,y_true,losses,ds_type
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
-        self.dl = learn.dls.dl(ds_type or DatasetType.Fix)
-
-    @classmethod
-    def from_learner(cls,
-        learn:CNNLearner,                       # A trained learner
-        ds_type:DatasetType=DatasetType.Valid   # Which part; the training part is read untransformed
-    )->'ClassificationInterpretation':
-        "Predict one part, once."
-        return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True), ds_type=ds_type)
-
-    def top_losses(self,
-        k:int|None=None,   # How many; None is all
-        largest:bool=True  # The worst; False: the best
-    )->tuple: # (float32 (k,) losses, int64 (k,) positions in the part)
-        "The largest losses and where they are."
-        n = len(self.losses)
-        return self.losses.topk(min(k or n, n), largest=largest)
-
-    def confusion_matrix(self)->np.ndarray: # int64 (classes, classes): rows are the truth, columns the prediction
-        "Count truth against prediction."
-        n = len(self.classes)
-        return torch.bincount(self.y_true.long()*n + self.pred_class, minlength=n*n).view(n, n).numpy()
-
-    def most_confused(self,
-        min_val:int=1 # Smallest count to list
-    )->list: # (truth, prediction, count), most frequent first
-        "The mistakes, sorted."
-        counts = self.confusion_matrix()
-        np.fill_diagonal(counts, 0)
-        places = np.argwhere(counts >= min_val)
-        found = [(self.classes[i], self.classes[j], int(counts[i, j])) for i,j in places]
-        return sorted(found, key=lambda mistake: -mistake[2])
-
-    def grad_cam(self,
-        idxs,             # Positions in the part
-        of:str='actual',  # Explain the 'actual' class, as v1 did, or the 'predicted' one
-        min_map:int=16,   # Smallest side of a map to read, in places
-        views:int=8       # Views to average, as in `grad_cam`
-    )->np.ndarray: # float32 (n, h', w') in [0, 1]
-        "Heat maps of some pictures."
-        explained = dict(actual=self.y_true, predicted=self.pred_class)
-        if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
-        idxs = torch.as_tensor(idxs)
-        return grad_cam(self.learn.model, self._pictures(idxs), explained[of][idxs], min_map, views)
+        self.dl = learn.dls.fixed_dl(ds_type)
 
     def _pictures(self, idxs):
         self.dl.before_iter()
         return self.dl.load(0, np.asarray(idxs))[0]
+
+# %% ../nbs/api/11_interpret.ipynb #a0f7e971
+@patch(cls_method=True)
+def from_learner(cls:ClassificationInterpretation,
+    learn:CNNLearner,                       # A trained learner
+    ds_type:DatasetType=DatasetType.Valid,  # Which part; the training part is read untransformed
+    **v1                                    # Words of v1 that change nothing here
+)->ClassificationInterpretation:
+    "Predict one part, once."
+    unmeant('from_learner', v1)
+    return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True), ds_type=ds_type)
+
+# %% ../nbs/api/11_interpret.ipynb #4d6dccc0
+@patch
+def top_losses(self:ClassificationInterpretation,
+    k:int|None=None,   # How many; None is all
+    largest:bool=True  # The worst; False: the best
+)->tuple: # (float32 (k,) losses, int64 (k,) positions in the part)
+    "The largest losses and where they are."
+    n = len(self.losses)
+    return self.losses.topk(n if k is None else min(k, n), largest=largest)
+
+# %% ../nbs/api/11_interpret.ipynb #a82acbe4
+@patch
+def to_frame(self:ClassificationInterpretation,
+    k:int|None=None,   # How many; None is all
+    largest:bool=True  # The worst first; False: the best
+)->pd.DataFrame: # Columns of the cells, such as `path` and `label`, then `pred`, `p_label` and `loss`
+    "The worst errors by name; the index is their position in the part."
+    losses,idxs = self.top_losses(k, largest)
+    cells,truth = self.dl.dataset.cells.iloc[idxs.tolist()],self.y_true[idxs]
+    pred = [self.classes[i] for i in self.pred_class[idxs]]
+    rows = cells.assign(pred=pred, p_label=self.preds[idxs, truth].numpy(), loss=losses.numpy())
+    return rows.set_axis(idxs.tolist())
+
+# %% ../nbs/api/11_interpret.ipynb #f6787ed4
+@patch
+def confusion_matrix(self:ClassificationInterpretation,
+    **v1 # Words of v1 that change nothing here
+)->np.ndarray: # int64 (classes, classes): rows are the truth, columns the prediction
+    "Count truth against prediction."
+    unmeant('confusion_matrix', v1)
+    n = len(self.classes)
+    return torch.bincount(self.y_true.long()*n + self.pred_class, minlength=n*n).view(n, n).numpy()
+
+# %% ../nbs/api/11_interpret.ipynb #f742cc34
+@patch
+def most_confused(self:ClassificationInterpretation,
+    min_val:int=1, # Smallest count to list
+    **v1           # Words of v1 that change nothing here
+)->list: # (truth, prediction, count), most frequent first
+    "The mistakes, sorted."
+    counts = self.confusion_matrix(**v1)
+    np.fill_diagonal(counts, 0)
+    places = np.argwhere(counts >= min_val)
+    found = [(self.classes[i], self.classes[j], int(counts[i, j])) for i,j in places]
+    return sorted(found, key=lambda mistake: -mistake[2])
 
 # %% ../nbs/api/11_interpret.ipynb #95fb293e
 def _title(interp, i):
@@ -138,6 +156,21 @@ def _title(interp, i):
     truth,pred = int(interp.y_true[i]),int(interp.pred_class[i])
     names = f'{interp.classes[pred]} / {interp.classes[truth]}'
     return f'{names}\n{interp.losses[i]:.2f} / {interp.preds[i, truth]:.2f}'
+
+# %% ../nbs/api/11_interpret.ipynb #af726987
+@patch
+def grad_cam(self:ClassificationInterpretation,
+    idxs,             # Positions in the part
+    of:str='actual',  # Explain the 'actual' class, as v1 did, or the 'predicted' one
+    min_map:int=16,   # Smallest side of a map to read, in places
+    views:int|None=None # Views to average, as in the function `grad_cam`; None is those that training showed
+)->np.ndarray: # float32 (n, h', w') in [0, 1]
+    "Heat maps of some pictures."
+    explained = dict(actual=self.y_true, predicted=self.pred_class)
+    if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
+    idxs = torch.as_tensor(idxs, dtype=torch.long)
+    x = self._pictures(idxs) if len(idxs) else torch.zeros(0, 3, 1, 1)
+    return grad_cam(self.learn.model, x, explained[of][idxs], min_map, views or self.learn.dls.views)
 
 # %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch
@@ -150,10 +183,13 @@ def plot_top_losses(self:ClassificationInterpretation,
     alpha:float=.6,           # How opaque the heat map is where it is hottest, in [0, 1]
     cmap:str='magma',         # Colours of the heat map
     min_map:int=16,           # Smallest side of a map that the heat map reads, in places
-    views:int=8               # Views that the heat map averages, as in `grad_cam`
+    views:int|None=None,      # Views that the heat map averages; None is those that training showed
+    **v1                      # Words of v1 that change nothing here
 )->plt.Figure:
     "Show the pictures with the largest losses, and what was said about them."
+    unmeant('plot_top_losses', v1)
     idxs = self.top_losses(k, largest)[1]
+    if not len(idxs): raise ValueError(f"there is nothing to show: k is a number of pictures from 1 on, got {k}")
     images = self.learn.dls.denormalize(self._pictures(idxs))
     cols = int(np.ceil(np.sqrt(len(idxs))))
     rows = -(-len(idxs)//cols)
@@ -185,10 +221,11 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     norm_dec:int=2,           # Decimals of the shares
     plot_txt:bool=True,       # Write the numbers
     figsize:tuple|None=None,  # Inches
-    dpi:int|None=None         # Dots an inch
+    dpi:int|None=None,        # Dots an inch
+    **v1                      # Words of v1 that change nothing here
 )->plt.Figure:
     "Draw the confusion matrix: rows are the truth, columns the prediction."
-    counts = self.confusion_matrix()
+    counts = self.confusion_matrix(**v1)
     shares = counts/counts.sum(1, keepdims=True).clip(1)
     ticks,few = range(len(counts)),len(counts) < 3
     size = figsize or (2.4 + .8*len(counts),)*2

@@ -18,7 +18,7 @@ import warnings
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from copy import copy, deepcopy
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from io import StringIO
 from itertools import chain
@@ -1379,12 +1379,18 @@ class HalfPrecision(MixedPrecision):
         self.skipped = False
         if self._step_supports_amp_scaling: self.opt.amp = dict(grad_scale=self.grad_scale, found_inf=self.found_inf)
 
+# %% ../nbs/api/09_learner.ipynb #5a40ce01
+@cache
+def _say_once(sentence):
+    "Print a sentence the first time."
+    print(sentence)
+
 # %% ../nbs/api/09_learner.ipynb #4f2caf04
 @patch
 def to_fp16(self:CNNLearner, **kwargs):
     "Train in mixed precision where there is a CUDA device; elsewhere say so and change nothing."
     if torch.cuda.is_available(): return self.add_cb(HalfPrecision(**kwargs))
-    print("to_fp16: no CUDA device here, training goes on in single precision")
+    _say_once("to_fp16: no CUDA device here, training goes on in single precision")
     return self
 
 # %% ../nbs/api/09_learner.ipynb #52834a17

@@ -570,13 +570,6 @@ def _calibration_figures(run, preds, positive, threshold, draws, seed):
             _figure('Errors when the model may abstain', plot_coverage, preds,
                     positive, threshold, draws, seed)]
 
-# %% ../nbs/api/13_report.ipynb #054311e7
-def _compared_widths(by_patient, by_cell):
-    "Both intervals of the accuracy, and how many times as wide the honest one is."
-    if not by_patient or not by_cell or by_cell[0]==by_cell[1]: return None
-    return dict(patient=by_patient, cell=by_cell,
-                ratio=np.ptp(by_patient)/np.ptp(by_cell))
-
 # %% ../nbs/api/13_report.ipynb #d1414c2f
 def _closer_look(run, draws, seed):
     "What the sections show that need `examined`."

@@ -8,6 +8,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/resume.html.md"""
 __all__ = ['StateDamaged', 'StateNotWritten', 'AnotherRun', 'check_config', 'SaveModelCallback']
 
 # %% ../nbs/api/10_resume.ipynb #958db86c
+import errno
+import inspect
 import io
 import math
 import os
@@ -16,10 +18,9 @@ import platform
 import random
 import re
 import warnings
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile
 
 import fastai
 import numpy as np
@@ -75,6 +76,7 @@ def _read_state(file):
 # %% ../nbs/api/10_resume.ipynb #132c5a28
 def _plain(value, other=None):
     "The same in plain tensors, numbers, lists and dicts; what is none of these is refused, or given to `other`."
+    if other and hasattr(value, 'tolist'): return value.tolist() # a setting is compared, and small
     if isinstance(value, torch.Tensor): return value.detach().as_subclass(torch.Tensor).cpu()
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, dict): return {name: _plain(part, other) for name,part in value.items()}
@@ -94,56 +96,62 @@ def _streams():
 
 
 def _set_streams(streams):
-    "Let the random streams go on from there."
+    "Let the random streams go on from there, on as many devices as are here."
     version,ints,gauss = streams['python']
     random.setstate((version, tuple(ints), gauss))
     np.random.set_state(('MT19937', *streams['numpy']))
     torch.set_rng_state(streams['torch'])
-    if 'cuda' in streams and torch.cuda.is_available(): torch.cuda.set_rng_state_all(streams['cuda'])
+    for device,stood in zip(range(torch.cuda.device_count()), streams.get('cuda', ())):
+        torch.cuda.set_rng_state(stood, device)
 
 # %% ../nbs/api/10_resume.ipynb #41831c72
-_COUNTERS = 'best', 'wait', 'count', 'new_best' # What fastai's tracking callbacks remember between epochs
+_LOOK_ON = """Recorder _Progress _Draws TrainEvalCallback CastToTensor OneCycle ParamScheduler MixedPrecision Bfloat16
+    Processes ProgressCallback ShowGraphCallback CSVLogger""".split() # or they stand elsewhere in the state
+_EXACT = """GradientAccumulation MixUp CutMix TrackerCallback EarlyStoppingCallback ReduceLROnPlateau
+    SaveModelCallback""".split() # with the few words that they remember
+_REMEMBERED = 'best', 'wait', 'count', 'new_best'
 
 
-def _named_callbacks(cbs):
-    "Callbacks by name and what they watch, numbered where two are equal in that."
-    found,seen = {},Counter()
-    for cb in cbs:
-        name = '|'.join(str(getattr(cb, word, '')) for word in ('name', 'monitor', 'stem'))
-        found[f'{name}|{seen[name]}'] = cb
-        seen[name] += 1
-    return found
+def _partners(learn):
+    "The callbacks on which the end of a run hangs."
+    cbs = [cb for cb in learn.cbs.sorted('order') if type(cb).__name__ not in _LOOK_ON]
+    return [cb for cb in cbs if not getattr(cb, 'looks_on', False)]
 
 
-def _counters(cbs):
-    "What the callbacks remember."
-    found = {}
-    for name,cb in _named_callbacks(cbs).items():
-        found[name] = {word: _plain(vars(cb)[word]) for word in _COUNTERS if word in vars(cb)}
-    return found
+def _settings(cb):
+    "The kind of a callback, and the attributes that have the name of an argument of it; MixUp keeps a distribution."
+    words = inspect.signature(type(cb).__init__).parameters.keys() - {'learn'} | {'distrib'}
+    return dict(kind=type(cb), **{word: vars(cb)[word] for word in words & vars(cb).keys()})
+
+
+def _memory(cb):
+    "What a callback remembers; one of your own says it itself, with `state_dict` and `load_state_dict`."
+    kind = type(cb).__name__
+    if hasattr(type(cb), 'load_state_dict'): return _plain(cb.state_dict())
+    if kind in _EXACT: return _plain({word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)})
+    unknown = vars(cb).keys() - {'learn', 'run', *_settings(cb)}
+    if not unknown: return {}
+    raise TypeError(f"{kind} keeps `{min(unknown)}`, which no state knows of, so the run could not go on exactly. "
+                    "Give it state_dict() and load_state_dict(state), or `looks_on = True` if nothing hangs on it")
 
 # %% ../nbs/api/10_resume.ipynb #3f0a01a4
-_RECORDED = 'lrs', 'momenta', 'iters', 'history', 'stages'
-
-
 def _recorder(rec):
     "The history of a run, and the running mean of its loss."
+    kept = {name: getattr(rec, name) for name in rec.kept}
     losses = torch.tensor([*map(float, rec.losses)])
-    kept = {name: getattr(rec, name) for name in _RECORDED}
-    return _plain(dict(kept, losses=losses, values=rec.values, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count))
+    return _plain(dict(kept, losses=losses, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count))
 
 
 def _set_recorder(rec, kept):
     "Let the history go on from there."
-    for name in _RECORDED: setattr(rec, name, kept[name])
-    rec.losses,rec.values = [*kept['losses']],[L(values) for values in kept['values']]
+    for name in rec.kept: setattr(rec, name, [*kept[name]])
     rec.smooth_loss.val,rec.smooth_loss.count = kept['smooth'],kept['n']
 
 # %% ../nbs/api/10_resume.ipynb #4ba4c59c
 def _gradient(p):
-    "None, 0 for a gradient of zeros, or the gradient, if it waits for a step (as with accumulation)."
+    "None, a zero for a gradient of zeros, or the gradient, if it waits for a step (as with accumulation)."
     if p.grad is None: return None
-    return _plain(p.grad) if p.grad.any() else 0
+    return p.grad if p.grad.any() else torch.zeros(())
 
 
 def _set_model(model, state):
@@ -153,30 +161,32 @@ def _set_model(model, state):
         print(f"Frozen as it was then: {sum(trained)} of {len(params)} tensors of weights are trained")
     for p,grad,kept in zip(params, trained, state['gradients']):
         p.requires_grad_(grad)
-        p.grad = None if kept is None else torch.zeros_like(p) if isinstance(kept, int) else kept.to(p)
+        p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
 
 # %% ../nbs/api/10_resume.ipynb #fbff2d34
-def _loss_facts(loss):
-    "A loss by name, with its numbers: class weights, label smoothing."
-    facts = dict(name=getattr(loss, '__name__', type(loss).__name__))
-    parts = {**getattr(loss, '__dict__', {}), **getattr(getattr(loss, 'func', None), '__dict__', {})}
-    for name,value in {**parts, **parts.get('_buffers', {})}.items():
-        if isinstance(value, torch.Tensor): value = value.tolist()
-        if name != 'training' and isinstance(value, (int, float, str, list)): facts[name] = value
-    return facts
+def _facts(value):
+    "A setting in plain values: a function by its name; an object by its kind and numbers, and those of what it wraps."
+    if hasattr(value, '__name__'): return value.__name__
+    inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
+    parts = {**getattr(value, '__dict__', {}), **getattr(value, '_buffers', {}), **getattr(value, 'keywords', {})}
+    plain = int, float, str, list, torch.Tensor, np.ndarray
+    numbers = {name: part for name,part in parts.items() if isinstance(part, plain) and name != 'training'}
+    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _facts)
 
 
 def _run_config(learn):
     "What must be equal for a run to go on, in plain values."
-    opt = learn.opt_func
-    named = getattr(opt, 'func', opt)
-    how = dict(name=getattr(named, '__name__', type(opt).__name__), **getattr(opt, 'keywords', {}))
-    arch = digest(str(learn.model)) if learn.spec is None else vars(learn.spec)
-    half = getattr(learn, 'mixed_precision', None)
+    opt,params = learn.opt,learn.model.parameters()
+    hypers = {name: value for name,value in opt.hypers[-1].items() if name not in ('lr', 'mom')} # the cycle moves those
+    optimizer = dict(hypers, kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
+                     lookahead=[getattr(opt, word, None) for word in ('k', 'alpha')])
     return _plain(dict(
-        split=learn.dls.fingerprint(), **learn.dls.config(), arch=arch, optimizer=how,
-        loss=_loss_facts(learn.loss_func), cycle=learn.cycle, wd=learn.opt.hypers[-1].get('wd'),
-        precision=str(half.amp_mode) if half else 'single'), str)
+        split=learn.dls.fingerprint(), pictures=learn.dls.content_digest(), **learn.dls.config(), optimizer=optimizer,
+        loss=learn.loss_func, cycle=learn.cycle,
+        arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
+        wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, callbacks=[_settings(cb) for cb in _partners(learn)],
+        channels_last=sum(p.ndim == 4 and not p.is_contiguous() for p in params),
+        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _facts)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
 def _surroundings():
@@ -220,7 +230,7 @@ _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done
 
 class SaveModelCallback(Callback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
-    done,pct,stale,config = None,None,(),None
+    done,pct,stale,config,best = None,None,(),None,-math.inf
     def __init__(self,
         learn:CNNLearner|None=None,   # The learner that trains; another one is an error
         monitor:str='valid_loss',     # What 'improvement' is measured by: a name in the table of epochs
@@ -234,64 +244,76 @@ class SaveModelCallback(Callback):
         if mode not in ('auto', 'min', 'max'): raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2:
             raise ValueError(f"keep must be at least 2, so that one good state is always left; got {keep}")
-        self.expected,self.every,self.stem,self.keep = learn,every,name,keep
+        if Path(name).name in ('', '..'): raise ValueError(f"name is that of a file under models/, got {str(name)!r}")
+        self.expected,self.every,self.stem,self.keep = learn,every,str(name),keep
         self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
         low = mode == 'min' or (mode == 'auto' and re.search('loss|error', self.monitor))
-        self.sign,self.best = (-1 if low else 1),-math.inf
+        self.sign = -1 if low else 1
+        self.saves_state = self.looks_on = every != 'improvement'
         self.order = 1000 if self.saves_state else 61 # the state comes last; the best model before an early stop (63)
+
+    def __call__(self, event):
+        "In a prediction and in the rate finder there is nothing to save."
+        if self.learn.fitting and not hasattr(self.learn, 'lr_finder'): super().__call__(event)
 
     @property
     def folder(self)->Path: return Path(self.learn.path)/self.learn.model_dir
-    @property
-    def saves_state(self)->bool: return self.every != 'improvement'
-    @property
-    def active(self)->bool: return self.learn.fitting and not hasattr(self.learn, 'lr_finder')
 
-    def before_fit(self):
-        if not self.active: return
-        if self.expected not in (None, self.learn):
-            raise ValueError("SaveModelCallback was given another learner than the one that trains: "
-                             "it would save that one's weights")
-        self.done,self.pct,self.stale,self.config = None,None,[],None
-        self._check_monitor()
-        if is_writer(): self._check_folder()
-        first = self.learn.first_epoch
-        if first in (0, 'last'): self.best = -math.inf
-        if first != 0 or not self.saves_state: return
-        self.stale = self._found('state')
-        if there := self._found('pth'):
-            print(f"Starting anew. {self._fate(there)}To go on instead, pass start_epoch='last'")
+# %% ../nbs/api/10_resume.ipynb #a809ba85
+@patch
+def before_fit(self:SaveModelCallback):
+    if self.expected not in (None, self.learn):
+        raise ValueError("SaveModelCallback was given another learner than the one that trains: "
+                         "it would save that one's weights")
+    self.done,self.pct,self.stale = None,None,[]
+    self._check_monitor()
+    if is_writer(): self._check_folder()
+    if not self.saves_state: return
+    self.config = _run_config(self.learn)
+    if self.learn.first_epoch != 0: return
+    self.stale = self._found('state')
+    if there := self._found('pth'):
+        print(f"Starting anew. Files of an earlier training, {self._names(there)}, will be replaced. "
+              "To go on instead, pass start_epoch='last'")
 
-    def before_epoch(self):
-        if self.active and self.saves_state and self.done is None: self._save(*_START)
 
-    def before_train(self):
-        if self.pct is None: return
-        self.learn.pct_train,self.pct = self.pct,None # fastai's clock would begin this epoch anew
+@patch
+def before_epoch(self:SaveModelCallback):
+    if self.saves_state and self.done is None: self._save(*_START)
 
-    def after_batch(self):
-        if not self.training or not self.active or not isinstance(self.every, int): return
-        if (self.iter + 1) % self.every == 0: self._save(self.epoch, self.iter + 1)
 
-    def after_epoch(self):
-        if not self.active: return
-        if self.saves_state: self._save(self.epoch)
-        else: self._save_if_better()
+@patch
+def before_train(self:SaveModelCallback):
+    if self.pct is None: return
+    self.learn.pct_train,self.pct = self.pct,None # fastai's clock would begin this epoch anew
 
-    def after_cancel_fit(self):
-        "An early stop comes between an epoch and its state: write it now."
-        done = self.recorder.history
-        if not self.active or not self.saves_state or self.done == (self.epoch, _END): return
-        if done and done[-1]['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
+# %% ../nbs/api/10_resume.ipynb #1e0082e2
+@patch
+def after_batch(self:SaveModelCallback):
+    if not self.training or not isinstance(self.every, int): return
+    if (self.iter + 1) % self.every == 0: self._save(self.epoch, self.iter + 1)
 
-    def after_fit(self):
-        if self.active and not self.saves_state and self.best > -math.inf: self.learn.load(self.stem)
+
+@patch
+def after_epoch(self:SaveModelCallback):
+    if self.saves_state: self._save(self.epoch)
+    else: self._save_if_better()
+
+
+@patch
+def after_cancel_fit(self:SaveModelCallback):
+    "An early stop comes between an epoch and its state: write it now."
+    done = self.recorder.history
+    if not self.saves_state or self.done == (self.epoch, _END): return
+    if done and done[-1]['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
 
 # %% ../nbs/api/10_resume.ipynb #9faa1cb0
 @patch
 def _check_monitor(self:SaveModelCallback):
-    "What decides must be measured; what decides nothing may be missing, with a warning."
-    names = self.recorder.metric_names[1:-1]
+    "What decides must be measured; what decides nothing may be missing, with a warning. And each has its own files."
+    names,kind = self.recorder.metric_names[1:-1],(self.stem, self.saves_state)
+    if [(cb.stem, cb.saves_state) for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)].count(kind) > 1:
+        raise ValueError(f"two callbacks would save under the name {self.stem}: give each its own name=")
     if self.monitor in names: return
     missing = f"monitor={self.monitor!r} is not measured here; there is {', '.join(names)}"
     if not self.saves_state: raise ValueError(missing)
@@ -302,34 +324,31 @@ def _check_monitor(self:SaveModelCallback):
 @patch
 def _check_folder(self:SaveModelCallback):
     "Make the folder, try to write to it, and clear away what a killed process left half written."
-    left = re.compile(rf'\.{re.escape(self.stem)}(_\w+)?\.(pth|state)\.\w+\.tmp')
-    with self._writing(f'the folder {self.learn.model_dir}'):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
+    folder,stem = (self.folder/self.stem).parent,Path(self.stem).name
+    left = re.compile(rf'\.{re.escape(stem)}(_\w+)?\.(pth|state)\.\w+\.tmp')
+    with self._writing(f'the folder {folder.name}'):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
             if left.fullmatch(path.name): path.unlink(missing_ok=True)
-        with TemporaryFile(dir=self.folder) as trial: trial.write(b'ok')
+        with NamedTemporaryFile(dir=folder, prefix=f'.{stem}_start.state.') as trial: trial.write(b'ok')
 
 # %% ../nbs/api/10_resume.ipynb #f3011332
+_REMEDIES = {code: 'Make room' for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+_REMEDIES[errno.ENOENT] = 'Bring the folder back'
+
+
 @patch
 @contextmanager
 def _writing(self:SaveModelCallback, what):
     "Turn the errors of a disk into one that says what is left and what to do."
     try: yield
     except OSError as error:
-        last = f"The last good state is {self._name(self.done)}" if self.done else 'No state of this fit was written'
-        failed = StateNotWritten(f"{what} could not be written ({error.strerror or error}). {last}. "
-                                 "Make room, or mount the folder again, and go on with start_epoch='last'")
+        last = f"The last good state is {self._names([self.done])}" if self.done else 'No state of this fit was written'
+        remedy = _REMEDIES.get(error.errno, 'Choose another name=, or another folder by path= or model_dir=')
+        failed = StateNotWritten(f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
+                                 "and go on with start_epoch='last'")
         failed.errno = error.errno
         raise failed from error
-
-# %% ../nbs/api/10_resume.ipynb #7fdad170
-@patch
-def _fate(self:SaveModelCallback, places, which='an earlier'):
-    "What becomes of the files of another training."
-    stay = [self._name(place) for place in places if place != _START and place[0] >= self.learn.n_epoch]
-    gone = [name for name in map(self._name, places) if name not in stay]
-    first = f"Files of {which} training, {', '.join(gone)}, will be replaced. " if gone else ''
-    return first + (f"Its weights {', '.join(stay)} stay: this training has no such epoch. " if stay else '')
 
 # %% ../nbs/api/10_resume.ipynb #dd63facb
 @patch
@@ -341,11 +360,15 @@ def _name(self:SaveModelCallback, place):
 
 
 @patch
+def _names(self:SaveModelCallback, places): return ', '.join(map(self._name, places)) or 'none'
+
+
+@patch
 def _found(self:SaveModelCallback, ending):
     "The places whose files of this name are there, oldest first."
-    pattern = re.compile(re.escape(self.stem) + rf'_(?:(start)|(\d+)(?:b(\d+))?)\.{ending}')
-    places = []
-    for path in self.folder.glob(f'*.{ending}'):
+    first,places = self.folder/self.stem,[]
+    pattern = re.compile(re.escape(first.name) + rf'_(?:(start)|(\d+)(?:b(\d+))?)\.{ending}')
+    for path in first.parent.glob(f'*.{ending}'):
         if not (match := pattern.fullmatch(path.name)): continue
         start,epoch,batch = match.groups()
         places.append(_START if start else (int(epoch), int(batch or 0) or _END))
@@ -357,9 +380,12 @@ def _whole(self:SaveModelCallback, places): return [place for place in places if
 
 
 @patch
-def _save_weights(self:SaveModelCallback, name):
-    "Write the weights; returns their digest."
-    return _write_tensors(_plain(self.learn.model.state_dict()), self.folder/f'{name}.pth', header=False)
+def _weights(self:SaveModelCallback, name):
+    "The weights, if they are numbers: those of a training that has failed are not written over good ones."
+    weights = _plain(self.learn.model.state_dict())
+    if all(values.isfinite().all() for values in weights.values()): return weights
+    raise FloatingPointError(f"{name} is not written, for the weights are no numbers any more; the files before it "
+                             "stay. Load the last of them with learn.load, and train at a lower rate")
 
 
 @patch
@@ -369,7 +395,7 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
     if is_writer():
         name = self._name(place)
         with self._writing(name):
-            sha = self._save_weights(name)
+            sha = _write_tensors(self._weights(name), self.folder/f'{name}.pth', header=False)
             _write_tensors(self._state(sha, stopped), self.folder/f'{name}.state')
     self.done = place
     if is_writer(): self._tidy()
@@ -378,25 +404,51 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
 @patch
 def _state(self:SaveModelCallback, sha, stopped):
     "All that decides what comes next."
-    learn,params = self.learn,[*self.learn.model.parameters()]
+    learn,params,partners = self.learn,[*self.learn.model.parameters()],_partners(self.learn)
     scaler = getattr(learn, 'scaler', None)
-    self.config = self.config or _run_config(learn) # the same throughout a fit, and a second's work for a large set
-    return dict(config=self.config, surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
-                optimizer=_plain(learn.opt.state_dict()), frozen_idx=learn.opt.frozen_idx,
-                gradients=[_gradient(p) for p in params], requires_grad=[p.requires_grad for p in params],
-                scaler=_plain(scaler.state_dict()) if scaler else None, recorder=_recorder(learn.recorder),
-                callbacks=_counters(learn.cbs), train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams())
+    if _plain([_settings(cb) for cb in partners], _facts) != self.config['callbacks']:
+        raise TypeError("A callback changes its own settings while it trains, so the run could not go on exactly: give "
+                        "it state_dict() and load_state_dict(state), and other names for what changes")
+    return _plain(dict(
+        config=self.config, surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
+        optimizer=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
+        gradients=[_gradient(p) for p in params], requires_grad=[p.requires_grad for p in params],
+        recorder=_recorder(learn.recorder), callbacks=[_memory(cb) for cb in partners],
+        written=vars(learn).get('written', {}), train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams()))
 
 # %% ../nbs/api/10_resume.ipynb #e0771509
 @patch
+def _scores(self:SaveModelCallback):
+    "How good each epoch of this stage was: the larger, the better."
+    rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
+    values = [row.get(self.monitor, math.nan) for row in rows]
+    return [-math.inf if math.isnan(value) else self.sign*value for value in values]
+
+
+@patch
 def _save_if_better(self:SaveModelCallback):
-    "Write the weights if the last epoch is the best so far."
-    value = self.sign*self.recorder.history[-1][self.monitor]
-    if not value > self.best: return
+    "Write weights and averages if the last epoch is the best so far."
+    *before,score = self._scores()
+    if not score > max(before, default=-math.inf): return
     if is_writer():
-        with self._writing(self.stem): self._save_weights(self.stem)
-    self.best = value
-    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*value:.6f}.")
+        self._weights(self.stem)
+        with self._writing(self.stem):
+            (self.folder/self.stem).parent.stat() # a folder that vanished is not made anew
+            written = file_digest(self.learn.save(self.stem))
+        vars(self.learn).setdefault('written', {})[self.stem] = written
+    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*score:.6f}.")
+
+# %% ../nbs/api/10_resume.ipynb #477b9baa
+@patch
+def after_fit(self:SaveModelCallback):
+    self.best = max(self._scores(), default=-math.inf)
+    if self.saves_state or self.best == -math.inf: return
+    path = self.folder/f'{self.stem}.pth'
+    if is_writer() and not (path.exists() and file_digest(path) == vars(self.learn).get('written', {}).get(self.stem)):
+        raise StateDamaged(f"{path.name} is not what this training wrote after its best epoch; another one may save "
+                           "under this name. It is not loaded, and the learner has the weights of the last epoch. "
+                           "Give each training its own name= or path=")
+    self.learn.load(self.stem)
 
 # %% ../nbs/api/10_resume.ipynb #fe67b22c
 @patch
@@ -404,11 +456,10 @@ def _tidy(self:SaveModelCallback):
     "Remove states of an earlier training, states before the last two, and weights that no epoch or state needs."
     states,weights = self._found('state'),self._found('pth')
     kept = [place for place in states if place == self.done or place not in self.stale][-2:]
-    self.stale = []
-    needed = [*kept, *self._whole(weights)]
-    past = [place for place in self._whole(weights) if place <= self.done]
-    if self.keep: needed = [place for place in needed if place not in past[:-self.keep]]
-    for ending,places,used in (('state', states, kept), ('pth', weights, needed)):
+    whole,self.stale = self._whole(weights),[]
+    if self.keep: whole = [*[place for place in whole if place <= self.done][-self.keep:],
+                           *[place for place in whole if place > self.done]]
+    for ending,places,used in (('state', states, kept), ('pth', weights, [*kept, *whole])):
         for place in places:
             if place not in used: (self.folder/f'{self._name(place)}.{ending}').unlink(missing_ok=True)
 
@@ -423,26 +474,23 @@ def _checked(self:SaveModelCallback, name):
 
 
 @patch
-def _last_state(self:SaveModelCallback, before):
-    "The last whole state up to a place, as (place, state); None where there are no states at all."
-    found = [place for place in self._found('state') if place <= before]
-    for place in reversed(found):
+def _last_state(self:SaveModelCallback, places):
+    "The last of these places with a whole state, and the state."
+    for place in reversed(places):
         try: return place,self._checked(self._name(place))
         except (StateDamaged, OSError) as error: print(f"{error}. It is not used.")
-    if found:
-        raise StateDamaged(f"none of the {len(found)} states of {self.stem} is whole: load the weights of an epoch "
-                           "with learn.load, or start anew under another name")
+    raise StateDamaged(f"none of the {len(places)} states of {self.stem} is whole: load the weights of an epoch "
+                       "with learn.load, or start anew under another name")
 
 # %% ../nbs/api/10_resume.ipynb #9696ea9d
 @patch
-def _no_state(self:SaveModelCallback, epoch):
+def _no_state(self:SaveModelCallback, place):
     "The error that says which state is missing, what is there, and what to do."
-    name = f'{self.stem}_{epoch-1}' if epoch != 'last' else self._name(self._found('pth')[-1])
-    there = ', '.join(map(self._name, self._found('state'))) or 'none'
+    name = self._name(place)
     return FileNotFoundError(
         f"{name}.state: no such state in {self.learn.model_dir}, so this run cannot go on exactly. States are kept "
-        f"of the last two epochs; here: {there}. Or load weights with learn.load('{name}') and train a new cycle, "
-        "or choose another name")
+        f"of the last two epochs; here: {self._names(self._found('state'))}. Or load weights with learn.load('{name}') "
+        "and train a new cycle, or choose another name")
 
 # %% ../nbs/api/10_resume.ipynb #e073365e
 @patch
@@ -450,43 +498,38 @@ def jump_to_epoch(self:SaveModelCallback,
     epoch:int|str # The epoch that comes next, or 'last'
 )->bool|None: # Whether it brought anything back; None if it keeps no states
     "Bring the run back to where `epoch` begins, or, for 'last', to the last state; says what it loaded."
-    if not self.active: return None
-    if not self.saves_state: return self._best_before(epoch)
-    wanted = (_END, _END) if epoch == 'last' else (epoch-1, _END)
-    found = self._last_state(wanted)
-    if found is None:
-        if epoch != 'last' or self._whole(self._found('pth')): raise self._no_state(epoch)
+    if not self.saves_state: return None
+    states,weights = self._found('state'),self._whole(self._found('pth'))
+    if epoch != 'last':
+        states = [place for place in states if place <= (epoch-1, _END)]
+        if (epoch-1, _END) not in states: raise self._no_state((epoch-1, _END))
+    if not states and weights: raise self._no_state(weights[-1])
+    if not states:
         print(f"No state of {self.stem} is here yet: starting at epoch 0")
         return False
-    place,state = found
-    if epoch != 'last' and place != wanted and wanted not in self._found('state'): raise self._no_state(epoch)
+    place,state = self._last_state(states)
     self._restore(place, state)
-    print(f"Loaded {self._name(place)}")
+    first = self.learn.first_epoch
+    print(f"Loaded {self._name(place)}{'' if first < self.learn.n_epoch else ': nothing is left to train'}")
     if epoch == 'last' and state['stopped']:
-        first = self.learn.first_epoch
         print(f"It stopped early after epoch {first-1}, so there is nothing left to train. "
               f"To train on all the same, pass start_epoch={first}")
         self.learn.first_epoch = self.learn.n_epoch
     return True
 
-# %% ../nbs/api/10_resume.ipynb #50d0c388
-@patch
-def _best_before(self:SaveModelCallback, epoch):
-    "What the best score was when this very learner goes on; a state that is read later says it better."
-    if epoch == 'last': return
-    scores = [self.sign*row[self.monitor] for row in self.recorder.history
-              if row['stage'] == self.learn.stage and row['epoch'] < epoch and self.monitor in row]
-    self.best = max(scores, default=-math.inf)
-
 # %% ../nbs/api/10_resume.ipynb #5c0d3a6d
 @patch
 def _check_past(self:SaveModelCallback, state, name):
     "Refuse a state of another configuration, or whose earlier stages are not those that this learner went through."
-    check_config(state['config'], _run_config(self.learn), name)
-    n = state['recorder']['stages'][state['stage']]
-    then,now = state['recorder']['losses'][:n].numpy(),[float(loss) for loss in self.learn.recorder.losses]
+    check_config(state['config'], self.config, name)
+    learn,stage = self.learn,state['stage']
+    n = state['recorder']['stages'][stage]
+    then,now = state['recorder']['losses'][:n].numpy(),[float(loss) for loss in learn.recorder.losses]
     if now and not np.array_equal(then, now[:n], equal_nan=True):
         raise AnotherRun(f'{name} belongs to another run:\n  the stages before it were trained otherwise')
+    if learn.stage >= stage and state['requires_grad'] != [p.requires_grad for p in learn.model.parameters()]:
+        raise AnotherRun(f"{name} is of an earlier stage, in which other layers were trained: "
+                         "give each stage its own name=")
 
 # %% ../nbs/api/10_resume.ipynb #d15a8e9d
 @patch
@@ -499,14 +542,15 @@ def _restore(self:SaveModelCallback, place, state):
     learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
     _set_model(learn.model, state)
     learn.opt.load_state_dict(to_device(state['optimizer'], learn.dls.device))
-    learn.opt.frozen_idx = state['frozen_idx']
     _set_recorder(learn.recorder, state['recorder'])
-    for name,cb in _named_callbacks(learn.cbs).items(): vars(cb).update(state['callbacks'].get(name, {}))
+    for cb,kept in zip(_partners(learn), state['callbacks']):
+        if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)
+        else: vars(cb).update(kept)
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
-    learn.stage,learn.train_iter,self.done = state['stage'],state['train_iter'],place
+    learn.stage,learn.train_iter,learn.written,self.done = state['stage'],state['train_iter'],state['written'],place
     whole = batch == _END
     learn.first_epoch,learn.first_batch,self.pct = (epoch+1, 0, None) if whole else (epoch, batch, state['pct'])
     self.stale = [later for later in self._found('state') if later > place]
     if later := [weights for weights in self._found('pth') if weights > place]:
-        print(self._fate(later, 'a later').strip())
+        print(f"Files of a later training, {self._names(later)}, will be replaced.")
     _set_streams(state['streams'])

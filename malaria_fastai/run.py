@@ -854,7 +854,7 @@ def _mean_of_runs(folders, out, draws, command):
     out,runs = check_output(out, *folders, folder=True),[read_run(folder) for folder in folders]
     found,names = dict(runs[0]['metrics']),[run['folder'].name for run in runs]
     for part in ('valid', 'test', 'tta', 'examined', 'robustness', 'shortcut'): found.pop(part, None)
-    preds = mean_of(*[run['preds'] for run in runs])
+    preds = mean_of(*[run['preds'] for run in runs], positive=found['data']['positive'])
     archs = dict.fromkeys(run['metrics']['arch'] for run in runs)
     found |= dict(
         arch=f"mean of {len(runs)}: {', '.join(archs)}", runs=names, seconds=sum(run['metrics']['seconds'] for run in runs),

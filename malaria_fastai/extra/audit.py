@@ -8,7 +8,8 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/audit.html.md"""
 from __future__ import annotations
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..evaluate import BadPredictions, NotBinary, OneClass, check_predictions, evaluate, has_patients, negative_of
+from ..evaluate import BadPredictions, NotBinary, OneClass, check_predictions, evaluate, negative_of
+from ..files import read_table
 from ..source import install_command
 
 # %% auto #0
@@ -27,7 +28,7 @@ def _check_out_of_fold(preds):
         raise BadPredictions(f"all rows are of one fold. {remedy}")
     if twice := preds['path'].duplicated().sum():
         raise BadPredictions(f"{twice:,} paths occur twice: each cell is left out once")
-    if not has_patients(preds): return
+    if 'patient' not in preds: return
     folds = preds.groupby('patient')['fold'].nunique()
     several = folds.index[folds>1]
     if len(several): raise BadPredictions(
@@ -137,25 +138,17 @@ def read_verdicts(
     cells:pd.DataFrame, # Cells table with `path` and `sha256`
 )->pd.DataFrame: # path, sha256, verdict ('' where not judged), note
     "Read verdicts, and refuse them if a picture is not the one that was judged."
-    verdicts = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [column for column in _VERDICT_COLUMNS if column not in verdicts]
-    if missing:
-        raise BadPredictions(f"the verdicts have no column {missing}, only {list(verdicts)}")
-    paths = verdicts['path']
-    twice = paths[paths.duplicated()]
-    odd = verdicts[~verdicts['verdict'].isin(['', *_VERDICTS])]
-    if len(twice):
-        raise BadPredictions(f"{twice.iloc[0]} has two verdicts: keep one")
-    if len(odd):
-        raise BadPredictions(f"the verdict on {odd['path'].iloc[0]} is {odd['verdict'].iloc[0]!r}: "
-                             f"it may be {', '.join(_VERDICTS)} or empty")
-    here = paths.map(cells.set_index('path')['sha256'])
-    for bad,why in ((here.isna(), "is not in this set"),
-                    (here!=verdicts['sha256'],
-                     "is another picture than the one that was judged")):
+    verdicts = read_table(path, _VERDICT_COLUMNS).fillna('').astype(str)
+    here = verdicts['path'].map(cells.set_index('path')['sha256'])
+    for bad,why in (
+        (verdicts['path'].duplicated(), "is one of two verdicts: keep one"),
+        (~verdicts['verdict'].isin(['', *_VERDICTS]), f"is none: it may be {', '.join(_VERDICTS)} or empty"),
+        (here.isna(), "is of a picture that is not in this set: remove the row, or take the verdicts of these pictures"),
+        (here!=verdicts['sha256'], "was given to another picture of that name: remove the row, or judge this one")):
         if bad.any():
-            raise BadPredictions(f"{paths[bad].iloc[0]} {why} ({bad.sum():,} of {len(verdicts):,} verdicts): "
-                                 "take the verdicts that belong to these pictures, or remove the rows")
+            first = verdicts[bad].iloc[0]
+            raise BadPredictions(f"the verdict {first['verdict']!r} on {first['path']} {why} "
+                                 f"({bad.sum():,} of {len(verdicts):,} verdicts)")
     return verdicts
 
 # %% ../../nbs/extra/02_audit.ipynb #32cfb1e3

@@ -22,14 +22,14 @@ import pandas as pd
 from fastai.callback.core import Callback
 
 from ..cells import data_hash, leave_open, locate, read_cells
-from ..evaluate import evaluate, paired_difference, read_predictions
+from ..evaluate import both_lines, evaluate, paired_difference, read_predictions
 from ..files import check_output, replacing, write_atomically
 from ..backbone import WeightsUnavailable
 from ..learner import alone
 from ..recipes import RECIPES, _within, check_words, find_recipe, shortened, t4_command
 from ..resume import check_config
 from ..run import (
-    colour_features, colour_floor, environment, fit_recipe, full_size, limit_cells, portable, positive_class,
+    colour_features, colour_floor, environment, fit_recipe, limit_cells, own_record, portable, positive_class,
     recipe_data, recipe_learner)
 from ..sample import is_drawn
 from ..split import fold_rules, split_by
@@ -179,14 +179,14 @@ def _floor_word(row):
 
 # %% ../../nbs/extra/04_compare.ipynb #4f8674b1
 def _numbers_of(preds, facts, others, positive, draws):
-    "The numbers of a finished recipe, and its differences to others."
-    found = evaluate(preds, positive, draws=draws)
-    seeds = preds.seed.nunique()
-    row = dict(
-        n=len(preds)//seeds, patients=found['patients'], folds=preds.fold.nunique(),
-        seeds=seeds)
-    for metric in _SHOWN:
-        row |= _columns(metric, found[metric], *(found[f'{metric}_ci'] or (None, None)))
+    "The numbers of a finished recipe, for all and for undisputed labels, and its differences to others."
+    found,seeds = evaluate(preds, positive, draws=draws),preds.seed.nunique()
+    row = dict(patients=found['patients'], folds=preds.fold.nunique(), seeds=seeds)
+    for block in both_lines(found).values():
+        of = '' if block is found else '_undisputed'
+        row[f'n{of}'] = block['n']//seeds
+        for metric in _SHOWN:
+            row |= _columns(metric + of, block[metric], *(block[f'{metric}_ci'] or (None, None)))
     for name,other in others.items():
         if other is not None:
             row |= _difference(name, other, preds, positive, draws)
@@ -194,7 +194,7 @@ def _numbers_of(preds, facts, others, positive, draws):
     return row | dict(seconds=sum(fact['seconds'] for fact in facts))
 
 # %% ../../nbs/extra/04_compare.ipynb #cc7b4d52
-def _rows(recipes, jobs, why, short, positive, draws):
+def _rows(recipes, jobs, why, short, positive, draws, record):
     "A row for each recipe and split: its numbers if it is finished, else why not."
     for split in dict.fromkeys(job['split'] for job in jobs):
         runs = {recipe.name: _collected(recipe, split, jobs) for recipe in recipes}
@@ -208,27 +208,25 @@ def _rows(recipes, jobs, why, short, positive, draws):
             else:
                 row |= _numbers_of(preds, facts, others, positive, draws)
                 row |= dict(floor=_floor_word(row), state='')
-            row |= dict(
-                shortened=short[name], published='', published_split='', size=recipe.size)
-            if (recipe.split == 'folder') == (split == 'folder'): # numbers of cells do not stand beside X-rays
-                row |= dict(
-                    published=recipe.published, published_split=recipe.published_split)
-            weights = 'ImageNet' if recipe.pretrained else 'random'
-            yield row | dict(
-                epochs=recipe.epochs + recipe.finetune_epochs, weights=weights)
+            known = record and (recipe.split == 'folder') == (record.splits == 'folder')
+            yield row | dict( # what was published holds for the pictures it was measured on
+                shortened=short[name], published=recipe.published if known else '',
+                published_split=recipe.published_split if known else '', size=recipe.size,
+                epochs=recipe.epochs + recipe.finetune_epochs,
+                weights='ImageNet' if recipe.pretrained else 'random')
 
 # %% ../../nbs/extra/04_compare.ipynb #4f1f76e0
 def _claim(table, drawn):
-    "How many cells and patients judged, and what was shortened."
+    "How many pictures and patients judged, and what was shortened."
     kinds = dict(
-        cells='fewer cells', px='smaller pictures', epochs='fewer epochs',
+        cells='fewer pictures', px='smaller pictures', epochs='fewer epochs',
         weights='no ImageNet weights')
     short = [
         name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
     judged = []
     for row in table[table.state == ''].drop_duplicates('split').itertuples():
         patients = f' of {int(row.patients)} patients' if pd.notna(row.patients) else ''
-        judged.append(f'{row.split}: {int(row.n):,} test cells{patients}')
+        judged.append(f'{row.split}: {int(row.n):,} test pictures{patients}')
     note = 'Drawn cells, no claim about malaria. '*drawn + (
         ', '.join(judged) or 'nothing is finished yet')
     return note + f". Shortened: {', '.join(short)}"*bool(short)
@@ -244,16 +242,16 @@ def _or_dash(value, form='{}'): return '-' if pd.isna(value) or value == '' else
 
 def _interval_text(row, metric):
     "A number with its interval, as far as they are known."
-    text = _or_dash(row.get(metric), '{:.3f}')
-    if pd.isna(row.get(f'{metric}_lo')): return text
-    return text + ' ({:.3f} to {:.3f})'.format(row[f'{metric}_lo'], row[f'{metric}_hi'])
+    ends = [row.get(f'{metric}{end}') for end in ('', '_lo', '_hi')]
+    form = '{:.3f}' if pd.isna(ends[1]) else '{:.3f} ({:.3f} to {:.3f})'
+    return '-' if pd.isna(ends[0]) else form.format(*ends)
 
 
 def _line(texts): return '| ' + ' | '.join(texts) + ' |'
 
 
-def _recipe_line(name, rows):
-    "One recipe: its numbers with every split side by side, or why there are none."
+def _recipe_lines(name, rows):
+    "One recipe: its numbers with every split side by side, or why there are none; then those for undisputed labels."
     texts = [
         _interval_text(row, metric)
         for metric in (*_SHOWN, 'accuracy_over_first') for row in rows]
@@ -261,19 +259,25 @@ def _recipe_line(name, rows):
     if state: texts = [state] + ['-']*(len(texts)-1)
     floors = [_or_dash(row['floor']) for row in rows]
     last = [_or_dash(rows[0].get(column), form) for column,form in _LAST.values()]
-    return _line([f'`{name}`', *texts, *floors, *last, rows[0]['shortened'] or 'no'])
+    yield _line([f'`{name}`', *texts, *floors, *last, rows[0]['shortened'] or 'no'])
+    n = [f'{row["n_undisputed"]:,.0f}' for row in rows if pd.notna(row.get('n_undisputed'))]
+    if n:
+        texts = [_interval_text(row, f'{metric}_undisputed') for metric in _SHOWN for row in rows]
+        yield _line([f"undisputed, n = {', '.join(n)}", *texts])
 
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
 def _results_markdown(table, drawn):
     "The results as a Markdown table: random and patient columns side by side."
-    splits,head = list(dict.fromkeys(table.split)),['recipe']
-    for name in (*_SHOWN.values(), 'accuracy − first', 'colour floor'):
+    splits,head,first = list(dict.fromkeys(table.split)),['recipe'],f'`{table.recipe.iloc[0]}`'
+    for name in (*_SHOWN.values(), f'accuracy minus that of {first}', 'colour floor'):
         head += [f'{name}, {split}' for split in splits]
     head += [*_LAST, 'shortened']
     lines = [_line(head), _line(['---']*len(head))]
     for name,rows in table.groupby('recipe', sort=False):
-        lines.append(_recipe_line(name, rows.to_dict('records')))
-    return f'{_claim(table, drawn)}\n\n' + '\n'.join(lines) + '\n'
+        lines += _recipe_lines(name, rows.to_dict('records'))
+    note = (f'"Accuracy minus that of {first}" is measured on the same pictures of the same drawn patients, with a 95 % interval: '
+            'above 0 the recipe is better, and an interval that holds 0 may be chance. In results.csv: accuracy_over_first.')
+    return '\n'.join([_claim(table, drawn), '', *lines, '', note]) + '\n'
 
 # %% ../../nbs/extra/04_compare.ipynb #62317073
 _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36)
@@ -281,15 +285,11 @@ _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36)
 
 def _dots(ax, rows, names, metric, mark, color, move):
     "One split: a dot and an interval for each recipe, and a line for the colour floor."
-    split,rows = rows.split.iloc[0],rows[rows[metric].notna()]
-    lo,hi = (
-        rows[f'{metric}_{end}'].astype(float).fillna(rows[metric]) for end in ('lo', 'hi'))
-    lengths = [(rows[metric] - lo).clip(lower=0), (hi - rows[metric]).clip(lower=0)]
     y = [names.index(name) + move for name in rows.recipe]
-    ax.errorbar(
-        rows[metric], y, xerr=lengths, fmt=mark, ms=4, lw=1, color=color, label=split)
-    for value in rows[metric][rows.recipe == 'colour_floor']:
-        ax.axvline(value, color=color, ls=':', lw=1)
+    value,low,high = (rows[f'{metric}{end}'].astype(float) for end in ('', '_lo', '_hi'))
+    ax.plot(value, y, mark, ms=4, color=color, label=rows.split.iloc[0])
+    ax.hlines(y, low, high, lw=1, color=color)
+    for floor in value[rows.recipe == 'colour_floor']: ax.axvline(floor, color=color, ls=':', lw=1)
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
 def plot_comparison(
@@ -343,7 +343,8 @@ def compare(
     everything = read_cells(root, on_bad=on_bad, progress=False)
     drawn = is_drawn(root)
     cells = limit_cells(everything, limit, seed)
-    n = len(everything) if drawn else full_size(everything)
+    record = own_record(source, everything)
+    n = sum(record.counts.values()) if record else len(everything)
     positive = positive_class(cells.label, positive)
     digest = data_hash(cells)
     _begin_comparison(out/'compare.json', dict(cells=digest, folds_seed=seed))
@@ -351,7 +352,7 @@ def compare(
     why = _work(root, jobs, positive, until)
     short = {
         recipe.name: '; '.join(shortened(recipe, len(cells), n)) for recipe in recipes}
-    table = pd.DataFrame(_rows(recipes, jobs, why, short, positive, draws))
+    table = pd.DataFrame(_rows(recipes, jobs, why, short, positive, draws, record))
     env = environment(portable(command))
     table = table.assign(
         data=root.name, data_hash=digest[:12],

@@ -23,15 +23,15 @@ from scipy.spatial import ConvexHull
 from ..cells import open_picture
 from ..evaluate import evaluate, metrics
 from ..files import write_atomically
-from ..run import boosted, probabilities
+from ..run import boosted, has_no_up, probabilities
 from ..source import progress
 
 # %% ../../nbs/extra/05_robustness.ipynb #1a085f62
 class _CutOut:
     "A picture taken apart: what is cell and what is frame. Its draws follow from its name."
-    def __init__(self, x, name=''):
+    def __init__(self, x, name='', framed=True):
         self.x,self.inside,self.side = x,x.any(-1),max(x.shape[:2])
-        if not self.inside.any(): self.inside[:] = True
+        if not framed or not self.inside.any(): self.inside[:] = True
         nearest = distance_transform_edt(
             ~self.inside, return_distances=False, return_indices=True)
         self.filled,self.key = x[tuple(nearest)].astype(np.float32),crc32(name.encode())
@@ -228,9 +228,9 @@ def sample_cells(
 
 # %% ../../nbs/extra/05_robustness.ipynb #secb0f01
 def _cut_outs(root, cells):
-    "The pictures of some cells, opened and taken apart."
-    return [
-        _Picture(np.asarray(open_picture(Path(root)/path)), path) for path in cells.path]
+    "The pictures of some cells, opened and taken apart; those that are no cells have no frame."
+    framed = has_no_up(cells.label)
+    return [_Picture(np.asarray(open_picture(Path(root)/path)), path, framed) for path in cells.path]
 
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
 def robustness(
@@ -240,15 +240,15 @@ def robustness(
     positive:str,        # The positive class
     threshold:float=.5,  # A cell with `p` at or above it is called positive, whatever happens to the pictures
     n:int|None=500,      # How many cells; None takes all
-    kinds:list|None=None,# Which corruptions; None takes all
+    kinds:list|None=None,# Which corruptions; None takes all that there are for such pictures
     seed:int=42          # Same seed, same cells
 )->pd.DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
-    some = sample_cells(cells, n, seed)[['path', 'label', 'patient']]
-    pictures = _cut_outs(root, some)
-    rows = []
+    some = sample_cells(cells, n, seed)[['path', 'label', 'patient']].assign(split='test')
+    pictures,rows = _cut_outs(root, some),[]
+    kinds = kinds or [kind for kind in CORRUPTIONS if has_no_up(cells.label) or not hasattr(_Smear, kind)]
     rates = ('accuracy', 'sensitivity', 'specificity', 'auc')
-    todo = [('none', 0), *itertools.product(kinds or CORRUPTIONS, range(1, 6))]
+    todo = [('none', 0), *itertools.product(kinds, range(1, 6))]
     for kind,strength in progress(todo, 'corruptions', quiet=len(todo)*len(some) < 2000):
         p = probabilities(
             learn, [picture.damaged(kind, strength) for picture in pictures], positive)
@@ -295,7 +295,7 @@ def shortcut_check(
     seed:int=42              # Same seed, same cells
 )->dict: # blanked, outline and frame: each auc, auc_ci, n
     "Ask how much can be told without looking at the inside of the cell."
-    some = sample_cells(test, n, seed)[['path', 'label', 'patient']]
+    some = sample_cells(test, n, seed)[['path', 'label', 'patient']].assign(split='test')
     pictures,tables,found = _cut_outs(root, some),{},{}
     mean = np.mean([picture.mean() for picture in pictures], 0).astype(np.uint8)
     for name,colour in (('blanked', np.uint8(0)), ('outline', mean)):
@@ -335,12 +335,13 @@ def stress_test(
     threshold:float,    # A cell with `p` at or above it is called positive
     draws:int,          # Bootstrap draws
     n:int=500,          # How many cells are damaged; 0 leaves that out
-    kinds:list|None=None# Which corruptions; None takes all
-)->dict: # shortcut and robustness, for metrics.json
+    kinds:list|None=None# Which corruptions; None takes all that there are for such pictures
+)->dict: # shortcut (of cells, which alone have an outline) and robustness, for metrics.json
     "Ask a network about worse pictures and about shortcuts."
     test,train = (cells[cells.split == part] for part in ('test', 'train'))
-    found = dict(
-        shortcut=shortcut_check(learn, root, test, train if len(train) else None, positive, draws=draws))
+    found = {}
+    if has_no_up(test.label):
+        found['shortcut'] = shortcut_check(learn, root, test, train if len(train) else None, positive, draws=draws)
     if not n: return found
     table = robustness(learn, root, test, positive, threshold, n, kinds)
     write_atomically(folder/'robustness.csv', table.to_csv(index=False))
