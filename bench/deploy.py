@@ -101,7 +101,7 @@ def throughput(a, folder):
     names,truth = dict(torch='export.pkl', onnx='model.onnx', int8='model.int8.onnx'),cells.set_index('path').label
     label = truth[[o.relative_to(root).as_posix() for o in files]].to_numpy()
     rows = [dict(engine=o, content_check=c, arch=said['arch'], size=said['resize']['size'][0], pictures=len(files), seconds=round(best[o,c], 2), pictures_per_second=round(len(files)/best[o,c]),
-                 mb=round(said['files'][names[o]]['file']['bytes']/1e6, 1), accuracy=round(float((answers[o,c].label==label)[answers[o,c].label!=''].mean()), 4),
+                 mb=round(said['files'][names[o]]['file']['bytes']/1e6, 1), accuracy=round(float((answers[o,c].pred==label)[answers[o,c].pred!=''].mean()), 4),
                  same_decision_as_torch=round(float((answers[o,c].decision==answers['torch',c].decision).mean()), 4),
                  opposite_decisions=opposite(answers[o,c].decision, answers['torch',c].decision, said['classes']), cores=os.cpu_count(), load=round(os.getloadavg()[0], 1))
             for o,c in engines]

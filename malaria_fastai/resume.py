@@ -34,7 +34,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .files import digest, file_digest, replacing
-from .learner import CNNLearner, is_writer
+from .learner import CNNLearner, checkpoint, differences, facts, is_writer, set_opt_state
 
 # %% ../nbs/api/10_resume.ipynb #5c7562e1
 class StateDamaged(ValueError):
@@ -176,7 +176,7 @@ def _facts(value):
 
 def _run_config(learn):
     "What must be equal for a run to go on, in plain values."
-    opt,params = learn.opt,learn.model.parameters()
+    opt = learn.opt
     hypers = {name: value for name,value in opt.hypers[-1].items() if name not in ('lr', 'mom')} # the cycle moves those
     optimizer = dict(hypers, kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
                      lookahead=[getattr(opt, word, None) for word in ('k', 'alpha')])
@@ -185,7 +185,7 @@ def _run_config(learn):
         loss=learn.loss_func, cycle=learn.cycle,
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
         wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, callbacks=[_settings(cb) for cb in _partners(learn)],
-        channels_last=sum(p.ndim == 4 and not p.is_contiguous() for p in params),
+        layout=facts(learn)['layout'],
         precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _facts)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
@@ -195,21 +195,6 @@ def _surroundings():
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return _plain(dict({library.__name__: library.__version__ for library in libraries},
                        device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1))
-
-# %% ../nbs/api/10_resume.ipynb #f04a7f92
-def _flat(value, name=''):
-    "A dict of dicts as one dict, its keys joined by dots."
-    if not isinstance(value, dict): return {name: value}
-    found = {}
-    for key,part in value.items(): found |= _flat(part, f'{name}.{key}' if name else str(key))
-    return found
-
-
-def _differences(then, now):
-    "Lines that say what differs."
-    then,now = _flat(then),_flat(now)
-    names = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-    return ''.join(f'\n  {name}: {then.get(name)} then, {now.get(name)} now' for name in names)
 
 # %% ../nbs/api/10_resume.ipynb #3671b3e9
 class AnotherRun(ValueError):
@@ -222,7 +207,7 @@ def check_config(
     stem:str='this state' # What to call the state
 ):
     "Refuse a state of another run, and say what differs."
-    if lines := _differences(then, now): raise AnotherRun(f'{stem} belongs to another run:{lines}')
+    if lines := differences(then, now): raise AnotherRun(f'{stem} belongs to another run:{lines}')
 
 # %% ../nbs/api/10_resume.ipynb #16374047
 _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done in it); _END is a whole epoch
@@ -380,10 +365,10 @@ def _whole(self:SaveModelCallback, places): return [place for place in places if
 
 
 @patch
-def _weights(self:SaveModelCallback, name):
-    "The weights, if they are numbers: those of a training that has failed are not written over good ones."
-    weights = _plain(self.learn.model.state_dict())
-    if all(values.isfinite().all() for values in weights.values()): return weights
+def _save_weights(self:SaveModelCallback, name, with_opt=False):
+    "Write the weights, but not those of a training that has failed over good ones; returns their digest."
+    if all(values.isfinite().all() for values in self.learn.model.state_dict().values()):
+        return _write_tensors(checkpoint(self.learn, with_opt), self.folder/f'{name}.pth', header=False)
     raise FloatingPointError(f"{name} is not written, for the weights are no numbers any more; the files before it "
                              "stay. Load the last of them with learn.load, and train at a lower rate")
 
@@ -391,12 +376,11 @@ def _weights(self:SaveModelCallback, name):
 @patch
 def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
     "Write the weights and the state after `epoch`, or after `batch` batches of it; of several processes, one writes."
+    self.learn.check_losses()
     place = epoch,batch
     if is_writer():
         name = self._name(place)
-        with self._writing(name):
-            sha = _write_tensors(self._weights(name), self.folder/f'{name}.pth', header=False)
-            _write_tensors(self._state(sha, stopped), self.folder/f'{name}.state')
+        with self._writing(name): _write_tensors(self._state(self._save_weights(name), stopped), self.folder/f'{name}.state')
     self.done = place
     if is_writer(): self._tidy()
 
@@ -431,10 +415,7 @@ def _save_if_better(self:SaveModelCallback):
     *before,score = self._scores()
     if not score > max(before, default=-math.inf): return
     if is_writer():
-        self._weights(self.stem)
-        with self._writing(self.stem):
-            (self.folder/self.stem).parent.stat() # a folder that vanished is not made anew
-            written = file_digest(self.learn.save(self.stem))
+        with self._writing(self.stem): written = self._save_weights(self.stem, with_opt=True)
         vars(self.learn).setdefault('written', {})[self.stem] = written
     print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*score:.6f}.")
 
@@ -537,11 +518,11 @@ def _restore(self:SaveModelCallback, place, state):
     "Put everything back; called when all callbacks have begun their fit."
     learn,(epoch,batch),name = self.learn,place,self._name(place)
     self._check_past(state, name)
-    if lines := _differences(state['surroundings'], _surroundings()):
+    if lines := differences(state['surroundings'], _surroundings()):
         print(f'Other surroundings, so the last bits may differ:{lines}')
     learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
     _set_model(learn.model, state)
-    learn.opt.load_state_dict(to_device(state['optimizer'], learn.dls.device))
+    set_opt_state(learn, to_device(state['optimizer'], learn.dls.device))
     _set_recorder(learn.recorder, state['recorder'])
     for cb,kept in zip(_partners(learn), state['callbacks']):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)

@@ -307,3 +307,57 @@ def test_a_table_on_a_screen_and_in_a_pipe(run, sample_root, capsys, monkeypatch
     assert main(['predict', str(run), '--engine', 'torch', *files]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == len(rows) and shown[0].split() == ['decision', 'p', 'path', 'reason'] and all(path in line for path,line in zip(files, shown[1:]))
+
+
+# ---- where it computes
+
+def test_a_gpu_is_used_where_there_is_one(run, tmp_path, monkeypatch):
+    "Torch there unless told otherwise; the other engines stay on the processor."
+    from malaria_fastai import predict as P
+    asked = []
+    monkeypatch.setattr(P, '_has_gpu', lambda: True)
+    monkeypatch.setattr(P, '_torch_network', lambda file, device: asked.append(device) or (lambda pixels: np.zeros((len(pixels), 2))))
+    assert Predictor(run).engine == 'torch' and Predictor(run, device='cuda:1').engine == 'torch' and asked == ['cuda', 'cuda:1']
+    assert Predictor(run, 'torch', device='cpu').device == 'cpu' and asked[-1] == 'cpu'
+    with pytest.raises(ValueError, match='only the engine torch'): Predictor(run, 'onnx', device='cuda')
+    monkeypatch.setattr(P, '_has_gpu', lambda: False)
+    with pytest.raises(ValueError, match='only where there'): Predictor(run, device='cuda')
+
+
+def test_a_wrapped_network_is_refused_before_the_exporter():
+    from malaria_fastai.export import PictureNet
+    import torch
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(ValueError): PictureNet(torch.nn.DataParallel(net))
+    with pytest.raises(ValueError): PictureNet(torch.compile(net))
+    PictureNet(net)
+
+
+# ---- a closer look
+
+def test_only_what_has_no_up_is_turned(tmp_path, monkeypatch):
+    "Eight views of cells, none of X-rays and of a set that nobody knows."
+    turned = []
+    monkeypatch.setattr(study, 'eight_views', lambda *args: turned.append(args) or {})
+    for labels,n in ((['Parasitized', 'Uninfected'], 1), (['NORMAL', 'PNEUMONIA'], 0), (['cat', 'dog'], 0)):
+        turned.clear()
+        (tmp_path/'metrics.json').write_text(json.dumps(dict(test=dict(threshold=.5))))
+        study._look_again(tmp_path, None, tmp_path, pd.DataFrame(dict(label=labels, split='test')), labels[0], 10, None)
+        assert len(turned) == n and ('tta' in json.loads((tmp_path/'metrics.json').read_text())) == bool(n)
+
+
+def test_several_runs_are_judged_as_one(run, tmp_path, capsys):
+    "The mean of two runs: their p is the mean, and the numbers are those of the mean. Without a folder of its own, or on other cells, it is refused."
+    other = Path(shutil.copytree(run, tmp_path/'other'))
+    preds = pd.read_csv(run/'predictions.csv')
+    preds.assign(p=preds.p**2, pred=np.where(preds.p**2 >= .5, 'Parasitized', 'Uninfected')).to_csv(other/'predictions.csv', index=False)
+    study.evaluate_run([run, other], out=tmp_path/'mean', draws=10)
+    mean = pd.read_csv(tmp_path/'mean'/'predictions.csv').set_index('path').p
+    assert np.allclose(mean[preds.path], (preds.p + preds.p**2)/2)
+    found = json.loads((tmp_path/'mean'/'metrics.json').read_text())
+    test = pd.read_csv(tmp_path/'mean'/'predictions.csv').query('split == "test"')
+    assert found['test']['accuracy'] == pytest.approx(((test.p >= .5) == (test.label == 'Parasitized')).mean()) and found['runs'] == ['run', 'other']
+    assert 'folder of its own' in refused(capsys, 'evaluate', run, other)
+    preds[1:].to_csv(other/'predictions.csv', index=False)
+    refused(capsys, 'evaluate', run, other, '--out', tmp_path/'none')
+    assert not (tmp_path/'none'/'metrics.json').exists()

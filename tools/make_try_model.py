@@ -31,7 +31,7 @@ def judged(run, root):
     preds,predict = read_predictions(run/'predictions.csv'),Predictor(run, 'int8')
     predict.content,predict.facts = None,dict(predict.facts, temperature=1.)
     found = predict([root/o for o in preds.path])
-    return preds.assign(p=found.p.to_numpy(), pred=found.label.to_numpy())
+    return preds.assign(p=found.p.to_numpy(), pred=found.pred.to_numpy())
 
 def shipped(run, preds, to):
     "A model folder with the 8-bit network alone, and the numbers that belong to it."
