@@ -279,3 +279,29 @@ def build(self:ModelSpec,
             raise ValueError("log_softmax and cut go with the heads fastai, dense and flat")
         if not _is_torchvision(net): raise ValueError(f"{self.arch}: kind='own' takes a torchvision network")
         return nn.Sequential(_torchvision_body(net), OwnHead(net, self.n_out))
+
+# %% ../nbs/api/08_backbone.ipynb #7a1d0c31
+class PictureNet(nn.Module):
+    "A network with its normalisation: from pixels to logits."
+    outputs = 'logits',
+    def __init__(self,
+        model:nn.Module,       # From float32 (n, 3, h, w), normalised, to logits (n, classes)
+        stats:tuple|None=None  # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
+    ):
+        super().__init__()
+        self.model = model
+        for name,values in zip(('mean', 'std'), stats or ([0.]*3, [1.]*3)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def normalised(self, pictures):
+        return (pictures.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std
+
+    def forward(self, pictures): return self.model(self.normalised(pictures))
+
+    def logits(self,
+        pixels # uint8 (n, height, width, 3)
+    ): # float32 (n, classes), an array
+        "What it answers, wherever it lies; the decisions of a GPU are those of a CPU."
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), exact: answer = self(torch.tensor(pixels, device=self.mean.device))
+        return (answer[0] if isinstance(answer, tuple) else answer).cpu().numpy()

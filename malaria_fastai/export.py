@@ -22,13 +22,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import nn
 
+from .backbone import PictureNet
 from .cells import MAX_PIXELS, BadPicture, Resizing, identity, open_picture
 from .evaluate import OneClass, fit_temperature, read_predictions
 from .files import ModelRefused, replacing, write_atomically
-from .learner import load_learner, named_weights, read_model
+from .learner import named_weights, read_model
 from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_folder
 from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
-from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _softmax, _with_threshold, read_threshold
+from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _picture_net, _softmax, _with_threshold, read_threshold
 from .recipes import check_words
 from .source import EXTENSIONS, RECORDS, progress, record_for
 
@@ -192,38 +193,6 @@ def _fitted_content(root, preds, by_patient, seed, n):
     if test: check.about.update(test=len(test), test_refused=len(test) - accepted)
     return check
 
-# %% ../nbs/api/17_export.ipynb #454c4a2e
-class PictureNet(nn.Module):
-    "A network with its normalisation: from pixels to logits."
-    outputs = 'logits',
-    def __init__(self,
-        model:nn.Module,       # From float32 (n, 3, h, w), normalised, to logits (n, classes)
-        stats:tuple|None=None  # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
-    ):
-        super().__init__()
-        named_weights(model) # a wrapped network is refused here, and not in the exporter
-        self.model = model
-        for name,values in zip(('mean', 'std'), stats or ([0.]*3, [1.]*3)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-
-    def normalised(self, pictures):
-        return (pictures.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std
-
-    def forward(self, pictures): return self.model(self.normalised(pictures))
-
-# %% ../nbs/api/17_export.ipynb #960967ff
-def _loaded(file, device='cpu'):
-    "The network of a model file, with its normalisation."
-    learn = load_learner(file)
-    return PictureNet(learn.model, learn.about['data']['stats']).to(device).eval()
-
-
-def _torch_logits(net, pixels):
-    "What a network answers to uint8 pixels, wherever it lies; without the maps, where it has them."
-    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) # the decisions of a GPU are those of a CPU
-    with torch.inference_mode(), exact: answer = net(torch.tensor(pixels, device=net.mean.device))
-    return (answer[0] if isinstance(answer, tuple) else answer).cpu().numpy()
-
 # %% ../nbs/api/17_export.ipynb #9cd161c7
 def _test_picture(w=61, h=47):
     "A picture of waves in an oval, by formula, as the bytes of a PNG."
@@ -243,7 +212,7 @@ def _test_vector(net, rule):
     numbers = {name: round(number, 6) for name,number in appearance(im).items()}
     rows,columns = ([n//4, n//2, 3*n//4] for n in x.shape[:2])
     pixels = [[i, j, x[i, j].tolist()] for i in rows for j in columns]
-    logits = _torch_logits(net, x[None].copy())[0].astype(float).round(6).tolist()
+    logits = net.logits(x[None])[0].astype(float).round(6).tolist()
     return dict(png=base64.b64encode(png).decode(), pixels=pixels, pixel_sum=int(x.sum(dtype=np.int64)),
                 numbers=numbers, logits=logits)
 
@@ -336,7 +305,7 @@ def pack(
         metrics={part: metrics[part] for part in ('valid', 'test') if part in metrics},
         command=environment['command'], commit=environment['commit'], versions=environment['versions'],
         files=_files_of(folder, old.get('files', {})))
-    facts['test_vector'] = _test_vector(_loaded(folder/'export.pkl'), _resizing(facts))
+    facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'), _resizing(facts))
     _write_folder(folder, facts)
     return folder
 
@@ -402,7 +371,7 @@ def _apart(net, ask, x, temperature):
     "How far two networks are apart, in batches of one and of eight: in p, and in logits as a share of the largest."
     def in_batches(ask, n):
         return np.concatenate([ask(x[i:i+n]) for i in range(0, len(x), n)]).astype(np.float64)
-    wanted = in_batches(lambda some: _torch_logits(net, some), 8)
+    wanted = in_batches(net.logits, 8)
     logits = np.stack([in_batches(ask, 1), in_batches(ask, 8)])
     p = [abs(_softmax(given/temperature) - _softmax(wanted/temperature)).max() for given in logits]
     return float(max(p)),float(abs(logits - wanted).max()/max(1, abs(wanted).max()))
@@ -421,6 +390,7 @@ def write_onnx(
 )->float: # The largest difference between probabilities of both
     "Export a network, without the chatter of the exporter, and ask both the same."
     for package in ('onnx', 'onnxscript'): _onnx_package(package)
+    named_weights(net.model) # a wrapped network is refused, and not blamed on the exporter
     x = _noise_and_waves(rule)
     how = dict(input_names=['pictures'], output_names=list(net.outputs), dynamo=True, verbose=False,
                external_data=False, dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
@@ -466,7 +436,7 @@ def export_onnx(
         valid = [*preds.path[preds.split == 'valid']]
         valid = _drawn_from(valid, 16, np.random.default_rng(seed))
         cells = _prepared_cells([Path(data)/path for path in valid], rule)
-    file,net = folder/'model.onnx',_with_maps(_loaded(folder/'export.pkl'))
+    file,net = folder/'model.onnx',_with_maps(_picture_net(folder/'export.pkl'))
     apart = write_onnx(net, rule, file, cells, facts['temperature'])
     facts['files'][file.name] = dict(file=_facts_of(file), largest_difference=apart)
     _write_folder(folder, facts)

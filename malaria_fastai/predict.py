@@ -21,7 +21,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -331,10 +330,12 @@ def _prepared(im, rule):
     return rule.crop(rule.fixed(im))
 
 # %% ../nbs/api/16_predict.ipynb #c1cb5f78
-def _torch_network(file, device='cpu'):
-    "A network as PyTorch runs it."
-    from malaria_fastai.export import _loaded, _torch_logits
-    return partial(_torch_logits, _loaded(file, device))
+def _picture_net(file, device='cpu'):
+    "The network of a model file, with its normalisation."
+    from malaria_fastai.backbone import PictureNet
+    from malaria_fastai.learner import load_learner
+    learn = load_learner(file)
+    return PictureNet(learn.model, learn.about['data']['stats']).to(device).eval()
 
 # %% ../nbs/api/16_predict.ipynb #3e2261cb
 def _onnx_package(name):
@@ -477,7 +478,7 @@ def _network(self:Predictor, file):
     "Open a network and ask it once."
     n = len(self.facts['classes'])
     try:
-        ask = _torch_network(file, self.device) if self.engine == 'torch' else _onnx_network(file)
+        ask = _picture_net(file, self.device).logits if self.engine == 'torch' else _onnx_network(file)
         shape = ask(np.zeros((1, *self.rule.size, 3), np.uint8)).shape
     except (ImportError, OSError, ValueError): raise
     except Exception as e: # onnxruntime raises kinds of its own

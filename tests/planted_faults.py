@@ -65,7 +65,7 @@ FAULTS = [
     Fault('recipes', 'cells that were left out are not told', 'n_cells < all_cells', 'n_cells > all_cells', RECIPES),
     Fault('run', 'one cell more than the limit', 'permutation(len(cells))[:n]', 'permutation(len(cells))[:n+1]', STUDY),
     Fault('predict', 'probabilities add up over cells', 'return e/e.sum(1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', PREDICT),
-    Fault('export', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', EXPORT),
+    Fault('backbone', 'pictures are normalised the wrong way', '.float()/255 - self.mean)/self.std', '.float()/255 - self.mean)*self.std', EXPORT),
     Fault('cli', 'an error exits with 1', '        return 2\n', '        return 1\n', CLI),
     Fault('all', 'a module is not in the star import', 'from .sample import DRAWN_NOTE, draw_sample, is_drawn\n', '', ('nbs/api/19_all.ipynb', 'tests/test_all.py')),
 ]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from malaria_fastai.files import check_output
 from malaria_fastai.predict import Predictor, predict_files, read_folder, read_threshold
 from malaria_fastai.recipes import Recipe, check_words
 from malaria_fastai.run import cross_validate, own_record, train
-from test_export import small_run
+from test_export import needs_onnx, small_run
 from test_run import ENV, MAIN, TWO_STAGES
 
 
@@ -316,7 +317,7 @@ def test_a_gpu_is_used_where_there_is_one(run, tmp_path, monkeypatch):
     from malaria_fastai import predict as P
     asked = []
     monkeypatch.setattr(P, '_has_gpu', lambda: True)
-    monkeypatch.setattr(P, '_torch_network', lambda file, device: asked.append(device) or (lambda pixels: np.zeros((len(pixels), 2))))
+    monkeypatch.setattr(P, '_picture_net', lambda file, device: asked.append(device) or SimpleNamespace(logits=lambda pixels: np.zeros((len(pixels), 2))))
     assert Predictor(run).engine == 'torch' and Predictor(run, device='cuda:1').engine == 'torch' and asked == ['cuda', 'cuda:1']
     assert Predictor(run, 'torch', device='cpu').device == 'cpu' and asked[-1] == 'cpu'
     with pytest.raises(ValueError, match='only the engine torch'): Predictor(run, 'onnx', device='cuda')
@@ -324,13 +325,15 @@ def test_a_gpu_is_used_where_there_is_one(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='only where there'): Predictor(run, device='cuda')
 
 
-def test_a_wrapped_network_is_refused_before_the_exporter():
-    from malaria_fastai.export import PictureNet
+@needs_onnx
+def test_a_wrapped_network_is_refused_before_the_exporter(tmp_path):
     import torch
+    from malaria_fastai.cells import Resizing
+    from malaria_fastai.export import PictureNet, write_onnx
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    with pytest.raises(ValueError): PictureNet(torch.nn.DataParallel(net))
-    with pytest.raises(ValueError): PictureNet(torch.compile(net))
-    PictureNet(net)
+    for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.nn.Sequential(torch.nn.DataParallel(net[:1]), *net[1:])):
+        with pytest.raises(ValueError): write_onnx(PictureNet(wrapped).eval(), Resizing.of((8, 8)), tmp_path/'model.onnx')
+    assert not list(tmp_path.iterdir())
 
 
 # ---- a closer look

@@ -598,14 +598,24 @@ def asked(k=4):
 
 @pytest.mark.parametrize('change, says', [
     (lambda t: t.assign(sha256='0'*64), 'another picture'), (lambda t: t.assign(path='gone.png').head(1), 'not in this set'),
-    (lambda t: pd.concat([t, t]), 'two verdicts'), (lambda t: t.assign(verdict='maybe'), "'maybe'"), (lambda t: t.drop(columns='note'), "['note']")])
+    (lambda t: pd.concat([t, t]), 'two verdicts'), (lambda t: t.assign(verdict='maybe'), "'maybe'"), (lambda t: t.drop(columns='note'), 'no column note')])
 def test_wrong_verdicts_are_refused(tmp_path, change, says):
     sheet,cells = asked()
     sheet.to_csv(tmp_path/'v.csv', index=False)
     assert audit.read_verdicts(tmp_path/'v.csv', cells).equals(sheet)
     change(sheet).to_csv(tmp_path/'v.csv', index=False)
-    with pytest.raises(ev.BadPredictions) as e: audit.read_verdicts(tmp_path/'v.csv', cells)
+    with pytest.raises(ValueError) as e: audit.read_verdicts(tmp_path/'v.csv', cells)
     assert says in str(e.value)
+
+@pytest.mark.parametrize('how', [dict(sep=';'), dict(sep='\t'), dict(encoding='utf-8-sig'), dict(encoding='utf-16')])
+def test_verdicts_and_predictions_of_a_spreadsheet_are_read(tmp_path, how):
+    sheet,cells = asked()
+    sheet.to_csv(tmp_path/'v.csv', index=False, **how)
+    assert audit.read_verdicts(tmp_path/'v.csv', cells).equals(sheet)
+    t = simulate_predictions(patients=4, cells=4).assign(patient=['007','7','NA','nan']*4)
+    t.to_csv(tmp_path/'p.csv', index=False, **how)
+    back = ev.read_predictions(tmp_path/'p.csv')
+    assert back.patient.tolist()==['007','7','NA','nan']*4 and (back.p==t.p).all() and (back.p_is=='raw').all()
 
 def test_a_verdict_is_never_lost_nor_a_label_changed(tmp_path):
     sheet,cells = asked(2)

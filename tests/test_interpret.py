@@ -15,6 +15,7 @@ from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import DatasetType, ImageDataBunch
 from malaria_fastai.interpret import ClassificationInterpretation, grad_cam, hottest
 from malaria_fastai.learner import CNNLearner
+from malaria_fastai.transforms import get_transforms
 
 # --- a network made by hand: what it looks at is known, and nothing is trained ---------------------------------
 
@@ -120,7 +121,7 @@ def test_the_actual_or_the_predicted_class():
     x,places = planted((64, 64))
     y,pred = torch.tensor([0, 0, 1, 1]*2),torch.tensor([0, 1, 0, 1]*2)
     loader = SimpleNamespace(before_iter=lambda: None, load=lambda i, idxs: (x[idxs], y[idxs]))
-    dls = SimpleNamespace(classes=['red', 'green'], dl=lambda part: loader, drawn_note='')
+    dls = SimpleNamespace(classes=['red', 'green'], fixed_dl=lambda part: loader, drawn_note='', views=8)
     learn,preds = SimpleNamespace(dls=dls, model=seer()),F.one_hot(pred, 2).float()
     interp = ClassificationInterpretation(learn, preds, y, torch.ones(8))
     some = [6, 1, 2, 3, 4]
@@ -189,7 +190,7 @@ def test_heat_maps_of_other_networks(arch, size):
 def made_up(y, p):
     "An interpretation of given targets and probabilities, without a network."
     y,p = torch.as_tensor(np.asarray(y)),torch.as_tensor(np.asarray(p), dtype=torch.float32)
-    dls = SimpleNamespace(classes=[f'class {i}' for i in range(p.shape[1])], dl=lambda k: None, drawn_note='')
+    dls = SimpleNamespace(classes=[f'class {i}' for i in range(p.shape[1])], fixed_dl=lambda part: None, drawn_note='')
     return ClassificationInterpretation(SimpleNamespace(dls=dls), p, y, -p[range(len(y)), y].log())
 
 @st.composite
@@ -207,7 +208,7 @@ def test_matrix_and_losses(o, k, largest):
     losses,idxs = interp.top_losses(k, largest)
     assert len(losses) == len(idxs) == min(k, len(y)) and torch.equal(losses, interp.losses[idxs])
     assert (losses.diff() <= 0 if largest else losses.diff() >= 0).all()
-    assert [len(i) for i in interp.top_losses()] == [len(y)]*2
+    assert [len(i) for i in interp.top_losses()] == [len(y)]*2 and not len(interp.top_losses(0)[0])
     confused = interp.most_confused()
     assert sum(n for _,_,n in confused) == len(y) - np.trace(cm) and [n for *_,n in confused] == sorted((n for *_,n in confused), reverse=True)
     assert all(n >= 3 for *_,n in interp.most_confused(3))
@@ -218,7 +219,7 @@ def test_one_pass_agrees_with_the_learner(learn, interp):
     assert np.trace(interp.confusion_matrix())/len(y) == pytest.approx(float((probs.argmax(1) == y).float().mean()))
     assert torch.allclose(loss, -probs[range(len(y)), y].log(), rtol=1e-3, atol=1e-5)
     x,_ = learn.dls.one_batch(DatasetType.Valid, denorm=False)
-    assert np.allclose(interp.grad_cam([5, 70, 2]), grad_cam(learn.model, x[[5, 70, 2]], y[[5, 70, 2]]), atol=1e-4)
+    assert np.allclose(interp.grad_cam([5, 70, 2], views=8), grad_cam(learn.model, x[[5, 70, 2]], y[[5, 70, 2]]), atol=1e-4)
     part = ClassificationInterpretation.from_learner(learn, DatasetType.Train)
     assert len(part.losses) == len(learn.dls.train_ds) and part.y_true.tolist() == learn.dls.train_ds.targets.tolist()
     shown = learn.dls.denormalize(part._pictures([0]))[0]
@@ -287,10 +288,71 @@ def test_text_on_every_shade_can_be_read(percent):
 @pytest.mark.parametrize('kw', [dict(heatmap_thresh=16), dict(show_text=True), dict(k=4, heat=True)])
 def test_unknown_arguments(interp, kw):
     with pytest.raises(TypeError): interp.plot_top_losses(**{'k': 4, **kw})
-    with pytest.raises(TypeError): interp.plot_confusion_matrix(slice_size=1)
 
-GONE = dict(from_learner='activ', confusion_matrix='slice_size', most_confused='slice_size', plot_confusion_matrix='return_fig', plot_top_losses='return_fig')
+@pytest.mark.parametrize('method', ['from_learner', 'confusion_matrix', 'most_confused', 'plot_confusion_matrix', 'plot_top_losses'])
+def test_words_of_v1(learn, interp, method, capsys):
+    "A word of v1 that means nothing here is named, and changes nothing; any other is refused."
+    words = dict(from_learner=[learn], plot_top_losses=[4]).get(method, [])
+    getattr(interp, method)(*words, slice_size=1)
+    assert "v1's argument slice_size has no meaning here" in capsys.readouterr().out
+    with pytest.raises(TypeError, match='slyce_size'): getattr(interp, method)(*words, slyce_size=1)
 
-@pytest.mark.parametrize('method,name', GONE.items())
-def test_words_of_v1_that_are_gone(learn, interp, method, name):
-    with pytest.raises(TypeError, match=name): getattr(interp, method)(*dict(from_learner=[learn], plot_top_losses=[4]).get(method, []), **{name: 1})
+# --- what may not be wrong without a word ---------------------------------------------------------------------------------------
+
+def test_nothing_asked_is_nothing_answered(learn, interp):
+    for none in ([], (), torch.tensor([]), np.array([], int)):
+        for of in ('actual', 'predicted'): assert interp.grad_cam(none, of).shape[0] == 0
+    assert grad_cam(seer(), torch.zeros(0, 3, 64, 64), torch.zeros(0, dtype=torch.long)).shape[0] == 0
+    with pytest.raises(ValueError, match='nothing to show'): interp.plot_top_losses(0)
+    assert len(interp.to_frame(0)) == 0
+
+def test_heat_maps_do_not_round_to_tf32():
+    "The switch of the GPU's convolutions, which can be asked on any machine; it is put back."
+    class Asks(nn.Identity):
+        def forward(self, x):
+            seen.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+            return x
+    seen,model,(x,_) = [],seer(),planted((64, 64))
+    model[0].add_module('asks', Asks())
+    for before in (True, False):
+        torch.backends.cudnn.allow_tf32 = before
+        try: grad_cam(model, x, torch.zeros(8, dtype=torch.long))
+        finally: after,torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32,True
+        assert after == before
+    assert {*seen} == {(True, False)}
+
+@pytest.mark.parametrize('part', [DatasetType.Valid, DatasetType.Train])
+@pytest.mark.parametrize('k,largest', [(None, True), (7, True), (5, False), (1000, True)])
+def test_the_errors_by_name(learn, part, k, largest):
+    "Each row is the picture that it names: told anew by the learner, file by file."
+    interp = ClassificationInterpretation.from_learner(learn, part)
+    table,(losses,idxs) = interp.to_frame(k, largest),interp.top_losses(k, largest)
+    files = learn.dls.fixed_dl(part).dataset.items
+    assert table.index.tolist() == idxs.tolist() and np.array_equal(table.loss, losses)
+    assert [str(learn.dls.path/path) for path in table.path] == [str(files[i]) for i in table.index]
+    for i,row in table.head(3).iterrows():
+        name,_,probs = learn.predict(learn.dls.path/row.path)
+        assert str(name) == row.pred and np.isclose(probs[interp.classes.index(row.label)], row.p_label, atol=1e-5)
+
+def test_only_views_that_training_showed(sample_root):
+    "X-rays have an up: they are not turned, unless training turned them."
+    shown = {}
+    kw = dict(size=64, resize_method=ResizeMethod.SQUISH, bs=16, val_bs=72, cache=False)
+    for name,tfms in dict(none=None, mirrored=get_transforms(max_warp=None), turned=get_transforms(flip_vert=True, max_warp=None)).items():
+        learn = CNNLearner(ImageDataBunch.from_folder(sample_root, ds_tfms=tfms, **kw), seer(smudge=True))
+        interp = ClassificationInterpretation.from_learner(learn)
+        shown[name] = interp.grad_cam([3])
+        assert np.allclose(shown[name], interp.grad_cam([3], views=dict(none=1, mirrored=2, turned=8)[name]))
+    assert not np.allclose(shown['none'], shown['turned'], atol=1e-2)
+
+def test_figures_claim_nothing_about_other_pictures(tmp_path):
+    "A set of one's own, without a record: no cells, no parasites, not drawn."
+    for i in range(24):
+        file = tmp_path/('cat', 'dog')[i % 2]/f'{i}.png'
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.RandomState(i).randint(0, 256, (64, 64, 3)).astype(np.uint8)).save(file)
+    learn = CNNLearner(ImageDataBunch.from_folder(tmp_path, valid_pct=.5, size=64, bs=4, cache=False), seer())
+    interp = ClassificationInterpretation.from_learner(learn)
+    for fig in (interp.plot_top_losses(4, heatmap=True), interp.plot_confusion_matrix()):
+        said = ' '.join(text.get_text() for text in fig.findobj(plt.Text)).lower()
+        assert 'cat' in said and not any(word in said for word in ('cell', 'parasit', 'infect', 'drawn'))

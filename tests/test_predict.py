@@ -173,7 +173,7 @@ def test_odd_objects_are_one_row(predict, files):
     cut = Image.open(io.BytesIO(files[0].read_bytes()[:2000])) # opened, not loaded yet
     closed = Image.open(files[0])
     closed.close()
-    odd = [np.full((4,4), .123), np.zeros((0,4,3), np.uint8), Found('x', b''), Found('y', b'GIF89a'), Image.new('RGB', (0,5)), Image.new('F', (40,40), 1.), cut, closed, None, 7, b'', {}, object()]
+    odd = [np.full((4,4), .123), np.zeros((0,4,3), np.uint8), Found('x', b''), Found('y', b'GIF89a'), Image.new('RGB', (0,5)), Image.new('F', (40,40), .123), cut, closed, None, 7, b'', {}, object()]
     table = predict(odd)
     assert len(table)==len(odd) and (table.decision=='not a cell').all() and table.reason.str.startswith('cannot be read').all()
     assert [len(predict(o)) for o in (None, 7, b'', np.full((4,4), .123))]==[1]*4

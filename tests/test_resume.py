@@ -4,7 +4,7 @@ The kills are those of `kill_resume.py`, in the slow tests. What each fault led 
 
     UPDATE_RESULTS=1 python -m pytest tests/test_resume.py -k "fault or costs"
 """
-import errno,hashlib,os,random,shutil,stat,subprocess,sys,time
+import ast,errno,hashlib,os,random,shutil,stat,subprocess,sys,time
 from functools import partial
 from pathlib import Path
 
@@ -12,21 +12,31 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import fastai
+import fastai.optimizer
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix,MixUp
+from fastai.callback.preds import MCDropoutCallback
+from fastai.callback.progress import CSVLogger
+from fastai.callback.rnn import RNNRegularizer
 from fastai.callback.schedule import ParamScheduler,SchedCos
-from fastai.callback.tracker import EarlyStoppingCallback,ReduceLROnPlateau
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.tracker import EarlyStoppingCallback,ReduceLROnPlateau,TerminateOnNaNCallback,TrackerCallback
+from fastai.callback.tracker import SaveModelCallback as StockSaver
+from fastai.callback.training import BnFreeze,GradientAccumulation,GradientClip,ShortEpochCallback
 from fastai.learner import Metric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy,error_rate
-from fastai.optimizer import Adam
+from fastai.optimizer import (Adam,Lamb,Larc,Lookahead,OptimWrapper,Optimizer,QHAdam,RAdam,RMSProp,SGD,average_grad,momentum_step,ranger,
+                              weight_decay)
 from PIL import Image
 from torch import nn
 from malaria_fastai.backbone import split_params
 from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import ImageDataBunch
 from malaria_fastai.learner import CNNLearner, cnn_learner, weights_hash
-from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_write_tensors
+from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_set_streams,_streams,_write_tensors
 from malaria_fastai.transforms import get_transforms
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +55,7 @@ def one_thread():
 
 class Watch(Callback):
     "Count training batches, and do something at one of them."
+    looks_on = True
     order = -30
     def __init__(self, at=None, do=None): self.n,self.at,self.do = 0,at,do
     def before_batch(self):
@@ -384,7 +395,7 @@ def test_another_network_is_refused(tmp_path, new):
 
 @pytest.mark.parametrize('kwargs', [dict(lr=1e-3), dict(n=4), dict(pct_start=.5), dict(moms=(.9, .8)), dict(wd=.1), dict(div_factor=10)])
 def test_another_cycle_is_refused(kwargs, done, new):
-    with pytest.raises(AnotherRun, match='x_2 belongs to another run:\n  (cycle|wd).* then, .* now'): fit(new(done), 'last', **kwargs)
+    with pytest.raises(AnotherRun, match='x_2 belongs to another run:\n  (cycle|optimizer.wd).* then, .* now'): fit(new(done), 'last', **kwargs)
 
 def test_another_schedule_is_refused(tmp_path, new):
     def run(end, start, *cbs):
@@ -520,10 +531,11 @@ def test_patience_plateau_best_and_accumulation(tmp_path, new):
     for k,at in enumerate([(0, 1), (3, 2), (4, 2)]):
         with pytest.raises(KeyboardInterrupt): tracked(new, tmp_path/f'{k}', 0, Watch(at, stop))
         assert tracked(new, tmp_path/f'{k}', 'last')==end
-        assert (tmp_path/f'{k}'/'models'/'best.pth').read_bytes()==(tmp_path/'a'/'models'/'best.pth').read_bytes()
+        assert same_weights(tmp_path, f'{k}/models/best', 'a/models/best')
 
 def same_weights(folder, *names):
-    one,two = (torch.load(folder/f'{name}.pth', weights_only=True) for name in names)
+    read = [torch.load(folder/f'{name}.pth', weights_only=False) for name in names] # fastai's lists are in it
+    one,two = (file.get('model', file) for file in read)
     return one.keys()==two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path, new, capsys):
@@ -558,6 +570,8 @@ class Dice(Callback):
     def before_fit(self):
         self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=2.)
         self.learn.scaler.scale(torch.ones(1)) # it begins with its first use
+    def state_dict(self): return dict(drawn=self.drawn)
+    def load_state_dict(self, state): self.drawn = [tuple(draw) for draw in state['drawn']]
     def before_train(self): self.drawn.append((random.random(), np.random.rand()))
     def after_epoch(self): self.learn.scaler.update(self.learn.scaler.get_scale()*3)
 
@@ -571,7 +585,7 @@ def test_streams_and_the_gradient_scale_go_on(tmp_path, new):
     cut(seeded(tmp_path/'b'), 2, 0, Dice())
     b,rest = new(tmp_path/'b'),Dice() # seeded otherwise
     fit(b, 'last', rest)
-    assert rest.drawn==whole_run.drawn[2:] and a.scaler.get_scale()==b.scaler.get_scale()==2*3**3
+    assert rest.drawn==whole_run.drawn and a.scaler.get_scale()==b.scaler.get_scale()==2*3**3
 
 def test_two_callbacks_of_one_kind_keep_their_own_counters(tmp_path, new):
     def run(start, *cbs):
@@ -582,10 +596,6 @@ def test_two_callbacks_of_one_kind_keep_their_own_counters(tmp_path, new):
     end = run(0)
     assert end==(2, 0)
     assert run(2)==end
-
-def test_a_shorter_training_tells_which_weights_stay(done, new, capsys):
-    fit(new(done), n=1)
-    assert 'x_0, will be replaced. Its weights x_1, x_2 stay' in capsys.readouterr().out
 
 def test_thawing_is_undone_with_a_word(tmp_path, new, capsys):
     learn = new(tmp_path)
@@ -629,6 +639,335 @@ def test_a_monitor_that_is_not_measured_is_a_warning(tmp_path, new):
     learn = new(tmp_path)
     with pytest.warns(UserWarning, match="'error_rate' is not measured here"), learn.no_bar(), learn.no_logging():
         learn.fit(1, callbacks=[SaveModelCallback(learn, every='epoch', monitor='error_rate', name='x')])
+
+# ---- what fastai ships: exact, or refused before the first batch. A new optimizer or callback fails the test until it has a row
+
+def stepping(params, lr, **kwargs): return Optimizer(params, [weight_decay, average_grad, momentum_step], lr=lr, mom=.9, wd=.01)
+def looking_ahead(params, lr, **kwargs): return Lookahead(SGD(params, lr=lr, mom=.9), k=2)
+
+OPTIMIZERS = dict(
+    Optimizer=stepping, Lookahead=looking_ahead, ranger=partial(ranger, k=2), SGD=partial(SGD, mom=.9), RMSProp=partial(RMSProp, mom=.9), Adam=Adam, RAdam=RAdam,
+    QHAdam=QHAdam, Larc=Larc, Lamb=Lamb, OptimWrapper=partial(OptimWrapper, opt=torch.optim.AdamW))
+WRAPPED = dict(SGD=dict(momentum=.9), NAdam={}, Adamax={}, RMSprop=dict(momentum=.9), RAdam={}) # a few of torch's
+
+def made_from_fastai():
+    "Optimizers of fastai, by what they say they return."
+    for name in fastai.optimizer.__all__:
+        maker = getattr(fastai.optimizer, name)
+        if isinstance(maker, type) and issubclass(maker, fastai.optimizer._BaseOptimizer): yield name
+        elif getattr(maker, '__annotations__', {}).get('return') in (Optimizer, Lookahead): yield name
+
+def callbacks_of_fastai():
+    "Every class in the files of fastai that comes from Callback, also where a package that it needs is missing."
+    bases = {}
+    for file in Path(fastai.__file__).parent.rglob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ClassDef): bases[node.name] = [getattr(base, 'id', '') for base in node.bases]
+    found = {'Callback'}
+    while more := {name for name,above in bases.items() if found & {*above}} - found: found |= more
+    return found - {'Callback'}
+
+EXACT = dict(
+    ShortEpochCallback=partial(ShortEpochCallback, .4), GradientAccumulation=partial(GradientAccumulation, 40), GradientClip=partial(GradientClip, .1), BnFreeze=BnFreeze,
+    TerminateOnNaNCallback=TerminateOnNaNCallback, TrackerCallback=TrackerCallback, EarlyStoppingCallback=partial(EarlyStoppingCallback, patience=9),
+    ReduceLROnPlateau=partial(ReduceLROnPlateau, patience=1), SaveModelCallback=StockSaver, MixUp=MixUp, CutMix=CutMix, ChannelsLast=ChannelsLast,
+    MCDropoutCallback=MCDropoutCallback, MixedPrecision=MixedPrecision, RNNRegularizer=RNNRegularizer, CSVLogger=CSVLogger,
+    ParamScheduler=lambda: ParamScheduler({'lr': SchedCos(1e-2, 1e-4)}))
+REFUSED = dict( # whoever knows that nothing hangs on it says so: looks_on = True
+    ActivationStats='keeps `hooks`', HookCallback='keeps `hooks`', CollectDataCallback='keeps `data`')
+NO_TRAINING = dict( # with which no network that tells pictures apart is trained: why
+    GANTrainer='two networks', FixedGANSwitcher='two networks', AdaptiveGANSwitcher='two networks', GANDiscriminativeLR='two networks',
+    RNNCallback='text', ModelResetter='text', MixHandler='the base of MixUp and CutMix', LRFinder='the rate finder writes no states', SkipToEpoch='our fit begins where it is told',
+    Recorder='ours stands in its place', TrainEvalCallback='in every learner', CastToTensor='in every learner', GatherPredsCallback='predictions', FetchPredsCallback='predictions',
+    ParallelTrainer='several devices: see extra.distributed', DistributedTrainer='several devices: see extra.distributed',
+    ModelToHalf='to_fp16 is in its place', NonNativeMixedPrecision='to_fp16 is in its place', ProgressCallback='ours stands in its place', ShowGraphCallback='for notebooks: it draws',
+    VerboseCallback='for the tests of fastai')
+SERVICES = 'WandbCallback CometCallback AzureMLCallback TensorBoardBaseCallback TensorBoardCallback TensorBoardProjectorCallback'.split() # the rule for your own
+
+def test_every_optimizer_and_callback_of_fastai_has_a_row():
+    assert {*made_from_fastai()}=={*OPTIMIZERS}
+    rows = [*EXACT, *REFUSED, *NO_TRAINING, *SERVICES]
+    assert callbacks_of_fastai()=={*rows} and len(rows)==len({*rows})
+
+def is_exact(new, folder, make=list, n=2, **kwargs):
+    "Stopped in the last epoch, after a state and two batches of it; then a new learner goes on."
+    def run(part, start, *cbs): return fit(new(folder/part, **kwargs), start, *cbs, *make(), every=2, n=n)
+    end = run('a', 0)
+    with pytest.raises(KeyboardInterrupt): run('b', 'last', Watch((n-1, 2), stop))
+    count = Watch()
+    return run('b', 'last', count)==end and count.n==BATCHES-2
+
+def goes_on(new, folder, *cbs): return fit(new(folder/'b'), 'last', *cbs, every=2, n=2)
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_optimizers_of_fastai_go_on_exactly(name, tmp_path, new): assert is_exact(new, tmp_path, n=1, ds_tfms=None, opt_func=OPTIMIZERS[name])
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', WRAPPED)
+def test_optimizers_of_torch_go_on_exactly(name, tmp_path, new):
+    assert is_exact(new, tmp_path, n=1, ds_tfms=None, opt_func=partial(OptimWrapper, opt=getattr(torch.optim, name), **WRAPPED[name]))
+
+@pytest.mark.parametrize('name', EXACT)
+def test_callbacks_of_fastai_go_on_exactly(name, tmp_path, new):
+    for part in 'ab': (tmp_path/part).mkdir() # CSVLogger makes no folder
+    assert is_exact(new, tmp_path, lambda: [EXACT[name]()], ds_tfms=None)
+
+def test_a_body_whose_batch_norm_stays(tmp_path, new):
+    def frozen(folder, **kwargs):
+        learn = new(folder, **kwargs)
+        learn.train_bn = False
+        learn.freeze()
+        return learn
+    assert is_exact(frozen, tmp_path, lambda: [BnFreeze()])
+    with pytest.raises(AnotherRun, match='train_bn: False then, True now'): goes_on(new, tmp_path, BnFreeze())
+
+def first_batch(new, folder, *cbs, **kwargs):
+    "Begin a training; returns the error, which must come before the first batch."
+    count = Watch()
+    with pytest.raises((TypeError, ValueError, AttributeError)) as error: fit(new(folder, **kwargs), 0, *cbs, count)
+    assert count.n==0
+    return str(error.value)
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_callbacks_of_fastai_that_are_refused(name, tmp_path, new):
+    from fastai.callback import data, hook
+    make = getattr(hook, name, None) or getattr(data, name)
+    assert REFUSED[name] in (said := first_batch(new, tmp_path, make())) and 'looks_on = True' in said
+    looks_on = make()
+    looks_on.looks_on = True
+    assert fit(new(tmp_path/'b'), 0, looks_on, n=1)==fit(new(tmp_path/'c'), n=1)
+
+# what differs from the run that was interrupted: (callbacks and settings then, now)
+CHANGED = dict(
+    mixup_gone=([MixUp], []), mixup_new=([], [MixUp]), mixup_alpha=([MixUp], [partial(MixUp, .8)]), cutmix_alpha=([CutMix], [partial(CutMix, .5)]), another=([MixUp], [CutMix]),
+    clip=([partial(GradientClip, .1)], [partial(GradientClip, .2)]), accumulate=([partial(GradientAccumulation, 40)], [partial(GradientAccumulation, 20)]),
+    patience=([partial(EarlyStoppingCallback, patience=9)], [partial(EarlyStoppingCallback, patience=8)]), order=([MixUp, GradientClip], [GradientClip]))
+
+@pytest.mark.parametrize('what', CHANGED)
+def test_other_callbacks_are_another_run(what, tmp_path, new):
+    then,now = CHANGED[what]
+    fit(new(tmp_path), 0, *[make() for make in then], n=1)
+    with pytest.raises(AnotherRun, match='callbacks: .* then, .* now'): fit(new(tmp_path), 'last', *[make() for make in now], n=1)
+
+OTHER_STEPS = dict(
+    lookahead=(looking_ahead, lambda params, lr, **kwargs: Lookahead(SGD(params, lr=lr, mom=.9), k=3)), no_lookahead=(looking_ahead, partial(SGD, mom=.9)),
+    hidden=(lambda params, lr, **kwargs: Adam(params, lr=lr, eps=1e-5), lambda params, lr, **kwargs: Adam(params, lr=lr, eps=1e-3)),
+    decouple=(Adam, partial(Adam, decouple_wd=False)), kind=(Adam, RAdam), wrapped=(partial(OptimWrapper, opt=torch.optim.AdamW), partial(OptimWrapper, opt=torch.optim.NAdam)))
+
+@pytest.mark.parametrize('what', OTHER_STEPS)
+def test_another_optimizer_is_another_run(what, tmp_path, new):
+    then,now = OTHER_STEPS[what]
+    fit(new(tmp_path, opt_func=then), n=1)
+    with pytest.raises(AnotherRun, match='optimizer'): fit(new(tmp_path, opt_func=now), 'last', n=1)
+
+def test_another_layout_of_the_weights_is_another_run(tmp_path, new):
+    def turned(folder):
+        learn = new(folder)
+        learn.model.to(memory_format=torch.channels_last)
+        return learn
+    assert is_exact(lambda folder, **kwargs: turned(folder), tmp_path)
+    with pytest.raises(AnotherRun, match='layout: channels last then, channels first now'): goes_on(new, tmp_path)
+    learn = new(tmp_path/'c')
+    learn.wd_bn_bias = True
+    with pytest.raises(KeyboardInterrupt): fit(learn, 0, Watch((1, 1), stop))
+    with pytest.raises(AnotherRun, match='wd_bn_bias: True then, False now'): fit(new(tmp_path/'c'), 'last')
+
+# ---- callbacks of one's own
+
+class Average(Callback):
+    "A moving average of the weights takes their place at the end of an epoch; it says what it remembers."
+    def __init__(self, keep=.9): self.keep = keep
+    def before_fit(self): self.mean = [p.detach().clone() for p in self.model.parameters()]
+    def after_batch(self):
+        if self.training: self.mean = [self.keep*mean + (1-self.keep)*p.detach() for mean,p in zip(self.mean, self.model.parameters())]
+    def after_epoch(self):
+        with torch.no_grad():
+            for p,mean in zip(self.model.parameters(), self.mean): p.copy_(mean)
+
+class SaidAverage(Average):
+    def state_dict(self): return dict(mean=self.mean)
+    def load_state_dict(self, state): self.mean = state['mean']
+
+class Noise(Callback):
+    "No memory: the argument is all there is."
+    order = 5
+    def __init__(self, sigma): self.sigma = sigma
+    def before_batch(self):
+        if self.training: self.learn.xb = (self.x + self.sigma*torch.randn_like(self.x),)
+
+class Rising(Noise):
+    "Its setting is what it remembers."
+    def after_epoch(self): self.sigma *= 2
+
+class Late(Callback):
+    "What it keeps comes with the first batch."
+    def after_batch(self): self.seen = getattr(self, 'seen', 0) + 1
+
+def test_ones_own_callback_goes_on_exactly_if_it_says_what_it_remembers(tmp_path, new):
+    assert is_exact(new, tmp_path/'a', lambda: [SaidAverage()]) and is_exact(new, tmp_path/'b', lambda: [Noise(.1)])
+    with pytest.raises(AnotherRun, match="'sigma': 0.1}. then, .*'sigma': 0.2}. now"): goes_on(new, tmp_path/'b', Noise(.2))
+    with pytest.raises(AnotherRun, match='callbacks'): goes_on(new, tmp_path/'b')
+
+def test_ones_own_callback_is_refused_if_it_keeps_what_no_state_knows(tmp_path, new):
+    assert 'Average keeps `mean`' in first_batch(new, tmp_path/'a', Average())
+    for cb,said in ((Late(), 'Late keeps `seen`'), (Rising(.1), 'changes its own settings')): # seen when the next state is due, not at the end
+        with pytest.raises(TypeError, match=said): fit(new(tmp_path/type(cb).__name__), 0, cb)
+    fit(new(tmp_path/'best'), 0, Late(), n=1, every='improvement') # without states, nothing is promised
+
+# ---- averages, failed trainings, names
+
+def averages(learn): return [value.clone() for state in learn.opt.state_dict()['state'] for value in state.values() if isinstance(value, torch.Tensor)]
+
+@pytest.mark.parametrize('opt_func', [Adam, partial(SGD, mom=.9), ranger])
+def test_the_best_epoch_brings_back_weights_and_averages(opt_func, tmp_path, new):
+    "As in v1: another training begins from both."
+    seen = {}
+    class Look(Callback):
+        order,looks_on = 59,True
+        def after_epoch(self): seen[self.epoch] = weights_hash(self.model),averages(self.learn)
+    learn = new(tmp_path, metrics=Planted(.5, .8, .2), opt_func=opt_func)
+    best = SaveModelCallback(learn, monitor='planted')
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, callbacks=[best, Look()])
+    then,now = seen[1][1],averages(learn)
+    assert weights_hash(learn.model)==seen[1][0]!=seen[2][0] and best.best==.8
+    assert len(then)==len(now)>0 and all(torch.equal(a, b) for a,b in zip(then, now))
+
+def test_a_training_that_fails_leaves_the_good_files(tmp_path, new, whole):
+    "The weights become NaN between two states: nothing is written over the good ones, and one goes on from them."
+    def poison(learn): return lambda: [p.data.fill_(float('nan')) for p in learn.model.parameters()]
+    for every in (1, 'epoch'):
+        learn = new(tmp_path/str(every))
+        with pytest.raises(FloatingPointError): fit(learn, 0, Watch((1, 2), poison(learn)), every=every)
+        kept = [torch.load(path, weights_only=True) for path in (tmp_path/str(every)/'models').glob('*.pth')]
+        assert len(kept)>1 and all(value.isfinite().all() for weights in kept for value in weights.values())
+        assert fit(new(tmp_path/str(every)), 'last', every=every)==whole[1]
+    learn = new(tmp_path/'best', metrics=Planted(.1, .9, .9)) # it cannot be the best, whatever it scores
+    with pytest.raises(FloatingPointError): fit(learn, 0, Watch((1, 2), poison(learn)), SaveModelCallback(learn, monitor='planted'))
+    assert all(p.isfinite().all() for p in learn.load('bestmodel').model.parameters())
+
+def trained_best(learn, *cbs, name='bestmodel'):
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, callbacks=[SaveModelCallback(learn, monitor='planted', name=name), *cbs])
+
+OTHERS = dict(written_over=lambda learn, other: other.save('bestmodel'), gone=lambda learn, other: (Path(learn.path)/'models/bestmodel.pth').unlink(),
+              same_weights_without_averages=lambda learn, other: learn.save('bestmodel', with_opt=False))
+
+@pytest.mark.parametrize('what', OTHERS)
+def test_the_best_model_is_what_this_training_wrote(what, tmp_path, new):
+    learn,other = (new(tmp_path, metrics=Planted(.5, .9, .2)) for _ in range(2))
+    with pytest.raises(StateDamaged, match='bestmodel.pth is not what this training wrote.*name= or path='):
+        trained_best(learn, Watch((2, 1), lambda: OTHERS[what](learn, other)))
+
+def test_two_trainings_in_one_folder_do_not_exchange_weights(tmp_path, new):
+    "One after the other is what everybody does; one within the other is refused, in whichever order they end."
+    for _ in range(2): trained_best(new(tmp_path, metrics=Planted(.5, .9, .2)))
+    outer,inner = (new(tmp_path, metrics=Planted(.5, .9, .2)) for _ in range(2))
+    with pytest.raises(StateDamaged, match='another one may save under this name'): trained_best(outer, Watch((2, 0), lambda: trained_best(inner)))
+    trained_best(outer, Watch((2, 0), lambda: trained_best(inner, name='theirs')), name='mine')
+
+def test_two_callbacks_of_one_name_are_refused(tmp_path, new):
+    learn = new(tmp_path)
+    for words in (dict(), dict(every='epoch', name='a/b'), dict(every=2, name='x')):
+        count = Watch()
+        with pytest.raises(ValueError, match='two callbacks would save under the name'), learn.no_bar():
+            learn.fit(1, callbacks=[SaveModelCallback(**words), SaveModelCallback(**words), count])
+        assert count.n==0
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, callbacks=[SaveModelCallback(), SaveModelCallback(every='epoch')]) # other files
+
+def test_a_continued_run_knows_its_best_model(tmp_path, new):
+    def run(folder, start, *cbs):
+        learn = new(folder, metrics=Planted(.9, .5, .2))
+        fit(learn, start, SaveModelCallback(learn, monitor='planted'), *cbs)
+        return weights_hash(learn.model),averages(learn)
+    end = run(tmp_path/'a', 0)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', 0, Watch((2, 1), stop))
+    now = run(tmp_path/'b', 'last')
+    assert now[0]==end[0] and all(torch.equal(a, b) for a,b in zip(now[1], end[1]))
+    new(tmp_path/'b').save('bestmodel')
+    with pytest.raises(StateDamaged, match='not what this training wrote'): run(tmp_path/'b', 'last')
+
+def test_each_stage_needs_a_name_of_its_own(tmp_path, new, capsys):
+    "The second would train nothing, and undo what was thawed."
+    learn = new(tmp_path)
+    learn.freeze()
+    fit(learn, 'last')
+    for n,words in ((EPOCHS, {}), (EPOCHS, dict(tot_epochs=EPOCHS))):
+        learn.unfreeze()
+        with pytest.raises(AnotherRun, match='x_2 is of an earlier stage.*its own name='): fit(learn, 'last', n=n, **words)
+        assert all(p.requires_grad for p in learn.model.parameters())
+    again = new(tmp_path) # from top to bottom in a new process
+    again.freeze()
+    fit(again, 'last')
+    assert 'Loaded x_2: nothing is left to train' in capsys.readouterr().out
+    again.unfreeze()
+    with pytest.raises(AnotherRun, match='earlier stage'): fit(again, 'last')
+    again.freeze()
+    fit(again, 'last') # the same cell once more
+    with pytest.raises(AnotherRun, match='belongs to another run'): fit(again, 'last', lr=1e-4)
+
+def test_a_constant_rate_is_no_way_around(tmp_path, new):
+    learn = new(tmp_path)
+    learn.freeze()
+    def go(n):
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3, start_epoch='last', callbacks=[SaveModelCallback(learn, every='epoch', name='x')])
+    go(1)
+    learn.unfreeze()
+    with pytest.raises(AnotherRun, match='earlier stage'): go(3)
+
+@pytest.mark.parametrize('name', ['a/b/c', 'with space', 'ünï.b', Path('p')/'x[1]', 'a/../b'])
+def test_names_with_folders(name, tmp_path, new, whole):
+    learn = new(tmp_path)
+    def go(learn, start, *cbs):
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(EPOCHS, 3e-3, start_epoch=start, callbacks=[SaveModelCallback(learn, every='epoch', name=name), SaveModelCallback(learn, name=f'{name}_best'), *cbs])
+    with pytest.raises(KeyboardInterrupt): go(learn, 0, Watch((1, 1), stop))
+    learn = new(tmp_path)
+    go(learn, 'last')
+    place = (tmp_path/'models'/f'{name}_2').resolve()
+    assert place.with_name(place.name + '.pth').exists() and weights_hash(learn.load(f'{name}_2').model)==whole[1]
+
+@pytest.mark.parametrize('name', ['', '.', '..', 'a/..'])
+def test_names_that_are_none(name):
+    with pytest.raises(ValueError, match='name is that of a file under models/'): SaveModelCallback(name=name)
+
+def test_the_remedy_fits_the_fault(tmp_path, new):
+    "Nothing says 'make room' where there is room."
+    def said(name, every='epoch'):
+        learn = new(tmp_path)
+        with pytest.raises(StateNotWritten) as error, learn.no_bar(): learn.fit(1, callbacks=[SaveModelCallback(name=name, every=every)])
+        return str(error.value)
+    (tmp_path/'models').mkdir()
+    (tmp_path/'models/file').write_text('I am a file')
+    for name in ('file/x', 'n'*300):
+        for every in ('epoch', 'improvement'):
+            assert 'Make room' not in (text := said(name, every)) and 'Choose another name=' in text
+
+def test_changed_pictures_are_another_run(tmp_path, new, pictures):
+    "The same names, labels and sides; one picture is another. Renamed, new and relabelled ones are another split."
+    copy = tmp_path/'pictures'
+    shutil.copytree(pictures, copy)
+    names = sorted(path.relative_to(copy).as_posix() for path in copy.glob('*/*.png'))
+    def learner():
+        data = ImageDataBunch.from_name_func(copy, names, lambda path: path.parent.name, size=32, bs=16, cache=False, num_workers=0)
+        return CNNLearner(data, small_net(), path=tmp_path)
+    fit(learner(), n=1)
+    os.utime(copy/names[0]) # copied or extracted anew: the same picture
+    fit(learner(), 'last', n=1)
+    Image.open(copy/names[0]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(copy/names[0])
+    with pytest.raises(AnotherRun, match='pictures: .* then, .* now'): fit(learner(), 'last', n=1)
+
+@pytest.mark.parametrize('then,here', [(2, 1), (1, 2), (2, 2), (1, 0), (0, 1), (3, 1)])
+def test_a_state_of_other_devices_goes_on(then, here, monkeypatch):
+    "As many generators are set as are here; the others are left alone."
+    stood = [torch.full((16,), 7 + i, dtype=torch.uint8) for i in range(then)]
+    found = {}
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: here)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state', lambda state, device: found.update({device: state}))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: then>0)
+    monkeypatch.setattr(torch.cuda, 'get_rng_state_all', lambda: stood)
+    kept = _streams()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: here>0)
+    _set_streams(kept)
+    assert sorted(found)==[*range(min(then, here))] and all(torch.equal(found[i], stood[i]) for i in found)
 
 # ---- stock fastai, the baseline
 

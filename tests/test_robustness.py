@@ -162,6 +162,20 @@ def test_shortcuts_show_the_frame_and_the_outline_alone(by_brightness, sample_ro
     assert {k: v['n'] for k,v in found.items()} == dict(blanked=120, outline=120, frame=120)
 
 
+def test_what_holds_for_cells_is_not_done_to_other_pictures(by_brightness, sample_root, cells, tmp_path):
+    "X-rays have no stain and no frame: black is a part of them, and an outline they have not."
+    others = cells[::12].assign(label=cells.label.replace(dict(Parasitized='PNEUMONIA', Uninfected='NORMAL')), split='test')
+    table = robustness(None, sample_root, others, 'PNEUMONIA', n=None)
+    assert set(CORRUPTIONS) - set(table.corruption) == {'stain_pale', 'stain_dark', 'stain_blue', 'debris', 'background', 'neighbour'}
+    picture = robust._cut_outs(sample_root, others[:1])[0]
+    assert picture.inside.all() and (picture.damaged('gaussian_noise', 5)[picture.x.max(-1) == 0] > 0).any()
+    found = robust.stress_test(tmp_path, None, sample_root, others, 'PNEUMONIA', .5, 10, n=10, kinds=['jpeg'])
+    assert set(found) == {'robustness'}
+    mine = cells[::12].assign(split='test')
+    assert set(robustness(None, sample_root, mine, 'Parasitized', n=6).corruption) == {'none', *CORRUPTIONS}
+    assert set(robust.stress_test(tmp_path, None, sample_root, mine, 'Parasitized', .5, 10, n=0)) == {'shortcut'}
+
+
 # ---- folds
 
 @settings(max_examples=8, deadline=None)

@@ -136,6 +136,32 @@ def test_bad_tables():
     with pytest.raises(SplitError, match='no rows'): split_patient(cells[:0])
     with pytest.raises(SplitError, match='more than once'): split_random(pd.concat([cells, cells]))
 
+KINDS = {'whole numbers': int, 'numbers': float, 'categories': 'category', 'objects': object}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_labels_and_patients_of_any_type_are_split_alike(kind):
+    cells = table({f'P{i}':(5,5) for i in range(12)})
+    other = cells.assign(patient=cells.patient.str[1:].astype(int).astype(KINDS[kind]), label=(cells.label=='Parasitized').astype(int).astype(KINDS[kind]))
+    for rule in ('random', 'patient', 'random:0/3', 'patient:1/3'):
+        got = split_by(other, rule)
+        assert set(got.split) == {'train','valid','test'} and got.label.equals(other.label) and got.patient.equals(other.patient)
+        if rule.startswith('patient'): no_one_on_two_sides(got)
+    with pytest.raises(Leak, match='12 of 12 patients'): check_split(split_random(other, .3))
+    with pytest.raises(SplitError, match='no fold is pinned for 12 patients'): split_fold(other, 0)
+
+@pytest.mark.parametrize('rule', ['random','patient','folder','random:0/3','patient:0/3'])
+@pytest.mark.parametrize('gap', [None, np.nan, pd.NA])
+def test_a_missing_label_is_refused_by_every_rule(rule, gap):
+    cells = in_folders(train=40, test=20).assign(patient=[f'P{i%9}' for i in range(60)])
+    labels = cells.label.astype(object)
+    labels[3] = gap
+    with pytest.raises(SplitError, match='1 of 60 cells have no label, for example .*Leave them out'): split_by(cells.assign(label=labels), rule)
+
+def test_a_class_that_stands_only_outside_train_is_named():
+    cells = in_folders(train=40, valid=10, test=10)
+    cells['label'] = cells.label.mask(cells.folder_split == 'valid', 'Other')
+    with pytest.raises(SplitError, match='no cell of Other is in train: a model cannot learn it'): split_by(cells, 'folder')
+
 def all_cells():
     known = manifest()
     return known.assign(path=known.label+'/'+known.filename)
