@@ -29,10 +29,11 @@ _LEFTOVER = re.compile(r"""^[ \t]*(?=%(?:reload_ext|load_ext|autoreload)\b | !.*
                        | !curl.*course.*fast)""", re.X | re.M)
 _STAR = 'from malaria_fastai.all import *'
 
-# %% ../../nbs/extra/07_port.ipynb #02ece43c
+# %% ../../nbs/extra/07_port.ipynb #239269f4
 def _new_import(match, star, changes):
     "What stands in place of an import of fastai: this library's, once, and names that the program gives to others."
-    lines = [f'{alias} = {name}' for name,alias in re.findall(r'(\w+)\s+as\s+(\w+)', match[0])]
+    lines = [f'{alias} = {name}' for name,alias in re.findall(r'(\w+)\s+as\s+(\w+)', match[0])
+             if (name, '') in v1_words()]
     if star and not match['indent']: lines.insert(0, star.pop())
     changes.append(f"{' '.join(match[0].split())} -> {'; '.join(lines) or 'removed'}")
     return match['indent'] + ('\n'.join(lines) or 'pass'*bool(match['indent']))
