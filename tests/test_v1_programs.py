@@ -1,0 +1,55 @@
+"""Programs in the manner of 2018 to 2020, run to their end: each in a copy of `v1_programs` that `malaria-fastai port` has changed.
+
+They are our own, written after a count of the words that public programs of that time use, and hold the numbers that fastai 1's
+rules give. Three build batches only and run in `make test`; the others train and are slow."""
+import re,shutil
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+from malaria_fastai.extra.port import port
+
+PROGRAMS = sorted((Path(__file__).parent/'v1_programs').glob('*.py'))
+
+def fill(root, sample):
+    "The folders of the programs: classes; parts with classes; pictures beside a table."
+    for label,name in enumerate(('Parasitized', 'Uninfected')):
+        files = sorted(sample.glob(f'{name}/*.png'))[:240:5]
+        for i,file in enumerate(files):
+            if i >= 40: places = [f'parts/test/{label}{i}.png', f'kaggle/test/t{label}{i}.png'] if i < 46 else []
+            else: places = [f'cells/{name}/{file.name}', f"parts/{'train' if i < 30 else 'valid'}/{name}/{file.name}", f'kaggle/train/{label}{i:03}x.png']
+            for place in places:
+                (root/place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, root/place)
+    names = [f'{label}{i:03}x' for i in range(40) for label in (1, 0)]
+    table = pd.DataFrame(dict(id=names, diagnosis=[int(o[0]) for o in names], is_valid=[i%5==0 for i in range(80)]))
+    table.to_csv(root/'kaggle/train.csv', index=False)
+    test = sorted(o.stem for o in (root/'kaggle/test').glob('*.png'))
+    pd.DataFrame(dict(id=np.random.RandomState(0).permutation(test), diagnosis=0)).to_csv(root/'kaggle/sample_submission.csv', index=False)
+
+@pytest.fixture(scope='module')
+def folders(sample_root, tmp_path_factory):
+    root = tmp_path_factory.mktemp('programs')
+    fill(root/'data', sample_root)
+    return root
+
+@pytest.mark.parametrize('program', [pytest.param(o, marks=[] if 'quick' in o.stem else [pytest.mark.slow], id=o.stem) for o in PROGRAMS])
+def test_it_runs_to_its_end(program, folders, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folders/'data', tmp_path/'data')
+    shutil.copyfile(program, tmp_path/program.name)
+    monkeypatch.chdir(tmp_path)
+    new = port(tmp_path/program.name)
+    source = new.read_text(encoding='utf-8')
+    assert 'from fastai' not in source and source.count('from malaria_fastai.all import *')==1
+    assert 'is a word of fastai v1' not in source # port says of none of them that it would stop
+    exec(compile(source, program.name, 'exec'), dict(__name__='__main__'))
+    assert 'has no meaning here' not in capsys.readouterr().out
+
+def test_there_are_twenty_with_six_to_twenty_words_each():
+    from malaria_fastai.v1 import v1_words
+    words = {word for word,of in v1_words()}
+    counts = {o.stem: len({*re.findall(r'\w+', o.read_text(encoding='utf-8'))} & words) for o in PROGRAMS}
+    assert len(counts)>=20 and min(counts.values())>=6, counts
+
+def test_there_is_a_training_in_most_of_them():
+    assert sum('.fit' in o.read_text(encoding='utf-8') for o in PROGRAMS)>=18

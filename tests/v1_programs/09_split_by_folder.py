@@ -1,0 +1,13 @@
+from fastai.vision import *
+path = Path('data/parts')
+data = (ImageList.from_folder(path)
+        .split_by_folder(train='train', valid='valid')
+        .label_from_folder()
+        .add_test_folder('test')
+        .transform(([], []), size=24)
+        .databunch(bs=12))
+assert (len(data.train_ds), len(data.valid_ds), len(data.test_ds)) == (60, 20, 12)
+learn = Learner(data, nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(8, 2)), metrics=accuracy)
+learn.fit(1, lr=1e-2)
+preds, _ = learn.get_preds(ds_type=DatasetType.Test)
+assert preds.shape == (12, 2)

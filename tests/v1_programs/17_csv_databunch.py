@@ -1,0 +1,15 @@
+from fastai.vision import *
+random.seed(0)
+path = Path('data/kaggle')
+df = pd.read_csv(path/'train.csv')
+counts = Counter(df.diagnosis)
+weights = OrderedDict(sorted(counts.items()))
+data = ImageDataBunch.from_csv(path, folder='train', csv_labels='train.csv', suffix='.png', label_col='diagnosis', ds_tfms=get_transforms(), size=24, bs=16)
+data.normalize(imagenet_stats)
+assert data.classes == list(weights) and data.batch_size == 16
+learn = cnn_learner(data, models.resnet18, pretrained=False, metrics=[accuracy, AUROC()])
+learn.fit_one_cycle(1)
+p = F.softmax(torch.randn(3, 2), dim=1)
+assert math.isclose(float(p.sum()), 3, rel_tol=1e-5)
+shutil.rmtree(path/'models', ignore_errors=True)
+gc.collect()

@@ -1,0 +1,13 @@
+from fastai.vision import *
+path = Path('data/cells')
+data = ImageDataBunch.from_lists(path, [f'{c}/{f.name}' for c in ('Parasitized', 'Uninfected') for f in get_image_files(path/c)], ['P']*40 + ['U']*40, valid_pct=0.2, size=24, bs=16)
+learn = cnn_learner(data.normalize(imagenet_stats), models.resnet18, pretrained=False, metrics=accuracy)
+learn.fit_one_cycle(1)
+learn.save('one')
+empty = ImageDataBunch.single_from_classes(path, ['P', 'U'], ds_tfms=get_transforms(), size=24).normalize(imagenet_stats)
+learn2 = cnn_learner(empty, models.resnet18, pretrained=False).load('one')
+img = open_image(data.valid_ds.items[3])
+cls, idx, probs = learn2.predict(img)
+assert probs.equal(learn.predict(data.valid_ds.items[3])[2])
+assert img.shape[0] == 3 and img.data.max() <= 1 and img.px.equal(img.data)
+img.show(title=f'{cls} {probs[idx]:.2f}')
