@@ -55,7 +55,8 @@ def locate(
     if text and path.is_dir(): return class_root(path)
     if path.is_file(): archive = path
     elif name == 'sample': return draw_sample(Path(folder, 'drawn-sample'))
-    elif name in RECORDS or name.startswith(('http://', 'https://')): archive = download(RECORDS.get(name, text), folder)
+    elif name in RECORDS or name.startswith(('http://', 'https://')):
+        archive = download(RECORDS.get(name, text), folder)
     else: raise DataNotFound(_unknown_source(text))
     done = extract(archive, folder)
     print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
@@ -154,7 +155,8 @@ def _to_bytes(values, name):
         reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
     else:
         low,high = int(values.min()),int(values.max()) # 16-bit grey: 0 to 65,535
-        if 0 <= low and (high == 0 or 4095 < high < 65536): return ((values.astype(int) + 128)//257).astype(np.uint8)
+        if low >= 0 and (high == 0 or 4095 < high < 65536):
+            return ((values.astype(int) + 128)//257).astype(np.uint8)
         reason = f"grey values from {low} to {high} "
         reason += "use 12 bits or fewer: nobody knows what is white" if 0 <= low <= high < 4096 else "are beyond 16 bits"
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
@@ -201,19 +203,16 @@ def _decode(data, name):
     except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
 
 # %% ../nbs/api/03_cells.ipynb #5cffcc08
-_CHANNELS = 1, 2, 3, 4
-
 def _from_array(pixels, name):
     "A Pillow picture of an array or of a tensor."
-    shape = tuple(pixels.shape)
+    shape,remedy = tuple(pixels.shape),"Pass (h, w), (h, w, 3) or a tensor (3, h, w)"
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
-        if pixels.ndim == 3 and shape[0] in _CHANNELS:
-            pixels = np.moveaxis(pixels, 0, 2)
-            if shape[2] in _CHANNELS:
-                raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", "Pass an array (h, w, 3)")
-    if pixels.ndim < 2 or not pixels.size or pixels.shape[2:] not in ((), *((n,) for n in _CHANNELS)):
-        raise BadPicture(name, f"an array {shape} is not one picture", "Pass (h, w), (h, w, 3) or a tensor (3, h, w)")
+        first,last = (len(shape) == 3 and shape[i] in range(1, 5) for i in (0, -1))
+        if first and last: raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
+        if first: pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
+        raise BadPicture(name, f"an array {shape} is not one picture", remedy)
     if pixels.shape[2:] == (1,): pixels = pixels[..., 0]
     return Image.fromarray(np.ascontiguousarray(_to_bytes(pixels, name)))
 
@@ -285,8 +284,7 @@ class Resizing:
             raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
         if method == ResizeMethod.NO: return cls(None, method, padding_mode)
         sides = size if pair else (size, size)
-        whole = [isinstance(side, (int, np.integer)) and side > 0 for side in sides]
-        if whole != [True, True]:
+        if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
             raise ValueError(f"size: a number of pixels or a pair (height, width), got {size!r}")
         return cls(tuple(map(int, sides)), method, padding_mode)
 
@@ -415,7 +413,8 @@ def _warn_same_names(cells):
     "Warn of a file name that occurs in two classes."
     labels = cells.label.groupby(cells.path.map(basename)).nunique()
     twice = labels.index[labels > 1]
-    if len(twice): warnings.warn(f"{len(twice):,} file names occur in more than one class: {', '.join(twice[:5])}", stacklevel=3)
+    said = f"{len(twice):,} file names occur in more than one class: {', '.join(twice[:5])}"
+    if len(twice): warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
 def _check_classes(root, labels, left_out):

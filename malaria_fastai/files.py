@@ -16,7 +16,6 @@ import os
 import uuid
 from contextlib import contextmanager
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 
 # %% ../nbs/api/00_files.ipynb #28f65b02
@@ -77,7 +76,6 @@ def file_digest(
 # %% ../nbs/api/00_files.ipynb #cfbbf3b7
 def _table_text(file):
     "The text of a table in UTF-8 or UTF-16, also packed by gzip."
-    if not Path(file).is_file(): raise FileNotFoundError(f"{file}: there is no such table. Check the name")
     data = Path(file).read_bytes()
     if data.startswith(b'\x1f\x8b'): data = gzip.decompress(data)
     encoding = 'utf-8-sig'
@@ -85,34 +83,9 @@ def _table_text(file):
     elif b'\0' in data[:2]: encoding = 'utf-16-le' if data[0] else 'utf-16-be'
     try: text = data.decode(encoding)
     except UnicodeError: text = '\0'
-    if '\0' not in text: return text
-    raise ValueError(f"{file}: no text in UTF-8 or UTF-16. Save the table as CSV, in UTF-8")
-
-# %% ../nbs/api/00_files.ipynb #82133b15
-def _table_rows(text, separator, strict=True):
-    "The rows of a table that are not empty, each with the number of its last line."
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=strict)
-    return ((reader.line_num, row) for row in reader if row)
-
-# %% ../nbs/api/00_files.ipynb #068bd582
-def _table_head(file, text, needed, separators, header):
-    "The separator and the names of the columns; without a header, their numbers."
-    heads = {}
-    for separator in separators:
-        rows = _table_rows(text, separator, strict=False)
-        heads[separator] = [name.strip() for _,row in islice(rows, header or 0, (header or 0) + 1) for name in row]
-    fits = [separator for separator,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
-    if len(fits) > 1:
-        raise ValueError(f"{file}: the columns may be separated by {' or '.join(map(repr, fits))}. Say which")
-    separator = fits[0] if fits else max(heads, key=lambda separator: len(heads[separator]))
-    columns = heads[separator]
-    if header is None: return separator,[*range(len(columns))]
-    found = f"found {', '.join(map(repr, columns)) or 'nothing'}, separated by {separator!r}"
-    gone = [name for name in needed if name not in columns]
-    if gone: raise ValueError(f"{file}: no column {', '.join(gone)}; {found}. Rename the column that it is")
-    twice = [name for name in columns if columns.count(name) > 1]
-    if twice: raise ValueError(f"{file}: the column {twice[0]!r} is there twice; {found}. Keep one")
-    return separator,columns
+    if '\0' in text: raise ValueError(f"{file}: no text in UTF-8 or UTF-16. Save the table as CSV, in UTF-8")
+    if text.count('"') % 2: raise ValueError(f"{file}: a quotation mark is not closed. Save it again as CSV")
+    return text
 
 # %% ../nbs/api/00_files.ipynb #42c7eb8e
 def _typed(column, kind):
@@ -133,16 +106,22 @@ def read_table(
 ): # A `DataFrame`; text is text ('string'), and only an empty field is missing (NA)
     "Read a table, and change nothing in it."
     import pandas as pd
-    text = _table_text(file)
-    separator,columns = _table_head(file, text, needed, separator, header)
-    first = 0 if header is None else header + 1
-    try: rows = [*islice(_table_rows(text, separator), first, None)]
-    except csv.Error as error:
-        raise ValueError(f"{file}: quotation marks that do not fit ({error}). Save it again as CSV") from error
-    for line,row in rows:
-        if len(row) == len(columns): continue
-        raise ValueError(f"{file}, line {line}: {len(row)} fields for the {len(columns)} columns {columns}. Mend it")
-    table = pd.DataFrame([row for _,row in rows], columns=columns, dtype='string').replace('', pd.NA)
+    text,tables = _table_text(file),{}
+    for mark in separator:
+        rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
+        tables[mark] = [row for row in rows if row][header or 0:] or [[]]
+    heads = {mark: [name.strip() for name in rows[0]] for mark,rows in tables.items()}
+    fits = [mark for mark,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
+    mark = fits[0] if fits else max(heads, key=lambda mark: len(heads[mark]))
+    columns,rows = heads[mark],tables[mark]
+    problem = ''
+    if gone := [name for name in needed if name not in columns]: problem = f"no column {', '.join(gone)}"
+    if len({*columns}) < len(columns): problem = "a column is there twice"
+    if odd := [row for row in rows if len(row) != len(columns)]: problem = f"{len(odd[0])} fields in the row {odd[0]}"
+    if len(fits) > 1: problem = f"the columns may be separated by {' or '.join(map(repr, fits))}"
+    if problem: raise ValueError(f"{file}: {problem}; found the columns {columns}, separated by {mark!r}. Mend it")
+    columns,rows = (range(len(columns)),rows) if header is None else (columns,rows[1:])
+    table = pd.DataFrame(rows, columns=columns, dtype='string').replace('', pd.NA)
     for name,kind in (types or {}).items():
         if name not in table: continue
         try: table[name] = _typed(table[name], kind)

@@ -146,9 +146,11 @@ def _fetch_zip(url, file, shelf):
 # %% ../nbs/api/01_source.ipynb #e7edd742
 def _by_hand(record, file):
     "The steps for a person."
-    check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}." if record.nbytes else 'No checksum is known.'
+    page = record.url or f'{record.page} (an account is needed)'
+    check = 'No checksum is known.'
+    if record.nbytes: check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}."
     return (f"To do it by hand:\n"
-            f"1. Open {record.url or f'{record.page} (an account is needed)'} in a browser and download the archive.\n"
+            f"1. Open {page} in a browser and download the archive.\n"
             f"2. Save it as {file}. {check}\n"
             "3. Run the same again, or give the path of the archive as the data set.")
 
@@ -399,12 +401,10 @@ def _has_pictures(folder):
 # %% ../nbs/api/01_source.ipynb #6ac439ea
 def _followed(root, folders):
     "The folders that lie in `root`, each once: folders before links to them."
-    inside,seen,kept = Path(root).resolve(),set(),[]
+    inside,kept = Path(root).resolve(),{}
     for path in sorted(folders, key=lambda path: (inside/path.relative_to(root) != path.resolve(), path)):
-        real = path.resolve()
-        if inside in real.parents and real not in seen: kept.append(path)
-        seen.add(real)
-    return sorted(kept)
+        if inside in path.resolve().parents: kept.setdefault(path.resolve(), path)
+    return sorted(kept.values())
 
 # %% ../nbs/api/01_source.ipynb #fbf17ff4
 def _class_folders(root):
@@ -414,7 +414,8 @@ def _class_folders(root):
     flat = {top: None for top in filter(_has_pictures, tops)}
     deep = {path: part_of(top.name) for top in parts for path in filter(_has_pictures, _folders(top))}
     above = {path.parent for path in deep}
-    if above and flat.keys() - parts or len(above) > len({*deep.values()}) or not above and flat.keys() & parts and len(flat) > 1:
+    mixed = flat.keys() - parts if above else flat.keys() & parts and len(flat) > 1
+    if mixed or len(above) > len({*deep.values()}):
         names = ', '.join(sorted(path.name for path in above | flat.keys()))
         raise DataNotFound(
             f"{root}: there are two readings of its folders {names}: as classes, or as training, validation and test "
@@ -448,8 +449,8 @@ def class_root(
               "such as Parasitized and Uninfected, or train and test folders that hold them")
     if found: reason = f"several data sets are here. Name one: {', '.join(map(str, found))}"
     elif _has_pictures(folder):
-        reason = (f"its pictures lie in no class folders. Put each class into a folder of its own. Give the folder above, "
-                  f"{folder.parent}, if this is one class; labels in a table are for ImageDataBunch.from_csv")
+        reason = ("its pictures lie in no class folders. Put each class into a folder of its own. Give the folder "
+                  f"above, {folder.parent}, if this is one class; labels in a table are for ImageDataBunch.from_csv")
     elif links: reason = f"its folders {links} are links out of it. Name the folder they lead into, or copy it"
     raise DataNotFound(f"{folder}: {reason}")
 

@@ -43,16 +43,15 @@ def _check_shares(valid, test):
 def _check_table(cells, *columns):
     "Refuse a table without rows, without a column, or with a gap in `label` where that is needed."
     gone = [column for column in columns if column not in cells]
-    if gone:
-        raise SplitError(f"the cells table has no column {', '.join(gone)}; "
-                         "`read_cells` makes one that has")
+    if gone: raise SplitError(f"the cells table has no column {', '.join(gone)}; `read_cells` makes one that has")
     if not len(cells): raise SplitError("the cells table has no rows")
     twice = cells.path[cells.path.duplicated()]
-    if len(twice):
-        raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
-    gaps = cells.path[cells.label.isna()] if 'label' in columns else twice
+    if len(twice): raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
+    if 'label' not in columns: return
+    gaps = cells.path[cells.label.isna()]
     if len(gaps):
-        raise SplitError(f"{len(gaps):,} of {len(cells):,} cells have no label, for example {gaps.iloc[0]}. Leave them out")
+        raise SplitError(f"{len(gaps):,} of {len(cells):,} cells have no label, for example {gaps.iloc[0]}. "
+                         "Leave them out")
 
 # %% ../nbs/api/04_split.ipynb #738ca5ac
 def _together(parts, cells):
