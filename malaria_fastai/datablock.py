@@ -271,14 +271,6 @@ def split_from_df(self:ImageList,
     "Split by a column of the table."
     return self.split_by_idx(np.flatnonzero(_typed(_column(self.inner_df, col).astype('string'), bool)))
 
-# %% ../nbs/api/07_datablock.ipynb #fd0fc961
-@patch
-def split_none(self:ImageList)->ItemLists:
-    "Keep all pictures to learn from."
-    return self.split_by_idx([])
-
-ImageList.no_split = ImageList.split_none # the name until 1.0.48
-
 # %% ../nbs/api/07_datablock.ipynb #221bfdb8
 @patch
 def label_from_list(self:ImageList,
