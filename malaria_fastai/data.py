@@ -354,10 +354,10 @@ def fixed_dl(self:ImageDataBunch,
 )->PictureLoader: # `of` itself where it is such a loader already
     "A loader to predict from: untransformed pictures, in file order, all of them."
     loader = self.dl(of) if isinstance(of, int) else of
-    if loader.dataset.split_idx: return loader.new(shuffle=False, drop_last=False) if loader.shuffle else loader
     part = copy(loader.dataset)
     part.split_idx = 1
-    return self.valid.new(part)
+    if not loader.dataset.split_idx: return self.valid.new(part)
+    return loader.new(shuffle=False, drop_last=False) if loader.shuffle or loader.drop_last else loader
 
 # %% ../nbs/api/06_data.ipynb #d5a1c005
 @patch
@@ -606,10 +606,7 @@ def unnormalized(self:ImageDataBunch)->ImageDataBunch:
     "The same bunch with pictures left in [0, 1]; this one stays as it is."
     if self._normalize_chosen:
         raise ValueError("this bunch was normalised on purpose: take the call or the argument away")
-    new = copy(self)
-    new.loaders = [loader.new(after_batch=[*loader.after_batch.fs]) for loader in self.loaders]
-    new._set_stats(None)
-    return new
+    return self.resized(self.rule.size, normalize=False)
 
 # %% ../nbs/api/06_data.ipynb #6cfaffa3
 @patch
