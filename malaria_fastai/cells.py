@@ -157,8 +157,8 @@ def _to_bytes(values, name):
         low,high = int(values.min()),int(values.max()) # 16-bit grey: 0 to 65,535
         if low >= 0 and (high == 0 or 4095 < high < 65536):
             return ((values.astype(int) + 128)//257).astype(np.uint8)
-        reason = f"grey values from {low} to {high} "
-        reason += "use 12 bits or fewer: nobody knows what is white" if 0 <= low <= high < 4096 else "are beyond 16 bits"
+        reason = f"grey values from {low} to {high} are beyond 16 bits"
+        if 0 <= low and high < 4096: reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
 # %% ../nbs/api/03_cells.ipynb #62a89925
@@ -224,7 +224,7 @@ def _open(data, name, max_pixels):
     try:
         if isinstance(data, Image.Image):
             with _OPENING: return _upright(data, name, max_pixels)
-        im = _from_array(data, name) if hasattr(data, 'dtype') else _decode(bytes(data), name)
+        im = _from_array(data, name) if hasattr(data, 'dtype') else _decode(bytes(memoryview(data)), name)
         return _upright(im, name, max_pixels)
     except BadPicture: raise
     except Exception as error:
@@ -233,20 +233,16 @@ def _open(data, name, max_pixels):
 
 # %% ../nbs/api/03_cells.ipynb #0277191e
 def _read(file):
-    "What was given, all bytes if it is a path or an open binary file, and its name."
+    "All bytes of a path or of an open binary file, and its name; anything else as it is."
     file = getattr(file, 'pil', file) # a picture with the words of fastai 1
-    if isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly): # its pixels are still in its file
-        if os.path.isfile(file.filename): file = file.filename
-    if isinstance(file, (Image.Image, bytes, bytearray, memoryview)) or hasattr(file, 'dtype'):
-        return file,getattr(file, 'filename', None) or 'picture'
+    kept = isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly) # its pixels are still in its file
+    if kept and os.path.isfile(file.filename): file = file.filename
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
+    if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
         raise BadPicture(file, reason, "Check path and permissions") from error
-    except TypeError as error:
-        kinds = "a path, bytes, an open file, a Pillow picture, an array or a tensor"
-        raise BadPicture(type(file).__name__, f"a picture is {kinds}", "Pass one of these") from error
 
 # %% ../nbs/api/03_cells.ipynb #7651383d
 # Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
@@ -338,11 +334,11 @@ def _find(root):
     parts = dict(_class_folders(root))
     found,left_out = [],Counter()
     walked = [*os.walk(root)] # without the folders behind links
-    reached = {Path(folder) for folder,_,_ in walked}
-    for linked in parts.keys() - reached: walked += os.walk(linked)
+    for linked in parts.keys() - {Path(folder) for folder,_,_ in walked}: walked += os.walk(linked)
     for folder,below,names in walked:
-        for link in (path for path in (Path(folder, name) for name in below) if path.is_symlink()):
-            if not any(link in (path, *path.parents) for path in parts): left_out[f'linked folder {link.name}'] += 1
+        for link in (Path(folder, name) for name in below):
+            followed = any(link in (path, *path.parents) for path in parts)
+            if link.is_symlink() and not followed: left_out[f'linked folder {link.name}'] += 1
         for path in (Path(folder, name) for name in names):
             reason = _no_picture(path.name)
             if reason is None and path.parent in parts:
@@ -421,8 +417,8 @@ def _check_classes(root, labels, left_out):
     "Refuse a folder with fewer than two classes."
     if len(labels) > 1: return
     seen = f"only the class {labels[0]!r}" if len(labels) else "no picture in any class folder"
-    raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of pictures per "
-                  "class, for example `Parasitized` and `Uninfected`.")
+    raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of pictures "
+                  "per class, for example `Parasitized` and `Uninfected`.")
 
 # %% ../nbs/api/03_cells.ipynb #42b5c41b
 def _report(cells, left_out, bad):
@@ -432,16 +428,6 @@ def _report(cells, left_out, bad):
     if bad: left_out = left_out | {'bad': len(bad)}
     print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {counted(left_out)}")
     for line in bad[:10]: print(f"  bad: {line}")
-
-# %% ../nbs/api/03_cells.ipynb #3668be5a
-def _bad_pictures(lines):
-    "The error that lists bad pictures, each with its reason."
-    n = len(lines)
-    if n > 10: lines = [*lines[:10], f'and {n-10:,} more']
-    return BadPicture(
-        f"{n:,} bad picture{'s'*(n > 1)}",
-        '\n  '.join(['', *lines]),
-        "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
 
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
 _COLUMNS = ['path', 'label', 'patient', 'slide', 'photo', 'width', 'height', 'bytes',
@@ -466,7 +452,11 @@ def read_cells(
     good = table.reason.isna()
     bad = table[~good]
     lines = [*(bad.path + ': ' + bad.reason)]
-    if lines and on_bad == 'raise': raise _bad_pictures(lines)
+    if lines and on_bad == 'raise':
+        if len(lines) > 10: lines = [*lines[:10], f'and {len(bad)-10:,} more']
+        raise BadPicture(
+            f"{len(bad):,} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
+            "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
     cells = table[good].reset_index(drop=True)
     _check_classes(root, cells.label.unique(), left_out)
     cells = cells.assign(disputed=_disputed(cells))[_COLUMNS]

@@ -23,6 +23,7 @@ from inspect import signature
 from io import StringIO
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 
 import fastai.callback.progress  # noqa: F401  (gives Learner.no_bar)
 import matplotlib.pyplot as plt
@@ -495,11 +496,14 @@ def _drop_gradients(model):
 
 @contextmanager
 def _session(learn):
-    "A training or a prediction; however it ends, precision, network, loss and logger are as they were."
-    precision,kept = _autocast(),[(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')]
+    "A training or a prediction; however it ends, precision, network, loss, logger and callbacks are as they were."
+    precision,cbs = _autocast(),[*learn.cbs]
+    kept = [(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')]
     try: yield
     except BaseException:
         _drop_gradients(learn.model)
+        learn.remove_cbs([cb for cb in learn.cbs if cb not in cbs])
+        learn.lock = Lock() # else a prediction that fails at its beginning keeps it, and the next one waits for ever
         raise
     finally:
         for name,value in kept: setattr(learn, name, value)
@@ -928,10 +932,20 @@ class EarlyStoppingCallback(_Watching, tracker.EarlyStoppingCallback):
     "Stop when more than `patience` epochs in a row were no better."
 
 
-class ReduceLROnPlateauCallback(_Watching, tracker.ReduceLROnPlateau):
+class ReduceLROnPlateauCallback(EarlyStoppingCallback):
     "Multiply the rate by `factor` when more than `patience` epochs in a row were no better."
+    order = tracker.ReduceLROnPlateau.order
     def __init__(self, learn=None, monitor='valid_loss', mode='auto', patience=0, factor=.2, min_delta=0):
-        super().__init__(learn, monitor, mode, min_delta, patience, factor=1/factor)
+        super().__init__(learn, monitor, mode, min_delta, patience)
+        self.factor = factor
+
+    def after_epoch(self):
+        tracker.TrackerCallback.after_epoch(self)
+        self.wait = 0 if self.new_best else self.wait + 1
+        if self.wait < self.patience: return
+        self.wait = 0
+        self.opt.set_hyper('lr', [group['lr']*self.factor for group in self.opt.hypers])
+        print(f"Epoch {self.epoch}: reducing lr to {self.opt.hypers[-1]['lr']}")
 
 # %% ../nbs/api/09_learner.ipynb #7d85fa84
 class CSVLogger(Callback):

@@ -441,6 +441,22 @@ def read_run(
                 robustness=table('robustness.csv'),
                 review=table('review.csv', read_predictions))
 
+# %% ../nbs/api/13_report.ipynb #554f1e27
+def _rate(value, ci=None):
+    "A share for a sentence, with its interval if there is one."
+    if value is None: return 'undefined'
+    return _percent(value) + (f' ({_percent(ci[0])} to {_percent(ci[1])})' if ci else '')
+
+def _spans(ci, value): return ci[0]<=value<=ci[1]
+
+# %% ../nbs/api/13_report.ipynb #19de80d7
+_PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'), trim_blocks=True, lstrip_blocks=True,
+                     autoescape=lambda name: name is None or '.html.' in name)
+_PAGES.globals['METRICS'] = METRICS
+_PAGES.tests['spanning'] = _spans
+_PAGES.filters |= dict(
+    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate, signed=_signed)
+
 # %% ../nbs/api/13_report.ipynb #a0e1ab6a
 def _blocks(found):
     "The parts that were evaluated, 'valid' and 'test' first: name -> metrics."
@@ -454,67 +470,14 @@ def _blocks(found):
 # %% ../nbs/api/13_report.ipynb #a3a4a9ae
 def _things_of(found): return _things((found.get('data') or {}).get('labels') or ())
 
-def _leak_warnings(found, things):
-    "A sentence for each part that shares something with train."
-    for part,shares in (found.get('leakage') or {}).items():
-        if not isinstance(shares, dict): continue # beside the parts there are counts
-        lines = [f"{_percent(share, '.4g')} have their {what}" for what,share in shares.items() if share]
-        if lines: yield (f"Of the {part} {things}, {' and '.join(lines)} in the training set: "
-                         "these numbers say little about new patients.")
-
-# %% ../nbs/api/13_report.ipynb #69617b36
-def _block_warnings(name, block, things):
-    "What to know of the numbers of one part."
-    patients,unknown = block.get('patients'),block.get('patient_unknown')
-    if block.get('ci_by')=='cell':
-        yield f"{name}: patients are unknown, so the intervals treat {things} as independent. They are too narrow."
-    elif patients and patients<30:
-        yield f"{name}: only {patients} patients. Intervals from so few tend to be too narrow."
-    if unknown:
-        yield f"{name}: {unknown:,} {things} name no patient. They count in the numbers, and the intervals leave them out."
-    perfect = [metric for metric in ('sensitivity', 'specificity', 'auc') if block.get(metric)==1]
-    if perfect:
-        yield f"{name}: no error was seen in {' and '.join(perfect)}. It does not mean that none can occur."
-    for kind in ('positive','negative'):
-        if block.get(f'n_{kind}')==0:
-            yield f"{name}: there is no {kind} {things[:-1]}, so some metrics are not defined."
-
 # %% ../nbs/api/13_report.ipynb #7005ab2c
 def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
-    "List what a reader of the numbers must know."
-    data,blocks,things,lines = found.get('data') or {},_blocks(found),_things_of(found),[]
-    if data.get('drawn'):
-        lines.append("The pictures are drawn by code. They show that the program works. "
-                     "No claim rests on them.")
-    if str(found.get('split')).startswith('random'):
-        lines.append(f"The split is random: {things} of one patient are on both sides. "
-                     "New patients would give lower numbers.")
-    if 'test' not in blocks:
-        lines.append("There is no test part. Choices such as the best epoch were made "
-                     f"on the very {things} that are reported.")
-    lines += _leak_warnings(found, things)
-    for name,block in blocks.items(): lines += _block_warnings(name, block, things)
-    counts = ', '.join(f'{name} ({n})' for name,n in (data.get('left_out') or {}).items() if n)
-    if counts: lines.append(f"Files of the source that were left out: {counts}.")
-    return lines
-
-# %% ../nbs/api/13_report.ipynb #554f1e27
-def _rate(value, ci=None):
-    "A share for a sentence, with its interval if there is one."
-    if value is None: return 'undefined'
-    return _percent(value) + (f' ({_percent(ci[0])} to {_percent(ci[1])})' if ci else '')
-
-def _spans(ci, value): return ci[0]<=value<=ci[1]
-
-# %% ../nbs/api/13_report.ipynb #19de80d7
-_PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'),
-                     autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_PAGES.globals['METRICS'] = METRICS
-_PAGES.tests['spanning'] = _spans
-_PAGES.filters |= dict(
-    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate, signed=_signed)
+    "List what a reader of the numbers must know; the sentences are in the template `warnings.txt.jinja`."
+    lines = _PAGES.get_template('warnings.txt.jinja').render(
+        found=found, data=found.get('data') or {}, blocks=_blocks(found), things=_things_of(found))
+    return [line.strip() for line in lines.splitlines() if line.strip()]
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(run):

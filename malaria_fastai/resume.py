@@ -380,7 +380,9 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
     place = epoch,batch
     if is_writer():
         name = self._name(place)
-        with self._writing(name): _write_tensors(self._state(self._save_weights(name), stopped), self.folder/f'{name}.state')
+        with self._writing(name):
+            sha = self._save_weights(name)
+            _write_tensors(self._state(sha, stopped), self.folder/f'{name}.state')
     self.done = place
     if is_writer(): self._tidy()
 
@@ -405,8 +407,8 @@ def _state(self:SaveModelCallback, sha, stopped):
 def _scores(self:SaveModelCallback):
     "How good each epoch of this stage was: the larger, the better."
     rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
-    values = [row.get(self.monitor, math.nan) for row in rows]
-    return [-math.inf if math.isnan(value) else self.sign*value for value in values]
+    scores = [self.sign*row.get(self.monitor, math.nan) for row in rows]
+    return [-math.inf if math.isnan(score) else score for score in scores]
 
 
 @patch

@@ -33,12 +33,10 @@ _PIGMENT = _colours('#46321e')
 def _stain(rng):
     "The look of one slide: the colours of its cells and of its stain, their rim, size, blur and grain."
     shares,redness = rng.dirichlet(np.full(len(_BODIES), .25)),rng.uniform()
-    bright = rng.random() < .3
     return dict(
         body=shares@_BODIES + rng.normal(0, 4, 3),
         purple=[1-redness, redness]@_PURPLES + rng.normal(0, 6, 3),
-        rim=rng.uniform(15, 40) if bright else -rng.uniform(8, 24),
-        rim_width=22 if bright else 14,
+        rim=rng.choice([-16, 27], p=[.7, .3]), # dark or bright
         blur=rng.uniform(.6, 1.2),
         grain=rng.uniform(1, 4),
         radius=rng.uniform(41, 51))
@@ -61,7 +59,7 @@ def _light(cell, stain):
     "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
     hollow = np.exp(-(np.abs(cell.places)/cell.uniform(.3, .55))**2)
     pallor = hollow*cell.rng.choice([0, 12, 30], p=[.4, .35, .25])
-    rim = stain['rim']*np.exp(-np.clip(cell.edge, 0, 1)*stain['rim_width'])
+    rim = stain['rim']*np.exp(-np.clip(cell.edge, 0, 1)*16)
     tilt = cell.uniform(-7, 7)*cell.places.real
     shape = cell.edge.shape
     light = pallor + rim + tilt + 3.5*_noise(cell.rng, shape, 12) + 2*_noise(cell.rng, shape, 4)
@@ -108,17 +106,14 @@ class _Canvas:
 
 # %% ../nbs/api/02_sample.ipynb #f8f21278
 def _ring(cell, purple, alpha):
-    "A young parasite: a thin, open ring around a paler hole, with one or two dots of chromatin."
+    "A young parasite: a thin, open ring, with a dot of chromatin."
     place,radius = cell.place(.05, .72),cell.uniform(.13, .2)
     away = cell.places - place
-    inside = radius - np.hypot(away.real, away.imag*cell.uniform(.8, 1.25))
     gap = np.cos(np.angle(away) - cell.uniform(0, 7))*3 + cell.uniform(.6, 2.6)
-    cell.paint(cell.soft(inside), 255, alpha*.1)
-    line = cell.soft(.035 + .5/cell.radius - np.abs(inside))
+    line = cell.soft(.035 + .5/cell.radius - np.abs(radius - np.abs(away)))
     cell.paint(line*np.clip(gap, 0, 1), purple + 25, alpha)
-    for _ in range(cell.rng.choice([1, 2], p=[.75, .25])):
-        dot = cell.spot(place + radius*cell.direction(), cell.uniform(.045, .07))
-        cell.paint(dot, purple - 15, min(1, alpha*1.25))
+    dot = cell.spot(place + radius*cell.direction(), cell.uniform(.045, .07))
+    cell.paint(dot, purple - 15, min(1, alpha*1.25))
     return place,radius*1.3
 
 # %% ../nbs/api/02_sample.ipynb #5a2d81f0
@@ -148,15 +143,11 @@ def _specks(cell, purple):
 
 # %% ../nbs/api/02_sample.ipynb #1f3fec51
 def _photograph(cell, stain):
-    "The picture of a cell: blurred, grainy, and black outside, where it is cut in blocks of two or three pixels."
+    "The picture of a cell: blurred, grainy, and black outside."
     rgb = cell.rgb + cell.rng.normal(0, stain['grain'], cell.rgb.shape)
     picture = Image.fromarray(np.clip(rgb, 1, 255).astype(np.uint8))
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(stain['blur'])))
-    side = cell.rng.integers(2, 4)
-    blocks = cell.edge[side//2::side, side//2::side] > 0
-    inside = np.kron(blocks, np.ones((side, side), bool))
-    height,width = np.minimum(inside.shape, cell.edge.shape)
-    return Image.fromarray(blurred[:height, :width]*inside[:height, :width, None])
+    return Image.fromarray(blurred*(cell.edge > 0)[..., None])
 
 # %% ../nbs/api/02_sample.ipynb #83ce7550
 def draw_cell(

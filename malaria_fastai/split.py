@@ -371,13 +371,6 @@ def split_summary(
 # %% ../nbs/api/04_split.ipynb #ec695dbb
 _RULES = 'random', 'patient', 'folder', 'fold:0', 'fold:1', 'fold:2', 'fold:3', 'fold:4'
 
-def _unknown_rule(rule):
-    "What to say to a rule that nobody knows."
-    near = get_close_matches(rule.lower(), _RULES, 1, .4)
-    hint = f"; did you mean {near[0]!r}?" if near else '.'
-    return (f"there is no split rule {rule!r}{hint} Rules: random, patient, folder, "
-            "fold:0 to fold:4, and patient:K/N or random:K/N, which is fold K of N drawn ones")
-
 # %% ../nbs/api/04_split.ipynb #6302592e
 def split_by(
     cells:pd.DataFrame, # Cells table
@@ -390,7 +383,10 @@ def split_by(
     if drawn := re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule):
         by,fold,folds = drawn.groups()
         parts = split_kfold(cells, by, int(fold), int(folds), valid, seed)
-    elif rule not in _RULES: raise SplitError(_unknown_rule(rule))
+    elif rule not in _RULES:
+        near = get_close_matches(rule.lower(), _RULES, 1, .4) or _RULES
+        raise SplitError(f"there is no split rule {rule!r}; did you mean {near[0]!r}? Rules: random, patient, folder, "
+                         "fold:0 to fold:4, and patient:K/N or random:K/N, which is fold K of N drawn ones")
     elif rule == 'folder': parts = split_folder(cells, valid, seed)
     elif rule == 'random': parts = split_random(cells, valid, test, seed)
     elif rule == 'patient': parts = split_patient(cells, valid, test, seed)

@@ -525,7 +525,7 @@ def test_a_start_that_is_no_epoch(data, start):
 
 # v1's parameters that mean nothing here, call by call. Those of the constructors are in test_data and above.
 GONE = dict(save='return_path', load='purge', fit='epochs', fit_one_cycle='max_lrs', tta='n', TTA='scale activ with_loss', show_results='reverse', export='destroy',
-    get_preds='activ n_batch pbar', validate='callbacks metrics', predict='return_x batch_first with_dropout')
+    get_preds='activ n_batch pbar', predict='return_x batch_first with_dropout')
 NEEDED = dict(save=['x'], load=['x'], fit_one_cycle=[1], fit=[1], predict=[np.zeros((9, 9, 3), np.uint8)])
 
 @pytest.mark.parametrize('method,name', [(k, o) for k,v in GONE.items() for o in v.split()])

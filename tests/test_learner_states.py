@@ -209,6 +209,18 @@ def test_half_precision_ends_with_a_prediction(data, error):
         assert torch.is_autocast_enabled('cpu')                     # what was on before is on after
     assert torch.equal(tiny(data).get_preds()[0], single)
 
+@pytest.mark.parametrize('event', ['before_fit', 'before_epoch', 'before_validate', 'after_pred', 'after_validate', 'after_epoch'])
+def test_a_prediction_that_fails_does_not_make_the_next_one_wait(data, event):
+    "fastai takes a lock before the first event, and gives it back only where that event went well."
+    learn = tiny(data)
+    expected,cbs = learn.get_preds()[0],[*learn.cbs]
+    def planted(): raise RuntimeError('planted')
+    for call in (learn.get_preds, learn.validate):
+        with pytest.raises(RuntimeError, match='planted'): call(cbs=[type('Fails', (Callback,), {event: lambda self: planted()})()])
+        assert not learn.lock.locked() and [*learn.cbs] == cbs
+    with pytest.raises(Exception): learn.validate(cbs=[1])
+    assert not learn.lock.locked() and [*learn.cbs] == cbs and torch.equal(learn.get_preds()[0], expected)
+
 def test_a_loss_that_a_callback_held_is_given_back(data):
     learn = tiny(data, loss_func=fastai.losses.CrossEntropyLossFlat())
     loss = learn.loss_func
@@ -449,7 +461,7 @@ STEPS = dict(
     validate=lambda learn: learn.validate(0), predict=lambda learn: learn.predict(learn.dls.valid_ds.items[0]), tta=lambda learn: learn.TTA())
 
 @pytest.mark.door
-@cases(20)
+@cases(12)
 @given(steps=st.lists(st.sampled_from(sorted(STEPS)), max_size=8), with_opt=st.sampled_from([None, False]))
 def test_any_order_of_steps_leaves_what_a_fresh_learner_would_be(data, tmp_path_factory, steps, with_opt):
     "Then both load one file, and train to the same bit; every step that fails says why."

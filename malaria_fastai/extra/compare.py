@@ -27,6 +27,7 @@ from ..files import check_output, replacing, write_atomically
 from ..backbone import WeightsUnavailable
 from ..learner import alone
 from ..recipes import RECIPES, _within, check_words, find_recipe, shortened, t4_command
+from ..report import _PAGES
 from ..resume import check_config
 from ..run import (
     colour_features, colour_floor, environment, fit_recipe, limit_cells, own_record, portable, positive_class,
@@ -231,53 +232,13 @@ def _claim(table, drawn):
         ', '.join(judged) or 'nothing is finished yet')
     return note + f". Shortened: {', '.join(short)}"*bool(short)
 
-# %% ../../nbs/extra/04_compare.ipynb #568d8ed8
-_LAST = { # Heading -> column and form
-    'parameters': ('parameters', '{:,.0f}'), 's/epoch': ('seconds_epoch', '{:.1f}'), 'seeds': ('seeds', '{:.0f}'),
-    'published': ('published', '{}'), 'its split': ('published_split', '{}')}
-
-
-def _or_dash(value, form='{}'): return '-' if pd.isna(value) or value == '' else form.format(value)
-
-
-def _interval_text(row, metric):
-    "A number with its interval, as far as they are known."
-    ends = [row.get(f'{metric}{end}') for end in ('', '_lo', '_hi')]
-    form = '{:.3f}' if pd.isna(ends[1]) else '{:.3f} ({:.3f} to {:.3f})'
-    return '-' if pd.isna(ends[0]) else form.format(*ends)
-
-
-def _line(texts): return '| ' + ' | '.join(texts) + ' |'
-
-
-def _recipe_lines(name, rows):
-    "One recipe: its numbers with every split side by side, or why there are none; then those for undisputed labels."
-    texts = [
-        _interval_text(row, metric)
-        for metric in (*_SHOWN, 'accuracy_over_first') for row in rows]
-    state = next((row['state'] for row in rows if row['state']), '')
-    if state: texts = [state] + ['-']*(len(texts)-1)
-    floors = [_or_dash(row['floor']) for row in rows]
-    last = [_or_dash(rows[0].get(column), form) for column,form in _LAST.values()]
-    yield _line([f'`{name}`', *texts, *floors, *last, rows[0]['shortened'] or 'no'])
-    n = [f'{row["n_undisputed"]:,.0f}' for row in rows if pd.notna(row.get('n_undisputed'))]
-    if n:
-        texts = [_interval_text(row, f'{metric}_undisputed') for metric in _SHOWN for row in rows]
-        yield _line([f"undisputed, n = {', '.join(n)}", *texts])
-
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
 def _results_markdown(table, drawn):
-    "The results as a Markdown table: random and patient columns side by side."
-    splits,head,first = list(dict.fromkeys(table.split)),['recipe'],f'`{table.recipe.iloc[0]}`'
-    for name in (*_SHOWN.values(), f'accuracy minus that of {first}', 'colour floor'):
-        head += [f'{name}, {split}' for split in splits]
-    head += [*_LAST, 'shortened']
-    lines = [_line(head), _line(['---']*len(head))]
-    for name,rows in table.groupby('recipe', sort=False):
-        lines += _recipe_lines(name, rows.to_dict('records'))
-    note = (f'"Accuracy minus that of {first}" is measured on the same pictures of the same drawn patients, with a 95 % interval: '
-            'above 0 the recipe is better, and an interval that holds 0 may be chance. In results.csv: accuracy_over_first.')
-    return '\n'.join([_claim(table, drawn), '', *lines, '', note]) + '\n'
+    "The results as a Markdown table, random and patient columns side by side; the template `results.md.jinja` says how."
+    table = table.astype(object).where(table.notna(), None)
+    recipes = {name: rows.to_dict('records') for name,rows in table.groupby('recipe', sort=False)}
+    return _PAGES.get_template('results.md.jinja').render(
+        recipes=recipes, splits=[*dict.fromkeys(table.split)], metrics=_SHOWN, claim=_claim(table, drawn))
 
 # %% ../../nbs/extra/04_compare.ipynb #62317073
 _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36)

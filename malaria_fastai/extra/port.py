@@ -82,7 +82,7 @@ def _ported(sources):
         sources[i] = _with_hints(_LEFTOVER.sub('# ', source), own, changes)
     return ['\n'.join([*star, *sources[:1]]), *sources[1:]],changes
 
-# %% ../../nbs/extra/07_port.ipynb #a45d7c64
+# %% ../../nbs/extra/07_port.ipynb #4332b769
 def port(
     file:str|Path # A program of fastai 1: a notebook (.ipynb), or else a Python file
 )->Path: # Of the program for this library, which is beside it
@@ -98,6 +98,6 @@ def port(
         for cell,source in zip(cells, sources): cell.update(source=source, outputs=[], execution_count=None)
         text = json.dumps(notebook, indent=1, ensure_ascii=False)
     else: (text,),changes = _ported([text])
-    print(*changes, f"{new}: {len(changes)} changes; the old program is as it was", sep='\n')
+    print(*changes, f"{new.name}: {len(changes)} changes; the old program is as it was", sep='\n')
     write_atomically(new, text)
     return new

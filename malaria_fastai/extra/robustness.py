@@ -313,16 +313,11 @@ def shortcut_check(
 def _worst(table):
     "The gist of a robustness table, ready for JSON."
     worse = table[table.strength > 0]
-    gist = dict(
-        n=int(table.n[0]), threshold=float(table.threshold[0]),
-        kinds=worse.corruption.nunique())
+    gist = dict(n=int(table.n[0]), threshold=float(table.threshold[0]), kinds=worse.corruption.nunique())
     for name in ('sensitivity_change', 'specificity_change'):
-        change = worse[name]
-        if change.isna().all(): continue
-        row = worse.loc[change.idxmin()]
-        gist[name] = dict(
-            mean=float(change.mean()), worst=float(row[name]), corruption=row.corruption,
-            strength=int(row.strength))
+        for row in worse.nsmallest(1, name).to_dict('records'):
+            gist[name] = dict(mean=float(worse[name].mean()), worst=row[name],
+                              corruption=row['corruption'], strength=row['strength'])
     return gist
 
 # %% ../../nbs/extra/05_robustness.ipynb #022c6f69
