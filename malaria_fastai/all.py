@@ -8,7 +8,9 @@ Docs: https://OWNER.github.io/malaria_fastai/api/all.html.md"""
 __all__ = ['Learner', 'LabelLists', 'ImageItemList']
 
 # %% ../nbs/api/19_all.ipynb #cb7fb941
+import re
 from pathlib import Path
+from pydoc import locate as found
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,99 +56,14 @@ from .split import (
 from .transforms import V1_TFMS, Dihedral, Flip, Lighting, Stain, get_transforms, seeded
 from .v1 import StandIn, v1_words
 
-# %% ../nbs/api/19_all.ipynb #b7a488dc
-import bz2
-import collections
-import concurrent
-import concurrent.futures
-import csv
-import functools
-import gc
-import gzip
-import hashlib
-import html
-import importlib
-import inspect
-import io
-import itertools
-import json
-import math
-import mimetypes
-import numbers
-import operator
-import os
-import pathlib
-import pickle
-import random
-import re
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import typing
-import warnings
-import weakref
-from abc import abstractmethod, abstractproperty
-from collections import Counter, OrderedDict, abc, defaultdict, namedtuple
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
-from copy import copy, deepcopy
-from dataclasses import InitVar, dataclass, field
-from enum import Enum, IntEnum
-from functools import partial, reduce
-from io import BufferedWriter, BytesIO
-from numbers import Number
-from operator import attrgetter, itemgetter
-from pdb import set_trace
-from types import SimpleNamespace
-from typing import (
-    Any, AnyStr, Callable, Collection, Dict, Hashable, Iterator, List, Mapping, NewType, Optional, Sequence, Sized,
-    Tuple, TypeVar, Union)
-from warnings import warn
-
-# %% ../nbs/api/19_all.ipynb #396a4fb9
-import PIL
-import requests
-import scipy
-import yaml
-from fastai.callback.hook import (
-    Hook, Hooks, has_params, hook_output, hook_outputs, model_sizes, num_features_model)
-from fastai.callback.tracker import TerminateOnNaNCallback
-from fastai.callback.training import bn_types, set_bn_eval
-from fastai.layers import (
-    AdaptiveConcatPool2d, Flatten, Lambda, MergeLayer, PixelShuffle_ICNR, PooledSelfAttention2d, SelfAttention,
-    SequentialEx, SigmoidRange, children_and_parameters, flatten_model, in_channels, init_default, sigmoid_range,
-    trunc_normal_)
-from fastai.losses import CrossEntropyLossFlat as CrossEntropyFlat
-from fastai.losses import LabelSmoothingCrossEntropy
-from fastai.metrics import top_k_accuracy
-from fastai.torch_core import (
-    Module, apply_init, apply_leaf, cond_init, num_distrib, one_param, rank_distrib, tensor, to_detach, to_device,
-    to_half, to_np, trainable_params)
-from fastai.vision.core import cifar_stats, mnist_stats
-from fastcore.basics import camel2snake, even_mults, ifnone, noop, num_cpus, range_of, uniqueify
-from fastcore.foundation import working_directory
-from fastcore.xtras import is_listy
-from fastprogress.fastprogress import MasterBar, ProgressBar, master_bar, progress_bar
-from matplotlib import patches, patheffects
-from matplotlib.patches import Patch
-from numpy import array, cos, exp, log, sin, tan, tanh
-from pandas import DataFrame, Series
-from torch import (
-    ByteTensor, DoubleTensor, FloatTensor, HalfTensor, LongTensor, ShortTensor, Tensor, as_tensor, optim)
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import spectral_norm, weight_norm
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, TensorDataset
-
 # %% ../nbs/api/19_all.ipynb #1817c1f1
 Learner,LabelLists,ImageItemList = CNNLearner,ItemLists,ImageList
 globals().update(V1_TFMS)
 
 for (_word,_of),(_,_now) in v1_words().items():
-    if not _of and _word not in globals(): globals()[_word] = Any if 'annotations' in _now else StandIn(_word)
+    if _of or _word in globals(): continue
+    _home = re.fullmatch(r'`([\w.]+)`, (as in fastai 1|in annotations)', _now)
+    globals()[_word] = found(_home[1]) if _home else StandIn(_word)
 
 # %% ../nbs/api/19_all.ipynb #b0d6c411
 __all__ = [o for o in globals() if not o.startswith('_')]

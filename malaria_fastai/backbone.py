@@ -26,7 +26,7 @@ from .transforms import seeded
 
 # %% ../nbs/api/08_backbone.ipynb #10ede0b7
 def arch_name(
-    arch # A torchvision function such as `models.resnet18`, or a name; 'timm:NAME' forces timm; or a function of your own
+    arch # A torchvision function, a name ('timm:NAME' forces timm), or a function of your own
 )->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
     home = str(getattr(arch, '__module__', '')).partition('.')[0]
@@ -109,13 +109,12 @@ class _TimmBody(nn.Module):
 # %% ../nbs/api/08_backbone.ipynb #805a98f6
 def _parts_kept(net, body, cut):
     "A body up to `cut`, which counts its parts from the front, or those of the network from the end."
-    own,n = [name for name,_ in net.named_children() if name not in _TOP],len(body)
+    tops,n = [name for name,_ in net.named_children()],len(body)
+    own = sum(name not in _TOP for name in tops)
     kept = n if cut is None else cut
-    if kept < 0:
-        kept += len([*net.children()])
-        kept = 0 if kept > len(own) else n if kept == len(own) else kept*(len(own) > 1)
-    if not 0 < kept <= n: raise ValueError(f"cut={cut}: this body has {n} parts, and the network {len([*net.children()])}")
-    return body[:kept]
+    if kept < 0: kept = {own: n}.get(len(tops) + cut, len(tops) + cut if own == n else 0)
+    if 0 < kept <= n and (cut is None or cut > 0 or len(tops) + cut <= own): return body[:kept]
+    raise ValueError(f"cut={cut}: this body has {n} parts, and the network {len(tops)}")
 
 
 def _own_body(net, cut):
@@ -123,12 +122,12 @@ def _own_body(net, cut):
     if not isinstance(net, nn.Module): raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
     parts = [*net.children()]
     pooled = [i for i,part in enumerate(parts) if any('Pool' in type(layer).__name__ for layer in part.modules())]
-    if cut is None and not pooled: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where its body ends")
+    if cut is None and not pooled: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends")
     return nn.Sequential(*parts[:pooled[-1] if cut is None else cut])
 
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
-    arch,                   # A torchvision function, the name of a torchvision or timm network, or a function of your own
+    arch,                   # A torchvision function, a name of torchvision's or timm's, or a function of your own
     pretrained:bool=True,   # Load ImageNet weights
     weights:str|None=None,  # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
     cut:int|None=None       # Keep so many parts of it; below 0: leave out so many of the network's, as in v1

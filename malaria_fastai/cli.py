@@ -284,7 +284,7 @@ def predict(self:Command,
 def port(self:Command,
     file:str # a notebook or a program of 2019; it stays as it is
 ):
-    "Write a fastai 1 program or notebook anew beside the old one, with its imports changed and hints at what will stop."
+    "Write a program or notebook of fastai 1 anew beside the old one, imports changed, with hints at what will stop."
     from malaria_fastai.extra.port import port
     port(file)
 

@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/datablock.html.md"""
 # %% auto #0
 __all__ = ['open_image', 'get_files', 'get_image_files', 'ImageList', 'ItemLists']
 
-# %% ../nbs/api/07_datablock.ipynb #4c08da4b
+# %% ../nbs/api/07_datablock.ipynb #cfcc2919
 import os
 import re
 from copy import copy
@@ -24,7 +24,7 @@ from fastcore.meta import delegates
 from PIL import Image as pillow
 
 from .cells import open_picture
-from .data import ImageDataBunch, _check_files, _pictures_in, whole_numbers
+from .data import ImageDataBunch, _check_files, whole_numbers
 from .files import _typed, read_table
 from .v1 import Picture, v1_hint
 
@@ -41,7 +41,7 @@ def open_image(
                          "and convert the files beforehand if they must look otherwise")
     return Picture(open_picture(fn))
 
-# %% ../nbs/api/07_datablock.ipynb #44208991
+# %% ../nbs/api/07_datablock.ipynb #0f7794f7
 def get_files(
     path,                 # A folder
     extensions=None,      # Endings such as '.png'; None is any
@@ -50,7 +50,7 @@ def get_files(
 )->list: # Paths, sorted
     "The files in a folder, hidden ones left out."
     if not Path(path).is_dir(): raise FileNotFoundError(f"{path}: no such folder")
-    return sorted(found_files(path, extensions, recurse, folders=include))
+    return sorted(file for file in found_files(path, extensions, recurse, include) if '__MACOSX' not in file.parts)
 
 # %% ../nbs/api/07_datablock.ipynb #5926b45c
 def get_image_files(
@@ -112,7 +112,7 @@ class ImageList(_Step):
         labels = ','.join(map(str, self.labels[few]))
         return f"LabelList ({len(self)} items)\nx: ImageList\n{pictures}\ny: CategoryList\n{labels}\nPath: {self.path}"
 
-# %% ../nbs/api/07_datablock.ipynb #09d82c2b
+# %% ../nbs/api/07_datablock.ipynb #0203e491
 @patch(cls_method=True)
 def from_folder(cls:ImageList,
     path='.',          # A folder, with pictures at any depth
@@ -121,10 +121,7 @@ def from_folder(cls:ImageList,
     include=None       # Of the folders in `path`, only those with these names
 )->ImageList:
     "All pictures in a folder, sorted by path."
-    def fits(name):
-        return (name.suffix.lower() in (extensions or image_extensions) and (recurse or len(name.parts) == 1)
-                and name.parts[0] in (include or name.parts))
-    return cls([Path(path)/name for name in _pictures_in(Path(path), path) if fits(name)], path)
+    return cls(get_files(path, extensions or image_extensions, recurse, include), path)
 
 # %% ../nbs/api/07_datablock.ipynb #de269704
 @patch(cls_method=True)

@@ -30,7 +30,7 @@ def simulate_predictions(
     spread:float=.7, # Standard deviation of the shift that all cells of a patient share, same unit
     sharpness:float=1., # 1 is calibrated, above 1 overconfident, below 1 timid
     seed:int=42, # Same seed, same table
-)->pd.DataFrame: # A predictions table: path, label, patient, photo, split, pred, p, p_is, disputed
+)->pd.DataFrame: # A predictions table: path, label, patient, split, pred, p, p_is, disputed
     "Draw predictions whose truth is known, for teaching and for tests."
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(patients), cells)
@@ -39,16 +39,13 @@ def simulate_predictions(
     shift = rng.normal(0, spread, patients)[who]
     x = shift + rng.normal(np.where(y, separation, -separation), 1)
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
-    label,pred = (pd.Series(mask).map({True: 'Parasitized', False: 'Uninfected'})
-                  for mask in (y, p>=.5))
-    patient = (pd.Series(infected).map({True: 'P', False: 'C'})
-               + pd.Series(who+1).astype(str)).astype('string')
-    photo = [f'{name}_IMG_{i%4}' for i,name in enumerate(patient)]
-    path = [f'{folder}/{image}_cell_{i}.png' for i,(folder,image) in enumerate(zip(label, photo))]
+    label,pred = (np.where(mask, 'Parasitized', 'Uninfected') for mask in (y, p>=.5))
+    patient = np.char.add(np.where(infected, 'P', 'C'), (who+1).astype(str))
+    path = [f'{folder}/{name}_cell_{i}.png' for i,(folder,name) in enumerate(zip(label, patient))]
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
     return pd.DataFrame(dict(
-        path=path, label=label, patient=patient, photo=photo, split=split, pred=pred, p=p, p_is='raw',
-        disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
+        path=path, label=label, patient=pd.array(patient, 'string'), split=split, pred=pred, p=p,
+        p_is='raw', disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -580,13 +577,11 @@ def paired_difference(
 )->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
     a,b = _aligned(a, b)
-    if 'patient' in a: b = b.assign(patient=a['patient'])
-    else: b = b.drop(columns='patient', errors='ignore')
+    b = b.assign(patient=a.get('patient', pd.NA)) # who is drawn is drawn for both
     one,two = (bootstrap(table, positive, draws, seed, None, threshold) for table in (a, b))
-    values = pd.DataFrame(dict(a=metrics(a, positive, threshold),
-                               b=metrics(b, positive, threshold)))
-    values = values.loc[list(METRICS)].astype(float)
     ends = _interval_ends(two-one, int(_group_numbers(a).max())+1)
+    values = pd.DataFrame(dict(a=metrics(a, positive, threshold), b=metrics(b, positive, threshold)))
+    values = values.loc[list(METRICS)].astype(float)
     return values.assign(difference=values.b-values.a).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #c99317c2

@@ -29,7 +29,8 @@ from .files import ModelRefused, replacing, write_atomically
 from .learner import named_weights, read_model
 from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_folder
 from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
-from .predict import _log_odds, _moved, _onnx_network, _onnx_package, _picture_net, _softmax, _with_threshold, read_threshold
+from .predict import _moved, _odds_of, _onnx_network, _onnx_package, _picture_net, _softmax
+from .predict import _with_threshold, read_threshold
 from .recipes import check_words
 from .source import EXTENSIONS, RECORDS, progress, record_for
 
@@ -108,7 +109,7 @@ def choose_band(
 )->tuple: # (low, high): a cell with `p` between them is unsure
     "The narrowest band around the threshold that leaves so few errors outside; at most half of the cells lie in it."
     check_words(dict(risk=risk))
-    by = float(_log_odds(threshold)) # all is as if the threshold were one half
+    by = float(_odds_of(threshold)) # all is as if the threshold were one half
     p = _moved(valid.p.to_numpy(float), -by)
     sure,wrong = np.maximum(p, 1-p),(p >= .5) != (valid.label == positive).to_numpy()
     order = np.argsort(-sure, kind='stable')
@@ -400,7 +401,8 @@ def write_onnx(
             torch.onnx.export(_exportable(net), (torch.from_numpy(x[:2]),), str(part), **how)
         except Exception as e: # the exporter and its packages have many kinds
             why = ' '.join(f"{type(e).__name__}: {e}".split())[:300]
-            raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. The exporter says: {why}") from e
+            raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. "
+                               f"The exporter says: {why}") from e
         if pictures is not None: x = np.concatenate([x, pictures])
         p,z = _apart(net, _onnx_network(part), x, temperature)
         if not max(p, z) <= 1e-4:

@@ -46,7 +46,7 @@ from fastai.learner import (
 from fastai.learner import Recorder as _Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropy
 from fastai.metrics import AccumMetric, ActivationType
-from fastai.optimizer import SGD, OptimWrapper
+from fastai.optimizer import SGD, OptimWrapper, pytorch_hp_map
 from fastai.torch_core import TensorImage, distrib_barrier, maybe_gather, num_distrib, rank_distrib, to_float
 from fastcore.basics import camel2snake, patch
 from fastcore.foundation import L
@@ -124,6 +124,7 @@ class _SmoothLoss(AvgSmoothLoss):
 class Recorder(_Recorder):
     "Rates, momenta, losses and metrics of the whole training, stage after stage."
     kept = 'lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages'
+    empty = () # metrics that had no value in the last epoch
     _stateattrs = () # what fastai leaves out of copies: nothing here
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -153,15 +154,12 @@ class Recorder(_Recorder):
         self.values.append(values)
         self.iters.append(len(self.losses))
         measured = dict(zip(self.metric_names[1:-1], values))
-        self._say_undefined(measured)
+        empty = [name for name,value in measured.items() if value != value]
+        if empty and not self.empty:
+            print(f"{', '.join(empty)}: not a number in epoch {self.epoch}; does the validation part lack a class?")
+        self.empty = empty
         self.history.append(dict(stage=len(self.stages)-1, epoch=self.epoch, **measured, seconds=round(seconds, 3)))
         self.logger(self.log + [format_time(seconds)])
-
-    def _say_undefined(self, measured):
-        "Say once in a row of epochs that a metric has no value."
-        before = self.history[-1] if self.history else {}
-        new = [name for name,value in measured.items() if value != value and before.get(name, 0) == before.get(name, 0)]
-        if new: print(f"{', '.join(new)}: not a number in epoch {self.epoch}; is a class missing in the validation part?")
 
     def column(self,
         monitor:str # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
@@ -169,7 +167,7 @@ class Recorder(_Recorder):
         "The column that a callback shall watch."
         names = self.metric_names[1:-1]
         monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
-        found = [name for name in names if name == monitor] or [name for name in names if name.startswith(f'{monitor}_')]
+        found = [monitor]*(monitor in names) or [name for name in names if name.startswith(f'{monitor}_')]
         if len(found) == 1: return found[0]
         raise ValueError(f"monitor={monitor!r} is not measured here; there is {', '.join(names)}")
 
@@ -220,7 +218,7 @@ def accuracy(
     "The share of pictures whose largest output is their class."
     return (input.argmax(-1) == targs).float().mean().as_subclass(torch.Tensor)
 
-
+# %% ../nbs/api/09_learner.ipynb #9cdbf9dc
 def error_rate(
     input:torch.Tensor, # As for `accuracy`
     targs:torch.Tensor  # As for `accuracy`
@@ -271,7 +269,7 @@ def _for_positive(metric, data):
     if (given := words.get('pos_label', usual)) != usual: positive = given
     if metric.activation == ActivationType.BinarySoftmax:
         if positive is not None: metric.func,which = partial(_ranked, metric.func, positive),data.classes[positive]
-        elif 'multi_class' not in words: raise ValueError(f"{metric.name} is a score of two classes, here are {data.c}")
+        elif 'multi_class' not in words: raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
         else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
         if 'pos_label' in words: words['pos_label'] = 1
     elif which == 'binary':
@@ -404,12 +402,11 @@ class CNNLearner(Learner):
     def _check_outputs(self):
         "Refuse a network that is no classifier of these classes."
         if not (size := self.dls.rule.size): return
-        was = self.model.training
+        was,wanted = self.model.training,[1, self.dls.c]
         out = self.model.eval()(torch.zeros(1, 3, *size, device=self.dls.device))
         self.model.train(was)
-        if getattr(out, 'shape', None) != (1, self.dls.c):
-            raise ValueError(f"this network gives {tuple(getattr(out, 'shape', ()))} for one picture: a classifier of "
-                             f"{self.dls.c} classes gives (1, {self.dls.c})")
+        if (shape := [*getattr(out, 'shape', ())]) != wanted:
+            raise ValueError(f"a classifier of these classes gives {wanted} for one picture, this network {shape}")
 
     @property
     def model(self): return vars(self).get('model')
@@ -438,16 +435,14 @@ class CNNLearner(Learner):
 
 # %% ../nbs/api/09_learner.ipynb #40536351
 def _in_new_words(where, given):
-    "Arguments of a learner in fastai 2's words; what changes nothing here is named, and what is no word at all refused."
-    known = signature(Learner.__init__).parameters
-    old = {word: value for word,value in given.items() if word not in known}
-    new = {word: value for word,value in given.items() if word in known}
-    if 'bn_wd' in old: new['wd_bn_bias'] = old.pop('bn_wd')
-    if not old.pop('true_wd', True):
+    "A learner's arguments in fastai 2's words; what changes nothing here is named, and what is no word refused."
+    known,words = signature(Learner.__init__).parameters,dict(given)
+    if 'bn_wd' in words: words['wd_bn_bias'] = words.pop('bn_wd')
+    if not words.pop('true_wd', True):
         raise ValueError("true_wd=False: weight decay is kept apart from the gradient here; for the other way pass "
                          "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
-    unmeant(where, old)
-    return new
+    unmeant(where, {word: value for word,value in words.items() if word not in known})
+    return {word: value for word,value in words.items() if word in known}
 
 # %% ../nbs/api/09_learner.ipynb #32b51b50
 @patch
@@ -680,32 +675,27 @@ def _probabilities(self:CNNLearner, out):
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
 class _TorchOptimizer(OptimWrapper):
-    "An optimizer of torch's, its weight decay apart from the gradient, as in v1; a momentum that it lacks is ignored."
-    def __init__(self, params, opt, **words):
+    "An optimizer of torch's, its weight decay apart from the gradient, as in v1; a momentum it lacks is ignored."
+    def __init__(self, params, opt, weight_decay=0, **words):
         lists = params if isinstance(params[0], (L, list)) else [params]
-        groups = [dict(params=[*some], weight_decay=0., mom=0.) for some in lists]
-        super().__init__(groups, opt, convert_groups=False, **words)
+        groups = [dict(params=[*some], weight_decay=weight_decay, decay=0., mom=0.) for some in lists]
+        names = {**pytorch_hp_map, 'weight_decay': 'weight_decay', 'decay': 'wd'}
+        super().__init__(groups, opt, names, convert_groups=False, **words)
 
     def step(self, closure=None):
         "One step of all groups, after their weights have shrunk."
-        groups = self.opt.param_groups
-        decays = [group['weight_decay'] for group in groups]
-        for group,decay in zip(groups, decays):
+        for group in self.opt.param_groups:
             decayed = [p.data for p in group['params'] if p.grad is not None and self.state[p].get('do_wd', True)]
-            if decayed: torch._foreach_mul_(decayed, 1 - group['lr']*decay)
-            group['weight_decay'] = 0
-        try: self.opt.step()
-        finally:
-            for group,decay in zip(groups, decays): group['weight_decay'] = decay
+            if decayed: torch._foreach_mul_(decayed, 1 - group['lr']*group['decay'])
+        self.opt.step()
 
 
 def _optimizer(what):
     "How to make an optimizer: a name, a function of fastai 2's, or a class of torch's, also in a `partial`."
     made,words = (what.func, what.keywords) if isinstance(what, partial) else (what, {})
-    if not (isinstance(made, type) and issubclass(made, torch.optim.Optimizer)):
-        return _by_name(what, _OPT_FUNCS, 'opt_func')
-    if 'weight_decay' not in words: return partial(_TorchOptimizer, opt=made, **words)
-    raise ValueError("opt_func: give weight_decay= to the learner, as wd=")
+    if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
+        return partial(_TorchOptimizer, opt=made, **words)
+    return _by_name(what, _OPT_FUNCS, 'opt_func')
 
 # %% ../nbs/api/09_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
@@ -721,7 +711,7 @@ def _lay_out(model, device, channels_last=None):
 # %% ../nbs/api/09_learner.ipynb #807d1f0f
 def cnn_learner(
     data:ImageDataBunch,      # Where batches come from
-    base_arch,                # A torchvision function such as `models.resnet18`, a name of torchvision's or timm's, or a function of your own
+    base_arch,                # A torchvision function, a name of torchvision's or timm's, or a function of your own
     pretrained:bool=True,     # Start from ImageNet weights, the body frozen; False: from random ones, all trained
     lin_ftrs:list|None=None,  # Widths of the head's hidden layers; None is [512]
     ps:float|list=.5,         # Dropout, in [0, 1): before the last layer, or one per layer
@@ -736,7 +726,7 @@ def cnn_learner(
     normalize:bool=True,      # False: pictures in [0, 1], as the 2019 tutorial left them
     metrics=None,             # fastai metrics, such as `accuracy`
     loss_func=None,           # A loss, 'cross_entropy' or 'nll'; None is the one that fits `log_softmax`
-    opt_func='adam',          # 'adam', 'adam_v1', 'sgd', a class such as `torch.optim.SGD`, or a function of fastai 2's
+    opt_func='adam',          # 'adam', 'adam_v1', 'sgd', a class such as `torch.optim.SGD`, or fastai 2's
     wd:float=1e-2,            # Weight decay
     wd_bn_bias:bool=False,    # Decay batch norm and biases too (v1)
     train_bn:bool=True,       # Batch norm of a frozen body learns, as in both versions; False: it stays, averages too
@@ -750,7 +740,7 @@ def cnn_learner(
 )->CNNLearner:
     "A learner with a new head on a body of `base_arch`."
     if not isinstance(pretrained, (bool, np.bool_)):
-        raise ValueError(f"pretrained is True or False, got {pretrained!r}; v1's third argument goes by its name: cut=")
+        raise ValueError(f"pretrained is True or False, not {pretrained!r}; v1's third argument goes by its name: cut=")
     words = dict(wd_bn_bias=wd_bn_bias) | _in_new_words('cnn_learner', kwargs)
     if not normalize: data = data.unnormalized()
     widths = tuple(lin_ftrs) if lin_ftrs is not None else None
@@ -761,7 +751,8 @@ def cnn_learner(
     if custom_head is not None: model = nn.Sequential(model[0], custom_head)
     if custom_head is not None or callable(spec.arch): spec = None
     learn = CNNLearner(
-        data, model, spec, cbs=L(cbs) + ([] if train_bn else [BnFreeze]), callbacks=callbacks, callback_fns=callback_fns,
+        data, model, spec, cbs=L(cbs) + ([] if train_bn else [BnFreeze]),
+        callbacks=callbacks, callback_fns=callback_fns,
         loss_func=loss_func or _USUAL[log_softmax], opt_func=opt_func,
         splitter=split_params, metrics=metrics, wd=wd, train_bn=train_bn,
         path=path, model_dir=model_dir, **words)
@@ -927,11 +918,11 @@ class _Watching(tracker.TrackerCallback):
         self.monitor = self.learn.recorder.column(self.monitor)
         super().before_fit()
 
-
+# %% ../nbs/api/09_learner.ipynb #4f1790cf
 class EarlyStoppingCallback(_Watching, tracker.EarlyStoppingCallback):
     "Stop when more than `patience` epochs in a row were no better."
 
-
+# %% ../nbs/api/09_learner.ipynb #317b90a3
 class ReduceLROnPlateauCallback(EarlyStoppingCallback):
     "Multiply the rate by `factor` when more than `patience` epochs in a row were no better."
     order = tracker.ReduceLROnPlateau.order
@@ -949,24 +940,21 @@ class ReduceLROnPlateauCallback(EarlyStoppingCallback):
 
 # %% ../nbs/api/09_learner.ipynb #7d85fa84
 class CSVLogger(Callback):
-    "Write the table of the epochs to `path/filename.csv` after each of them; `append` adds to what is there."
-    order = 72
+    "Write the table of a fit's epochs to `path/filename.csv` after each; `append` adds them to what is there."
+    order = 55 # before an early stop
     def __init__(self, learn=None, filename='history', append=False): self.filename,self.append = filename,append
-    @property
-    def file(self): return Path(self.learn.path)/f'{self.filename}.csv'
-    @property
-    def active(self): return self.learn.fitting and not hasattr(self.learn, 'lr_finder') and not rank_distrib()
-    def before_fit(self): self.before = self.file.read_text() if self.append and self.file.exists() else ''
+    def before_fit(self):
+        self.file = Path(self.learn.path)/f'{self.filename}.csv'
+        self.before = self.file.read_text() if self.append and self.file.exists() else ''
+
     def after_epoch(self):
-        if not self.active: return
-        rows = self.recorder.to_frame()
-        rows = rows[rows.stage == rows.stage.max()].assign(time=rows.seconds.map(format_time))
-        text = rows.drop(columns=['stage', 'seconds']).to_csv(index=False, header=not self.before)
-        write_atomically(self.file, self.before + text)
+        if not self.learn.fitting or hasattr(self.learn, 'lr_finder') or rank_distrib(): return
+        rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
+        write_atomically(self.file, self.before + rows.to_csv(index=False, header=not self.before))
 
     def read_logged_file(self): return pd.read_csv(self.file)
 
-
+# %% ../nbs/api/09_learner.ipynb #84ec0978
 class ShowGraph(Callback):
     "Show the losses when a fit has ended."
     order = 73
@@ -1145,17 +1133,15 @@ class _Forecast(Callback):
     "Say after three batches how long all of them will take."
     order,run_valid = 80,False
     def __init__(self, n): self.n = n
-    def before_batch(self):
-        if self.train_iter == 1: self.began = time.time()
-
     def after_batch(self):
+        if self.train_iter == 1: self.began = time.time()
         if self.train_iter != 3: return
         seconds = (time.time() - self.began)/2*self.n
         if seconds > 5: print(f"{self.n} batches, a rate for each: {format_time(seconds)} at most")
 
 # %% ../nbs/api/09_learner.ipynb #b2bbef33
 def _suggested(lrs, losses, beta):
-    "The rate where the running loss falls fastest, and a tenth of that of its minimum; None where nothing falls clearly."
+    "The rate of the running loss's fastest fall, and a tenth of that of its minimum; None where no fall is clear."
     n,width = len(lrs),max(3, len(lrs)//8)
     if n < 4*width: return None
     means = losses*(1 - beta**np.arange(1, n + 1))
@@ -1171,7 +1157,7 @@ def _suggested(lrs, losses, beta):
 
 
 @patch
-def suggested(self:Recorder)->tuple: # Two rates: of the steepest fall, and a tenth of that of the minimum; (None, None)
+def suggested(self:Recorder)->tuple: # Two rates: of the steepest fall, a tenth of that of the minimum; or two None
     "What `lr_find` suggests."
     return _suggested(*map(np.array, self.found), self.smooth_loss.beta) or (None, None)
 
@@ -1212,11 +1198,11 @@ def lr_find(self:CNNLearner,
     stop_div:bool=True,  # Stop when the loss explodes
     wd:float|None=None   # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
-    "Try rising rates, and return a good one; `recorder.plot()` shows the curve. Weights and history stay as they were."
+    "Try rising rates and return a good one; `recorder.plot()` shows the curve. Weights and history stay."
     savers = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
-    with _put_back(self), self.no_bar(), self.removed_cbs(savers), self.added_cbs([_Forecast(num_it)]), seeded(self.seed, 0):
-        with self.no_logging():
-            self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=_Finder(start_lr, end_lr, num_it, stop_div))
+    cbs = [_Finder(start_lr, end_lr, num_it, stop_div), _Forecast(num_it)]
+    with _put_back(self), self.no_bar(), self.no_logging(), self.removed_cbs(savers), seeded(self.seed, 0):
+        self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=cbs)
         rec = self.recorder
         rec.found = [*map(float, rec.lrs)],[*map(float, rec.losses)]
     return rec.suggested()[0]

@@ -361,7 +361,7 @@ def _softmax(x):
     return e/e.sum(1, keepdims=True)
 
 
-def _log_odds(p):
+def _odds_of(p):
     "The logarithm of p/(1-p), finite at 0 and 1."
     p = np.clip(p, 1e-7, 1 - 1e-7)
     return np.log(p/(1 - p))
@@ -369,7 +369,7 @@ def _log_odds(p):
 
 def _moved(p, by=0., temperature=1.):
     "Probabilities whose log-odds were divided by a temperature, and moved."
-    return 1/(1 + np.exp(-_log_odds(p)/temperature - by))
+    return 1/(1 + np.exp(-_odds_of(p)/temperature - by))
 
 
 def _decide(
@@ -400,7 +400,7 @@ def _with_threshold(facts, about):
     "What model.json says, with a chosen threshold, which takes the band of unsure along."
     value = float(about['value'])
     if about['p_is'] == 'raw': value = float(_moved(value, temperature=facts['temperature']))
-    by,unsure = _log_odds(value) - _log_odds(facts['threshold']),facts['unsure']
+    by,unsure = _odds_of(value) - _odds_of(facts['threshold']),facts['unsure']
     band = {name: float(_moved(unsure[name], by)) for name in ('low', 'high')}
     return facts | dict(threshold=value, threshold_from=about, unsure=unsure | band)
 

@@ -55,18 +55,18 @@ WORDS = dict( # Field -> its words, and what they mean
         half="products in half precision while training, where the hardware gains from it (*mixed precision*)"))
 
 # %% ../nbs/api/14_recipes.ipynb #3e8d1b71
-def _within(low, high, closed='both'):
+def _span(low, high, closed='both'):
     "A range, of whole numbers where its lower end is one."
     return pd.Interval(low, high, closed)
 
 
-_FROM_0,_FROM_1,_SHARE,_RATE = _within(0, math.inf), _within(1, math.inf), _within(0., 1.), _within(0., 10., 'right')
+_FROM_0,_FROM_1,_SHARE,_RATE = _span(0, math.inf), _span(1, math.inf), _span(0., 1.), _span(0., 10., 'right')
 _COLUMNS = 'accuracy|error_rate'
-_ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Argument -> its range, or pattern of its words
-    size=_within(8, 4096), size_first=_FROM_0, bs=_within(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
-    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=_within(0., 1., 'left'),
-    risk=_within(0., 1., 'neither'), threshold=_SHARE, seed=_within(0, 2**32 - 1), seeds=_FROM_1, limit=_within(10, math.inf),
-    folds=_within(2, 1000), draws=_FROM_1, budget=_within(0., math.inf, 'neither'), every=_FROM_1,
+_ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Argument -> range, or pattern of words
+    size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
+    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=_span(0., 1., 'left'),
+    risk=_span(0., 1., 'neither'), threshold=_SHARE, seed=_span(0, 2**32 - 1), seeds=_FROM_1,
+    limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1, budget=_span(0., math.inf, 'neither'), every=_FROM_1,
     pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
     split=r'patient|random|folder|fold:[0-4]|patient:\d+/\d+|random:\d+/\d+', best=f'|train_loss|valid_loss|{_COLUMNS}')
 
@@ -88,7 +88,8 @@ def check_words(
         for one in value if isinstance(value, (tuple, list)) else [value]:
             if one is None or (name, one) == ('every', 'epoch') or _fits(one, rule): continue
             what = 'one of ' if isinstance(rule, str) else 'a whole number in ' if isinstance(rule.left, int) else 'in '
-            raise ValueError(f"{name} must be {what}{rule}, got {one!r} (on the command line: --{name.replace('_', '-')})")
+            flag = name.replace('_', '-')
+            raise ValueError(f"{name} must be {what}{rule}, got {one!r} (on the command line: --{flag})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):

@@ -103,7 +103,8 @@ def prepare(
     root,cells = _read_data(source, out, limit, seed, on_bad, data_dir)
     attrs,cells = cells.attrs,split_by(cells, split, valid=valid, test=test, seed=seed)
     if 'valid' not in set(cells.split):
-        raise ValueError(f"{len(cells):,} cells by the rule {split} leave none for validation: take more, or another rule")
+        raise ValueError(f"{len(cells):,} cells leave none for validation by the rule {split}: "
+                         "take more cells, or another rule")
     cells.attrs.update(attrs)
     return root,cells
 
@@ -763,8 +764,10 @@ def eight_views(
     about = cells.reindex(columns=['path', 'label', 'patient', 'split', 'disputed']).reset_index(drop=True)
     plain,mean = (about.assign(p=probs[:, column].double().numpy(), p_is='raw') for probs in views)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
-    return dict(views=n_views(learn.dls.rule.size or (0, 1)), plain=evaluate(plain, positive, threshold, draws), averaged=evaluate(mean, positive, threshold, draws),
-                difference=rows.where(rows.notna(), None).to_dict('index'))
+    judged = {name: evaluate(table, positive, threshold, draws) for name,table in dict(plain=plain, averaged=mean).items()}
+    return dict(
+        judged, views=n_views(learn.dls.rule.size or (0, 1)),
+        difference=rows.where(rows.notna(), None).to_dict('index'))
 
 # %% ../nbs/api/15_run.ipynb #76546266
 def _copied(run, out):
@@ -857,8 +860,8 @@ def _mean_of_runs(folders, out, draws, command):
     preds = mean_of(*[run['preds'] for run in runs], positive=found['data']['positive'])
     archs = dict.fromkeys(run['metrics']['arch'] for run in runs)
     found |= dict(
-        arch=f"mean of {len(runs)}: {', '.join(archs)}", runs=names, seconds=sum(run['metrics']['seconds'] for run in runs),
-        **_judged(preds, found['data']['positive'], draws))
+        arch=f"mean of {len(runs)}: {', '.join(archs)}", runs=names,
+        seconds=sum(run['metrics']['seconds'] for run in runs), **_judged(preds, found['data']['positive'], draws))
     _write_numbers(out, preds, found, command or f'evaluate_run({names!r})')
     examine_run(out, draws)
     return out

@@ -63,20 +63,17 @@ _USES = """call mro_entries setattr getitem setitem delitem iter next reversed c
     and rand or ror xor rxor neg pos abs invert enter exit instancecheck subclasscheck"""
 for use in _USES.split(): setattr(StandIn, f'__{use}__', _say_hint)
 
-# %% ../nbs/api/20_v1.ipynb #5f8de182
+# %% ../nbs/api/20_v1.ipynb #313bdde3
 class Picture:
     "A picture with fastai 1's words; `pil` is the picture itself."
     def __init__(self,
         px # A picture of PIL, or as in v1 a tensor (3, h, w) in [0, 1]
     ):
-        self.pil = px if hasattr(px, 'convert') else self._of_pixels(px)
-
-    @staticmethod
-    def _of_pixels(px):
-        "The picture of PIL that has these pixels, rounded to 8 bits."
-        from PIL import Image
-        pixels = np.moveaxis(np.asarray(px.detach().cpu()), 0, -1)
-        return Image.fromarray((pixels*255).round().clip(0, 255).astype(np.uint8))
+        if hasattr(px, 'convert'): self.pil = px
+        else:
+            from PIL import Image
+            pixels = (px.detach()*255).round().clip(0, 255).permute(1, 2, 0)
+            self.pil = Image.fromarray(pixels.byte().cpu().numpy())
 
     @property
     def size(self): return self.pil.size[::-1]
@@ -93,7 +90,6 @@ class Picture:
     data = px
 
     def __repr__(self): return f"Image {self.shape}"
-    def _repr_png_(self): return self.pil._repr_png_()
     def __getattr__(self, name):
         if name == 'pil' or name.startswith('__'): raise AttributeError(name)
         if hint := v1_hint(name, 'Image'): raise AttributeError(hint)

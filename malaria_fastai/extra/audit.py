@@ -18,22 +18,16 @@ __all__ = ['review_list', 'flip_labels', 'review_agreement', 'ask_verdicts', 're
 # %% ../../nbs/extra/02_audit.ipynb #07a66fe2
 def _check_out_of_fold(preds):
     "Refuse predictions whose model may have been trained on these very cells."
-    remedy = "Use the predictions.csv of a cross-validation by patient"
-    if 'fold' not in preds or preds['fold'].isna().any(): raise BadPredictions(
-        "nothing says in which fold each cell was left out (column fold): "
-        f"the model may know these labels by heart. {remedy}")
-    if train := np.sum(preds.get('split')=='train'):
-        raise BadPredictions(f"{train:,} rows are training cells. {remedy}")
-    if preds['fold'].nunique()<2:
-        raise BadPredictions(f"all rows are of one fold. {remedy}")
-    if twice := preds['path'].duplicated().sum():
-        raise BadPredictions(f"{twice:,} paths occur twice: each cell is left out once")
-    if 'patient' not in preds: return
-    folds = preds.groupby('patient')['fold'].nunique()
-    several = folds.index[folds>1]
-    if len(several): raise BadPredictions(
-        f"{len(several)} patients are in several folds, e.g. {several[0]!r}: "
-        f"the model knew their other cells. {remedy}")
+    fold = preds.get('fold', pd.Series(pd.NA, preds.index))
+    patients = fold.groupby(preds['patient']).nunique() if 'patient' in preds else fold[:0]
+    for n,what in (
+        (fold.isna().sum(), "rows do not say in which fold they were left out (column fold)"),
+        (np.sum(preds.get('split')=='train'), "rows are training cells"),
+        (len(fold)*(fold.nunique()==1), "rows are of one fold"),
+        (preds['path'].duplicated().sum(), "paths occur twice"),
+        (np.sum(patients>1), "patients are in several folds")):
+        if n: raise BadPredictions(f"{n:,} {what}: the model may know these labels by heart. "
+                                   "Use the predictions.csv of a cross-validation by patient")
 
 # %% ../../nbs/extra/02_audit.ipynb #a6b9425c
 def review_list(

@@ -26,7 +26,7 @@ from ..evaluate import both_lines, evaluate, paired_difference, read_predictions
 from ..files import check_output, replacing, write_atomically
 from ..backbone import WeightsUnavailable
 from ..learner import alone
-from ..recipes import RECIPES, _within, check_words, find_recipe, shortened, t4_command
+from ..recipes import RECIPES, _span, check_words, find_recipe, shortened, t4_command
 from ..report import _PAGES
 from ..resume import check_config
 from ..run import (
@@ -293,7 +293,7 @@ def compare(
     command:str=''            # What the results show as the command
 )->pd.DataFrame: # The results: one row a recipe and split
     "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
-    check_words(dict(locals()), folds=_within(1, 5))
+    check_words(dict(locals()), folds=_span(1, 5))
     alone('a comparison')
     out,until = Path(out),time.time() + 60*(budget or math.inf)
     most = dict(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs)
