@@ -467,22 +467,20 @@ def _cycle(cbs, lr, n_epoch):
     return dict(kind='fit', lr=str(lr), **end)
 
 # %% ../nbs/api/09_learner.ipynb #e54ba017
-def _autocast():
-    "Where automatic half precision stands: depth of nesting, cache, and switch and type for each kind of device."
-    depth = torch.autocast_increment_nesting() - 1
+@contextmanager
+def _precision_kept():
+    "Automatic half precision is after the block as it was before, also where something ends within it."
+    depth,kinds = torch.autocast_increment_nesting(),('cpu', 'cuda')
     torch.autocast_decrement_nesting()
-    kinds = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ('cpu', 'cuda')}
-    return depth,torch.is_autocast_cache_enabled(),kinds
+    before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    try: yield
+    finally:
+        for _ in range(torch.autocast_increment_nesting() - depth + 1): torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+        for kind,on,dtype in before:
+            torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, dtype)
 
-
-def _set_autocast(depth, cached, kinds):
-    "Let it stand there again."
-    for _ in range(torch.autocast_increment_nesting() - depth): torch.autocast_decrement_nesting()
-    torch.clear_autocast_cache()
-    torch.set_autocast_cache_enabled(cached)
-    for kind,(on,dtype) in kinds.items():
-        torch.set_autocast_enabled(kind, on)
-        torch.set_autocast_dtype(kind, dtype)
 
 # %% ../nbs/api/09_learner.ipynb #3370a00c
 def _drop_gradients(model):
@@ -492,9 +490,9 @@ def _drop_gradients(model):
 @contextmanager
 def _session(learn):
     "A training or a prediction; however it ends, precision, network, loss, logger and callbacks are as they were."
-    precision,cbs = _autocast(),[*learn.cbs]
-    kept = [(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')]
-    try: yield
+    kept,cbs = [(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')],[*learn.cbs]
+    try:
+        with _precision_kept(): yield
     except BaseException:
         _drop_gradients(learn.model)
         learn.remove_cbs([cb for cb in learn.cbs if cb not in cbs])
@@ -502,7 +500,6 @@ def _session(learn):
         raise
     finally:
         for name,value in kept: setattr(learn, name, value)
-        _set_autocast(*precision)
 
 # %% ../nbs/api/09_learner.ipynb #ebedb69a
 @patch
@@ -619,8 +616,6 @@ class NLLLossFlat(BaseLoss):
     "Negative log likelihood of log-probabilities, which a head with a log-softmax gives."
     y_int = True
     def __init__(self, *args, axis=-1, **kwargs): super().__init__(nn.NLLLoss, *args, axis=axis, **kwargs)
-    def decodes(self, x): return x.argmax(dim=self.axis)
-    def activation(self, x): return x.exp()
 
 # %% ../nbs/api/09_learner.ipynb #d937f845
 _LOSS_FUNCS = dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)
@@ -670,8 +665,8 @@ def _probabilities(self:CNNLearner, out):
     if off.isnan():
         raise FloatingPointError("the network gives out no numbers: its training has diverged. "
                                  "Load weights of before with learn.load(name)")
-    raise ValueError("the outputs are no probabilities with this loss: "
-                     f"they sum to {probs[0].sum():.3g}. A loss of log-probabilities needs a head that ends in a log-softmax")
+    raise ValueError(f"the outputs are no probabilities with this loss: they sum to {probs[0].sum():.3g}. "
+                     "A loss of log-probabilities needs a head that ends in a log-softmax")
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
 class _TorchOptimizer(OptimWrapper):
@@ -1033,19 +1028,14 @@ def set_opt_state(
     state:dict|None=None # What its `state_dict` gave, which is not changed; None begins anew
 ):
     "Let the optimizer go on from a state, its averages in the layout of the weights; what is frozen stays so."
-    if learn.opt is None and state is None: return
-    if state is None:
-        frozen,trained = learn.opt.frozen_idx,[p.requires_grad for p in learn.model.parameters()]
+    if learn.opt is None or state is None:
+        frozen = learn.opt and learn.opt.frozen_idx
         learn.create_opt()
-        learn.opt.frozen_idx = frozen
-        for p,grad in zip(learn.model.parameters(), trained): p.requires_grad_(grad)
-        return
-    if learn.opt is None: learn.create_opt()
-    now = learn.opt.state_dict()
-    for groups in {'param_groups', 'hypers'} & (state.keys() | now.keys()):
-        names = [{*chain(*kept.get(groups, ()))} for kept in (state, now)]
-        if not names[0] <= names[1] or len(state.get(groups, ())) != len(now.get(groups, ())):
-            raise ValueError("it holds the averages of another optimizer, or of other layer groups")
+        learn.opt.frozen_idx = frozen or 0
+    if state is None: return
+    then,now = (said.get('param_groups') or said['hypers'] for said in (state, learn.opt.state_dict()))
+    if len(then) != len(now) or not {*chain(*then)} <= {*chain(*now)}:
+        raise ValueError("it holds the averages of another optimizer, or of other layer groups")
     learn.opt.load_state_dict(deepcopy(state))
     for p,averages in getattr(learn.opt, 'opt', learn.opt).state.items():
         for name,value in averages.items():
@@ -1237,7 +1227,7 @@ def plot(self:Recorder,
 def _loader(self:CNNLearner, of, with_loss):
     "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
     dl = self.dls.fixed_dl(of)
-    if differences(dict(classes=dl.dataset.classes), dict(classes=self.dls.classes)):
+    if [*dl.dataset.classes] != [*self.dls.classes]:
         raise ValueError(f"the loader's classes are {dl.dataset.classes}, the learner's {self.dls.classes}")
     if with_loss and not dl.dataset.labelled: raise ValueError("these pictures have no labels, so they have no loss")
     return dl
@@ -1255,12 +1245,13 @@ def get_preds(self:CNNLearner,
     **kwargs                       # As in fastai 2
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets, …), in file order
     "Probabilities and targets of one part, in file order and untransformed, the training part too."
-    part = ds_idx if ds_type is None else ds_type
-    dl = self._loader(part if dl is None else dl, with_loss)
+    if dl is None: dl = ds_idx if ds_type is None else ds_type
+    ours = not isinstance(dl, list) # a list of batches comes from fastai's `summary`
+    if ours: dl = self._loader(dl, with_loss)
     with _session(self):
         found = [*Learner.get_preds(self, dl=dl, with_input=with_input, with_loss=with_loss,
                                     act=act or self._probabilities, **kwargs)]
-    if not dl.dataset.labelled: found[with_input+1] = torch.zeros(len(dl.dataset), dtype=torch.long) # as in v1
+    if ours and not dl.dataset.labelled: found[with_input+1] = torch.zeros(len(dl.dataset), dtype=torch.long) # as in v1
     if with_decoded: found.insert(with_input+2, found[with_input].argmax(1))
     return tuple(x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in found)
 

@@ -8,6 +8,7 @@ _kept = tempfile.TemporaryDirectory(prefix='pictures-') # of this process; nothi
 os.environ.setdefault('MALARIA_CACHE', _kept.name)
 
 import socket
+import sys
 from pathlib import Path
 import pytest
 from filelock import FileLock # torch brings it
@@ -39,6 +40,12 @@ def offline():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, 'connect', refuse)
         yield
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    "Our plots leave their figures open, as pyplot does: each test begins without any."
+    yield
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
 @pytest.fixture(scope='session')
 def sample_root(tmp_path_factory):
