@@ -339,9 +339,8 @@ def calibrated(t): return t.assign(p=1/(1+np.exp(-np.log(t.p/(1-t.p))/2.5)), p_i
 def uses(t, cut, temperature):
     "Everything that takes a threshold, a temperature, or two tables."
     number = cut.value
-    yield from (lambda f=f, given=given: f(t, POS, given) for given in (cut, number) for f in (metrics, ev.confusion, ev.per_patient, ev.coverage_risk,
-                ev.patient_scores, ev.with_and_without_disputed))
-    yield from (lambda given=given: f(t, POS, threshold=given, draws=3) for given in (cut, number) for f in (evaluate, bootstrap))
+    yield from (lambda f=f, given=given: f(t, POS, given) for given in (cut, number) for f in (metrics, ev.confusion, ev.per_patient, ev.patient_scores))
+    yield from (lambda given=given: f(t, POS, threshold=given, draws=3) for given in (cut, number) for f in (evaluate, bootstrap, ev.coverage_risk, ev.with_and_without_disputed))
     yield lambda: ev.paired_difference(t, t, POS, number, draws=3)
     yield lambda: ev.apply_threshold(t, cut)
     yield lambda: ev.apply_threshold(t[['path','p','p_is']] if 'p_is' in t else t[['path','p']], cut)
