@@ -60,20 +60,19 @@ LOGITS = dict(flat=fastai.losses.CrossEntropyLossFlat(), weighted=nn.CrossEntrop
 LOGS = dict(nll=nn.NLLLoss(), nll_flat=NLLLossFlat(), nll_function=F.nll_loss, nll_part=partial(F.nll_loss, weight=W), nll_weighted=nn.NLLLoss(weight=W), nll_name='nll')
 
 @pytest.mark.parametrize('name', [*LOGITS, *LOGS, 'own'])
-@pytest.mark.parametrize('later', [False, True])
-def test_probabilities_whatever_the_loss(data, name, later):
+def test_probabilities_whatever_the_loss(data, name):
     "Passed, or set later: rows sum to 1, and are what the network's outputs mean; everything that predicts agrees."
     log,loss = name in LOGS,{**LOGITS, **LOGS, 'own': Doubled()}[name]
-    learn = tiny(data, log=log, loss_func='cross_entropy' if later else loss)
-    if later: learn.loss_func = loss
-    x = torch.cat([b[0] for b in data.valid_dl]).as_subclass(torch.Tensor)
-    with torch.no_grad(): expected = ((2 if name == 'own' else 1)*learn.model.eval()(x)).softmax(1)
-    probs,y,losses = learn.get_preds(with_loss=True) if name != 'base' else (*learn.get_preds(), None)
-    assert torch.allclose(probs, expected, atol=1e-5) and torch.allclose(probs.sum(1), torch.ones(len(y)), atol=1e-5)
-    assert torch.equal(learn.get_preds(with_decoded=True)[2], expected.argmax(1))
+    learn,later = tiny(data, log=log, loss_func=loss),tiny(data, log=log)
+    later.loss_func = loss
+    out = learn.get_preds(act=lambda x: x)[0]
+    expected = ((2 if name == 'own' else 1)*out).softmax(1)
+    for probs in (learn.get_preds()[0], later.get_preds()[0]): assert torch.allclose(probs, expected, atol=1e-5)
+    if name not in ('weighted', 'part', 'nll', 'own'): return
+    probs,y,decoded,losses = learn.get_preds(with_loss=True, with_decoded=True)
+    assert torch.equal(decoded, expected.argmax(1)) and torch.allclose(probs, expected, atol=1e-5)
     assert torch.allclose(learn.predict(data.valid_ds.items[0])[2], expected[0], atol=1e-5)
     assert torch.allclose(learn.TTA(beta=1.)[0], expected, atol=1e-5)
-    if losses is None: return
     table = learn.predict_cells(data.valid_ds.cells, 'Red')
     assert np.allclose(table.p, expected[:, 1], atol=1e-5) and np.allclose(table.loss, losses)
 
@@ -87,7 +86,7 @@ def test_the_exported_model_says_the_same(root, tmp_path):
     with pytest.raises(ValueError, match='activation of its own'): learn.export()
     with pytest.raises(ValueError, match='needs log-probabilities: pass log_softmax=True'): learn.loss_func = nn.NLLLoss()
     own = cnn_learner(data, 'squeezenet1_1', pretrained=False, loss_func=nn.NLLLoss(), log_softmax=True, path=tmp_path)
-    assert load_learner(own.export()).loss_func.activation(torch.zeros(1)) == 1
+    assert load_learner(own.export()).activation(torch.zeros(1)) == 1
 
 @pytest.mark.parametrize('loss', [nn.MSELoss(), fastai.losses.MSELossFlat(), nn.MultiMarginLoss(), F.mse_loss, partial(F.mse_loss), lambda pred, y: pred.sum(), nn.KLDivLoss()])
 def test_a_loss_that_nobody_knows_is_refused_at_once(data, loss):
@@ -112,7 +111,7 @@ def test_outputs_that_are_no_probabilities_are_refused(data):
 def test_validation_loss_is_that_of_the_whole_part(root, loss):
     "Batches of one class, as in validation in file order: the same number for every size of a batch, in `validate` and in the table of epochs."
     seen = []
-    for val_bs in (2, 3, 100):
+    for val_bs in (2, 100):
         learn = tiny(bunch(root, val_bs=val_bs), loss_func=loss)
         out,y = learn.get_preds(act=lambda x: x)
         expected = float(loss(out, y))
@@ -171,10 +170,10 @@ class Planted(Callback):
         setattr(self, event, act)
 
 def gradients(learn): return [p.grad is not None and bool(p.grad.any()) for p in learn.model.parameters()]
-def half(kind=torch.bfloat16): return torch.is_autocast_enabled('cpu') or torch.is_autocast_enabled('cuda')
+def half(): return torch.is_autocast_enabled('cpu') or torch.is_autocast_enabled('cuda')
 
-@pytest.mark.parametrize('event', ['before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_step'])
-@pytest.mark.parametrize('how', ['fit', 'lr_find', 'half'])
+EVENTS = 'before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_step'
+@pytest.mark.parametrize('event,how', [*((event, 'fit') for event in EVENTS), ('after_backward', 'lr_find'), ('after_step', 'lr_find'), ('before_batch', 'half'), ('after_loss', 'half')])
 def test_an_end_at_any_place_leaves_nothing_behind(data, event, how):
     "After it, a fit ends to the bit where a learner ends that begins with the same weights, and nothing else."
     learn = tiny(data)
@@ -315,11 +314,10 @@ def test_weights_alone_begin_the_averages_anew(data, tmp_path, opt):
 def test_a_file_says_what_it_was_trained_for(data, root, tmp_path, kw, fact):
     tiny(data, tmp_path).save('one')
     other = tiny(bunch(root, **kw), tmp_path)
-    was = weights_hash(other.model[1])
     other.model[1][2].weight.data += 1
-    now = weights_hash(other.model)
+    was = weights_hash(other.model)
     with pytest.raises(ValueError, match=f'one.pth was trained for other data(.|\n)*{fact}.* then, .* now'): other.load('one')
-    assert weights_hash(other.model) == now and was
+    assert weights_hash(other.model) == was
     with pytest.raises(ValueError, match=fact): tiny(data).data = other.dls
 
 def test_files_of_others(data, tmp_path, capsys):
@@ -422,7 +420,7 @@ def test_copies_train_on(data, how, before):
     assert other.recorder.history == learn.recorder.history and all(cb.learn is other for cb in other.cbs)
     learn.fit_one_cycle(1, 1e-3)
     other.fit_one_cycle(1, 1e-3)
-    assert weights_hash(learn.model) == weights_hash(other.model) and other.lr_find(num_it=6) is None or True
+    assert weights_hash(learn.model) == weights_hash(other.model)
     assert torch.equal(other.get_preds()[0], learn.get_preds()[0])
 
 @pytest.fixture
