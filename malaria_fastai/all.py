@@ -10,7 +10,7 @@ __all__ = ['Learner', 'LabelLists', 'ImageItemList']
 # %% ../nbs/api/19_all.ipynb #cb7fb941
 import re
 from pathlib import Path
-from pydoc import locate as found
+from pydoc import locate as _found
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,7 +63,7 @@ globals().update(V1_TFMS)
 for (_word,_of),(_,_now) in v1_words().items():
     if _of or _word in globals(): continue
     _home = re.fullmatch(r'`([\w.]+)`, (as in fastai 1|in annotations)', _now)
-    globals()[_word] = found(_home[1]) if _home else StandIn(_word)
+    globals()[_word] = _found(_home[1]) if _home else StandIn(_word)
 
 # %% ../nbs/api/19_all.ipynb #b0d6c411
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -180,20 +180,10 @@ def _decode_all(self:Pictures, file, keys, store, rows):
     nbytes = file.stat().st_size
     if nbytes > 1e7: print(f"{len(missing):,} pictures decoded once: {nbytes/1e9:.2f} GB in the folder {file.parent}")
 
-# %% ../nbs/api/06_data.ipynb #570b3082
-@patch
-def _tell_changed(self:Pictures, old, before, store, rows):
-    "Say how many pictures of the old file were not what their sources are."
-    places = enumerate(zip(before, rows))
-    wrong = [i for i,(was,row) in places if was >= 0 and not np.array_equal(old[was], store[row])]
-    if wrong:
-        print(f"{len(wrong):,} of {len(self):,} pictures are not what the picture file says, "
-              f"for example {Path(self.files[wrong[0]]).name}")
-
 # %% ../nbs/api/06_data.ipynb #369dc180
 @patch
 def _open_or_make(self:Pictures, folder, verify):
-    "Open the picture file, or make it if it lacks a picture."
+    "Open the picture file, or make it if it lacks a picture; `verify` counts those of the old file that were wrong."
     file,keys = folder/_cache_name(self.rule, self.root, folder),self.keys()
     try:
         old,before = store,rows = _opened_pictures(file, keys)
@@ -201,7 +191,8 @@ def _open_or_make(self:Pictures, folder, verify):
             self._decode_all(file, keys, old, np.full_like(before, -1) if verify else before)
             store,rows = _opened_pictures(file, keys)
         if (rows < 0).any(): raise OSError("another process made it of other pictures")
-        if verify: self._tell_changed(old, before, store, rows)
+        wrong = verify and sum(was >= 0 and not np.array_equal(old[was], store[row]) for was,row in zip(before, rows))
+        if wrong: print(f"{wrong:,} of {len(self):,} pictures are not what the picture file says")
         self.store,self.rows = store,rows
     except OSError as error:
         print(f"No picture cache: {error.strerror or error}. Training goes on, and decodes every picture "
@@ -367,9 +358,7 @@ def one_batch(self:ImageDataBunch,
     cpu:bool=True     # Bring it to the CPU
 )->tuple: # (float32 (n, 3, h, w), int64 (n,))
     "The first batch of one part, to look at. `data.train_dl.one_batch()` is the same as the network sees it."
-    x,*y = self.dl(ds_type).one_batch()
-    b = self._in_colour(x) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
-    return tuple(tensor.cpu() for tensor in b) if cpu else b
+    return self._to_see(self.dl(ds_type), denorm, cpu)
 
 
 @patch
@@ -380,9 +369,15 @@ def one_item(self:ImageDataBunch,
     cpu:bool=False     # Bring it to the CPU
 )->tuple: # (float32 (1, 3, h, w), int64 (1,): 0)
     "A batch of one picture."
-    x, = self.test_dl([item], bs=1).one_batch()
-    x = self._in_colour(x) if denorm else x
-    return x.cpu() if cpu else x,torch.zeros(1, dtype=torch.long)
+    return self._to_see(self.test_dl([item], bs=1), denorm, cpu)
+
+
+@patch
+def _to_see(self:ImageDataBunch, loader, denorm, cpu):
+    "The first batch of a loader, with zeros for unknown labels."
+    x,*y = loader.one_batch()
+    b = self._in_colour(x) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
+    return tuple(tensor.cpu() for tensor in b) if cpu else b
 
 # %% ../nbs/api/06_data.ipynb #86ef9e04
 # What tables write where nothing is; `str` makes words of it
@@ -390,10 +385,10 @@ _NO_LABEL = {'', 'NA', 'N/A', 'nan', 'NaN', 'None', '<NA>', 'null', 'NULL'}
 
 def _class_name(label):
     "The name of a class: text, or a whole number, which 1.0 is too; None for a missing label."
-    label = label.item() if isinstance(label, (np.generic, torch.Tensor)) else label
-    if pd.isna(label) or str(label).strip() in _NO_LABEL: return None
+    label = label.item() if hasattr(label, 'item') else label
     if isinstance(label, float) and label.is_integer(): return int(label)
-    if isinstance(label, (str, int)): return label
+    if isinstance(label, (str, int)): return None if str(label).strip() in _NO_LABEL else label
+    if label is None or label is pd.NA or label != label: return None
     raise ValueError(f"the label {label!r} is no name of a class: text, or a whole number. "
                      "Several labels a picture, and numbers to be estimated, are not supported")
 
@@ -411,10 +406,8 @@ def _labelled(cells):
         raise ValueError(f"the table of cells needs the columns path and label; {', '.join(missing)} is missing")
     twice = cells.path[cells.path.duplicated()]
     if len(twice): raise ValueError(f"{len(twice)} pictures are listed twice, for example {twice.iloc[0]}")
-    try: numbers,labels = pd.factorize(cells.label)
-    except TypeError as error: raise ValueError("a picture has one label here, and some have a list of them") from error
-    names = np.array([*map(_class_name, labels), None], object)[numbers] # a missing one has the number -1
-    cells = cells.assign(label=pd.Series(names, cells.index, object), split=cells.get('split')).reset_index(drop=True)
+    names = pd.Series([*map(_class_name, cells.label)], cells.index, object)
+    cells = cells.assign(label=names, split=cells.get('split')).reset_index(drop=True)
     test = cells.split.isin(['test'])
     return cells.loc[[*cells.path[~test].sort_values().index, *cells.index[test]]].reset_index(drop=True)
 
@@ -437,18 +430,15 @@ def _checked_classes(cells, classes):
     found,trained = set(cells.label.dropna()),set(cells.label[cells.split == 'train'])
     if len({isinstance(name, str) for name in found}) > 1:
         raise ValueError("some labels are numbers and some are text: make all of them one or the other")
-    names = sorted(found)
-    if classes is not None: names = [*map(_class_name, classes)]
-    elif all(re.fullmatch(r'-?\d+', str(name)) for name in names): names.sort(key=int)
-    unknown = [str(name) for name in found if name not in names]
-    if unknown: raise ValueError(f"labels that are not in classes={names}: {', '.join(sorted(unknown))}")
+    names = sorted(found) if classes is None else [*map(_class_name, classes)]
+    if classes is None and all(re.fullmatch(r'-?\d+', str(name)) for name in names): names.sort(key=int)
     if len(set(names)) < 2 or len(trained) == 1:
-        raise NoCells(f"a network tells at least two classes apart, and training has only "
+        raise NoCells("a network tells at least two classes apart, and training has only "
                       f"{', '.join(map(str, trained or names))}: look at the folder, column or pattern of the labels")
-    strange = [str(name) for name in names if name in found - trained]
-    if strange:
-        raise SplitError(f"no training cell is of the class {', '.join(strange)}, so it cannot be learned: "
-                         "bring more of it, leave it out, or split in another way")
+    for error,strange,why in ((ValueError, found - set(names), f"not in classes={names}"),
+                              (SplitError, found - trained, "no label of a training cell, so it cannot be learned: "
+                               "bring more of it, leave it out, or split in another way")):
+        if strange: raise error(f"the label {', '.join(sorted(map(str, strange)))} is {why}")
     return names
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00b
@@ -463,24 +453,24 @@ def _check_sizes(cells, bs, val_bs):
         if part == 'test' and len(unknown) == len(own): continue
         if not len(own): raise NoCells(f"there are no cells in the part {part!r}")
         if len(unknown):
-            raise ValueError(f"{len(unknown):,} of {len(own):,} cells in the part {part!r} are without a label: "
-                             f"{', '.join(unknown[:5])}. Give them one, or leave them out (NA, nan, None and an "
-                             "empty field are no labels)")
+            raise ValueError(f"{len(unknown)} of {len(own)} cells in the part {part!r} are without a label: "
+                             f"{', '.join(unknown[:5])}. Give them one, or leave them out (NA and None are no labels)")
     if bs > len(own):
         raise NoCells(f"a batch of {bs} cannot be filled from {len(own)} training cells: choose bs={len(own)} or less")
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00d
 def _without_copies(cells, content):
-    "One cell for each picture that is yet to be drawn; one picture with two labels, or on two sides, is refused."
-    if not content.duplicated().any(): return cells
+    "One cell for each picture that is yet to be drawn; one picture on two sides, or with two labels, is refused."
+    copies = content.duplicated()
+    if not copies.any(): return cells
+    first = content.map(pd.Series(content.index[~copies], content[~copies]))
     sides = cells.split.fillna('train or valid')
-    for error,what,values in ((ValueError, 'under two labels', cells.label), (Leak, 'on two sides', sides)):
-        wrong = values.groupby(content).transform('nunique') > 1
-        if not wrong.any(): continue
-        copies = content == content[wrong].iloc[0]
-        named = ' and '.join(f'{path} ({value})' for path,value in zip(cells.path[copies], values[copies]))
-        raise error(f"{content[wrong].nunique():,} pictures are {what}, for example {named}. Keep one copy of each")
-    extra = content.duplicated() & cells.split.isna()
+    for error,what,values in ((Leak, 'on two sides', sides), (ValueError, 'under two labels', cells.label.fillna(''))):
+        wrong = values != values[first].to_numpy()
+        if wrong.any():
+            named = ' and '.join(f'{cells.path[i]} ({values[i]})' for i in (first[wrong].iloc[0], wrong.idxmax()))
+            raise error(f"{wrong.sum()} pictures are {what}, for example {named}. Keep one copy of each")
+    extra = copies & cells.split.isna()
     if extra.any():
         print(f"{extra.sum():,} of {len(cells):,} pictures are copies of others and are left out, "
               f"for example {cells.path[extra].iloc[0]}")
@@ -515,21 +505,17 @@ def from_cells(cls:ImageDataBunch,
 )->ImageDataBunch:
     "Batches from a checked table of cells: the constructor that all others end in."
     given = {name: value for name,value in locals().items() if name != 'cls'}
-    def checked(cells):
-        parts = _with_parts(cells, valid_pct, seed)
-        _check_sizes(parts, bs, val_bs)
-        return parts,_checked_classes(parts, classes)
     path,device,val_bs = Path(path),_checked_device(device),bs if val_bs is None else val_bs
     rule,whole = Resizing.of(size, resize_method, padding_mode),_labelled(cells)
-    checked(whole) # before anything takes long
     kept = os.environ.get('MALARIA_CACHE') or os_cache('malaria_fastai')
     folder = None if cache is False else kept if cache is True else cache
     workers = os.cpu_count() or 1 if num_workers is None else num_workers
+    _check_sizes(_with_parts(whole, valid_pct, seed), bs, val_bs) # before anything takes long
     pictures = Pictures(whole.path.tolist(), rule, folder, workers, root=path, verify=verify)
-    if 'sha256' in whole and whole.sha256.notna().all(): content = [int(known[:16], 16) for known in whole.sha256]
-    else: content = pictures.contents()
-    content = pd.Series(content, whole.index, np.uint64)
-    cells,classes = checked(_without_copies(whole, content))
+    content = pd.Series(pictures.contents(), whole.index)
+    cells = _with_parts(_without_copies(whole, content), valid_pct, seed)
+    _check_sizes(cells, bs, val_bs)
+    classes = _checked_classes(cells, classes)
     train,valid = ds_tfms or ((), ())
     loaders = []
     for part,size,tfms in (('train', bs, train), ('valid', val_bs, valid), ('test', val_bs, valid)):
@@ -543,7 +529,7 @@ def from_cells(cls:ImageDataBunch,
     data._content = content[cells.index].to_numpy()
     data._set_stats(imagenet_stats if normalize is True else normalize or None)
     data._normalize_chosen = normalize not in (True, False)
-    untrained = [str(name) for name in classes if name not in set(cells.label)]
+    untrained = sorted(map(str, set(classes) - set(cells.label)))
     if len(cells) and untrained: print(f"no picture is of the class {', '.join(untrained)}: it will not be learned")
     return data
 
@@ -593,11 +579,10 @@ def normalize(self:ImageDataBunch,
 @patch
 def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
     "Mean and deviation of the colours, in [0, 1], of a drawn, untransformed training batch that holds every class."
-    drawn = np.random.default_rng(self.seed).permutation(len(self.train_ds))
+    drawn,loader = np.random.default_rng(self.seed).permutation(len(self.train_ds)),self.fix_dl
     _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
-    loader = self.fix_dl
     loader.before_iter()
-    x = self._in_colour(loader.load(0, drawn[sorted({*first, *range(min(len(drawn), max(self.bs, 64)))})])[0])
+    x = self._in_colour(loader.load(0, np.union1d(drawn[:max(self.bs, 64)], drawn[first]))[0])
     return [x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist()]
 
 # %% ../nbs/api/06_data.ipynb #d3717306
@@ -653,9 +638,9 @@ def _check_folders(cells, path):
     inside = cells[cells.split.notna() & (cells.top != 'None')]
     for part,tops in inside.groupby('split').top.unique().items():
         if len(tops) > 1: raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
-    beside = cells[cells.split.isna() & cells.label.isin(inside.label) & (cells.path.str.count('/') == 1)]
+    beside = cells.label[cells.split.isna() & cells.label.isin(inside.label) & (cells.path.str.count('/') == 1)]
     if len(beside):
-        raise ValueError(f"{path}: the classes may be {', '.join(beside.label.unique())} below it, or those in "
+        raise ValueError(f"{path}: the classes may be {', '.join(beside.unique())} below it, or those in "
                          f"{inside.top.iloc[0]}. Give that folder as `path`, or say train='.'")
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
@@ -671,19 +656,16 @@ def from_folder(cls:ImageDataBunch,
     **kwargs                    # As in `from_cells`
 )->ImageDataBunch:
     "Pictures whose class is the name of their folder."
-    path,usual = Path(path),dict(train='train', valid='valid', test=None)
-    given = dict(train=train, valid=valid, test=test)
-    if valid_pct is not None and train not in ('train', '.'):
-        print(f"train={str(train)!r} means nothing beside valid_pct, as in fastai 1")
-    if valid_pct is not None: given['train'] = 'train'
-    named = {Path(os.path.relpath(path/folder, path)).as_posix(): part for part,folder in given.items()
-             if folder not in (part, None)}
-    cells = _listed(path, named)
-    parts = set(cells.split.dropna())
-    for part,folder in given.items():
-        if folder != usual[part] and part not in parts:
-            raise FileNotFoundError(f"{part}={str(folder)!r}: no such folder with pictures in {path}")
-    out = (cells.split == 'test') & (test is None)
+    path = Path(path)
+    if valid_pct is not None:
+        if train not in ('train', '.'): print(f"train={str(train)!r} means nothing beside valid_pct, as in fastai 1")
+        train = 'train'
+    given = {folder: part for part,folder in dict(train=train, valid=valid, test=test).items() if folder not in (part, None)}
+    cells = _listed(path, {Path(os.path.relpath(path/folder, path)).as_posix(): part for folder,part in given.items()})
+    parts,own = set(cells.split.dropna()),cells.split == 'test'
+    for folder,part in {**given, **({test: 'test'} if test else {})}.items():
+        if part not in parts: raise FileNotFoundError(f"{part}={str(folder)!r}: no such folder with pictures in {path}")
+    out = own & (test is None)
     _check_folders(cells[~out], path)
     if 'train' in parts: out |= cells.split.isna()
     elif 'valid' in parts and valid_pct is None:
@@ -692,11 +674,9 @@ def from_folder(cls:ImageDataBunch,
     if out.any():
         print(f"{out.sum()} pictures outside the folders for training, validation and test are left out, "
               f"for example {cells.path[out].iloc[0]}")
-    cells = cells[~out]
-    own = cells.split == 'test'
     if not cells.label[own].isin(cells.label[~own]).all(): cells = cells.assign(label=cells.label.mask(own, None))
     if valid_pct is not None or 'valid' not in parts: cells = cells.assign(split=cells.split.where(own, None))
-    return cls.from_cells(path, cells, .2 if valid_pct is None else valid_pct, seed, **kwargs)
+    return cls.from_cells(path, cells[~out], .2 if valid_pct is None else valid_pct, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #61ca4a63
 def _relative(name, path):

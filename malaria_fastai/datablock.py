@@ -7,7 +7,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/datablock.html.md"""
 # %% auto #0
 __all__ = ['open_image', 'get_files', 'get_image_files', 'ImageList', 'ItemLists']
 
-# %% ../nbs/api/07_datablock.ipynb #cfcc2919
+# %% ../nbs/api/07_datablock.ipynb #a211572b
 import os
 import re
 from copy import copy
@@ -26,7 +26,7 @@ from PIL import Image as pillow
 from .cells import open_picture
 from .data import ImageDataBunch, _check_files, whole_numbers
 from .files import _typed, read_table
-from .v1 import Picture, v1_hint
+from .v1 import Picture, unmeant, v1_hint
 
 # %% ../nbs/api/07_datablock.ipynb #2091400d
 def open_image(
@@ -158,13 +158,13 @@ def from_csv(cls:ImageList,
     df = read_table(Path(path)/csv_name, header=0 if header == 'infer' else header, separator=delimiter or ',;\t')
     return cls.from_df(df, path, **kwargs)
 
-# %% ../nbs/api/07_datablock.ipynb #0ce6c78b
+# %% ../nbs/api/07_datablock.ipynb #ce5dfe3a
 @patch
 def filter_by_func(self:ImageList,
     func # From an item to whether it stays
 )->ImageList:
     "Keep some pictures."
-    return self[[i for i,item in enumerate(self.items) if func(item)]]
+    return self[np.flatnonzero([*map(func, self.items)])]
 
 # %% ../nbs/api/07_datablock.ipynb #50ed5712
 class ItemLists(_Step):
@@ -222,13 +222,13 @@ def split_by_rand_pct(self:ImageList,
 
 ImageList.random_split_by_pct = ImageList.split_by_rand_pct # the name until 1.0.48
 
-# %% ../nbs/api/07_datablock.ipynb #43c9e118
+# %% ../nbs/api/07_datablock.ipynb #98c622cb
 @patch
 def split_by_valid_func(self:ImageList,
     func # From an item to whether it is for validation
 )->ItemLists:
     "Split by a rule."
-    return self.split_by_idx([i for i,item in enumerate(self.items) if func(item)])
+    return self.split_by_idx(np.flatnonzero([*map(func, self.items)]))
 
 # %% ../nbs/api/07_datablock.ipynb #9b177120
 @patch
@@ -240,16 +240,15 @@ def split_by_folder(self:ImageList,
     def below(name): return self.filter_by_func(lambda item: Path(item).is_relative_to(self.path/name))
     return self.split_by_list(below(train), below(valid))
 
-# %% ../nbs/api/07_datablock.ipynb #1e300ec2
+# %% ../nbs/api/07_datablock.ipynb #dcfd133e
 @patch
 def split_by_files(self:ImageList,
     valid_names # File names of the validation pictures
 )->ItemLists:
     "Split by file name."
-    names = [*map(os.path.basename, self.items)]
-    missing = {*valid_names}.difference(names)
+    missing = {*valid_names}.difference(map(os.path.basename, self.items))
     if missing: raise ValueError(f"{len(missing)} validation pictures are not in the list, for example {min(missing)}")
-    return self.split_by_idx(np.flatnonzero(np.isin(names, [*valid_names])))
+    return self.split_by_valid_func(lambda item: os.path.basename(item) in {*valid_names})
 
 # %% ../nbs/api/07_datablock.ipynb #79017d40
 @patch
@@ -268,17 +267,15 @@ def split_from_df(self:ImageList,
     "Split by a column of the table."
     return self.split_by_idx(np.flatnonzero(_typed(_column(self.inner_df, col).astype('string'), bool)))
 
-# %% ../nbs/api/07_datablock.ipynb #221bfdb8
+# %% ../nbs/api/07_datablock.ipynb #019a7001
 @patch
 def label_from_list(self:ImageList,
-    labels,          # One a picture
-    label_cls=None,  # v1 could predict other things than classes
-    classes=None,    # Their names, in the order of the outputs
-    label_delim=None # v1 could take several labels a picture
+    labels,       # One a picture
+    classes=None, # Their names, in the order of the outputs
+    **v1          # `label_cls`, `label_delim`: a picture has one class here
 )->ImageList:
     "A list of labels."
-    for name,given in dict(label_cls=label_cls, label_delim=label_delim).items():
-        if given is not None: raise ValueError(v1_hint(name, 'argument'))
+    unmeant('label', v1)
     self.labels[:],self.classes = labels,classes
     return self
 
@@ -338,7 +335,7 @@ def _of_both_parts(verb):
 for verb in (ImageList.label_from_func, ImageList.label_from_folder, ImageList.label_from_df, ImageList.label_from_re,
              ImageList.label_const): setattr(ItemLists, verb.__name__, _of_both_parts(verb))
 
-# %% ../nbs/api/07_datablock.ipynb #abe38fab
+# %% ../nbs/api/07_datablock.ipynb #a4b3928f
 @patch
 def add_test(self:ItemLists,
     items,      # An `ImageList`, or paths
@@ -346,9 +343,7 @@ def add_test(self:ItemLists,
     tfms=None   # v1 could prepare them in another way
 )->ItemLists:
     "Test pictures, which have no label; `learn.get_preds(DatasetType.Test)` keeps their order."
-    if label is not None or tfms is not None:
-        raise ValueError("add_test: test pictures have no label, and are prepared as those for validation. For others "
-                         "make a table with path, label and split, and call ImageDataBunch.from_cells")
+    unmeant('add_test', dict(label=label, tfms=tfms))
     self.test = items if isinstance(items, ImageList) else ImageList(items, self.path)
     return self
 

@@ -63,7 +63,6 @@ def grad_cam(
     views:int=8          # Views to average, at most: 8, 4, 2, or 1 for the picture as it is
 )->np.ndarray: # float32 (n, h', w') in [0, 1]: 1 where the picture speaks most for the class
     "Heat maps for one class a picture."
-    if not len(x): return np.zeros((0, 1, 1), np.float32)
     model.eval()
     x,seen = x.detach().as_subclass(torch.Tensor),[]
     for k in range(min(views, n_views(x.shape[-2:]))):
@@ -122,10 +121,9 @@ def to_frame(self:ClassificationInterpretation,
 )->pd.DataFrame: # Columns of the cells, such as `path` and `label`, then `pred`, `p_label` and `loss`
     "The worst errors by name; the index is their position in the part."
     losses,idxs = self.top_losses(k, largest)
-    cells,truth = self.dl.dataset.cells.iloc[idxs.tolist()],self.y_true[idxs]
-    pred = [self.classes[i] for i in self.pred_class[idxs]]
-    rows = cells.assign(pred=pred, p_label=self.preds[idxs, truth].numpy(), loss=losses.numpy())
-    return rows.set_axis(idxs.tolist())
+    rows = self.dl.dataset.cells.iloc[idxs.tolist()].set_axis(idxs.tolist())
+    pred,p = np.take(self.classes, self.pred_class[idxs]),self.preds[idxs, self.y_true[idxs]]
+    return rows.assign(pred=pred, p_label=p.numpy(), loss=losses.numpy())
 
 # %% ../nbs/api/11_interpret.ipynb #f6787ed4
 @patch
@@ -169,8 +167,9 @@ def grad_cam(self:ClassificationInterpretation,
     explained = dict(actual=self.y_true, predicted=self.pred_class)
     if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
     idxs = torch.as_tensor(idxs, dtype=torch.long)
-    x = self._pictures(idxs) if len(idxs) else torch.zeros(0, 3, 1, 1)
-    return grad_cam(self.learn.model, x, explained[of][idxs], min_map, views or self.learn.dls.views)
+    if not len(idxs): return np.zeros((0, 1, 1), np.float32)
+    views = views or self.learn.dls.views
+    return grad_cam(self.learn.model, self._pictures(idxs), explained[of][idxs], min_map, views)
 
 # %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch

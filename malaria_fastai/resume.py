@@ -92,12 +92,12 @@ def _streams():
     _,keys,*rest = np.random.get_state()
     found = dict(python=random.getstate(), numpy=[keys.tolist(), *rest], torch=torch.get_rng_state())
     if torch.cuda.is_available(): found['cuda'] = torch.cuda.get_rng_state_all()
-    return _plain(found)
+    return found
 
 
 def _set_streams(streams):
     "Let the random streams go on from there, on as many devices as are here."
-    version,ints,gauss = streams['python']
+    version,ints,gauss = streams['python'] # a state holds lists for tuples
     random.setstate((version, tuple(ints), gauss))
     np.random.set_state(('MT19937', *streams['numpy']))
     torch.set_rng_state(streams['torch'])
@@ -127,8 +127,8 @@ def _settings(cb):
 def _memory(cb):
     "What a callback remembers; one of your own says it itself, with `state_dict` and `load_state_dict`."
     kind = type(cb).__name__
-    if hasattr(type(cb), 'load_state_dict'): return _plain(cb.state_dict())
-    if kind in _EXACT: return _plain({word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)})
+    if hasattr(type(cb), 'load_state_dict'): return cb.state_dict()
+    if kind in _EXACT: return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
     unknown = vars(cb).keys() - {'learn', 'run', *_settings(cb)}
     if not unknown: return {}
     raise TypeError(f"{kind} keeps `{min(unknown)}`, which no state knows of, so the run could not go on exactly. "
@@ -139,7 +139,7 @@ def _recorder(rec):
     "The history of a run, and the running mean of its loss."
     kept = {name: getattr(rec, name) for name in rec.kept}
     losses = torch.tensor([*map(float, rec.losses)])
-    return _plain(dict(kept, losses=losses, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count))
+    return dict(kept, losses=losses, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count)
 
 
 def _set_recorder(rec, kept):
@@ -164,14 +164,14 @@ def _set_model(model, state):
         p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
 
 # %% ../nbs/api/10_resume.ipynb #fbff2d34
-def _facts(value):
+def _described(value):
     "A setting in plain values: a function by its name; an object by its kind and numbers, and those of what it wraps."
     if hasattr(value, '__name__'): return value.__name__
     inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
     parts = {**getattr(value, '__dict__', {}), **getattr(value, '_buffers', {}), **getattr(value, 'keywords', {})}
     plain = int, float, str, list, torch.Tensor, np.ndarray
     numbers = {name: part for name,part in parts.items() if isinstance(part, plain) and name != 'training'}
-    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _facts)
+    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _described)
 
 
 def _run_config(learn):
@@ -186,7 +186,7 @@ def _run_config(learn):
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
         wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, callbacks=[_settings(cb) for cb in _partners(learn)],
         layout=facts(learn)['layout'],
-        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _facts)
+        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _described)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
 def _surroundings():
@@ -247,6 +247,7 @@ class SaveModelCallback(Callback):
 # %% ../nbs/api/10_resume.ipynb #a809ba85
 @patch
 def before_fit(self:SaveModelCallback):
+    "Check what can be checked, and take down the configuration."
     if self.expected not in (None, self.learn):
         raise ValueError("SaveModelCallback was given another learner than the one that trains: "
                          "it would save that one's weights")
@@ -264,23 +265,27 @@ def before_fit(self:SaveModelCallback):
 
 @patch
 def before_epoch(self:SaveModelCallback):
+    "Write the first state, to which an interrupted first epoch goes back."
     if self.saves_state and self.done is None: self._save(*_START)
 
 
 @patch
 def before_train(self:SaveModelCallback):
+    "Set fastai's clock, which begins every epoch anew, to where the run is."
     if self.pct is None: return
-    self.learn.pct_train,self.pct = self.pct,None # fastai's clock would begin this epoch anew
+    self.learn.pct_train,self.pct = self.pct,None
 
 # %% ../nbs/api/10_resume.ipynb #1e0082e2
 @patch
 def after_batch(self:SaveModelCallback):
+    "Write a state, if it is time for one."
     if not self.training or not isinstance(self.every, int): return
     if (self.iter + 1) % self.every == 0: self._save(self.epoch, self.iter + 1)
 
 
 @patch
 def after_epoch(self:SaveModelCallback):
+    "Write what an epoch has brought."
     if self.saves_state: self._save(self.epoch)
     else: self._save_if_better()
 
@@ -392,7 +397,7 @@ def _state(self:SaveModelCallback, sha, stopped):
     "All that decides what comes next."
     learn,params,partners = self.learn,[*self.learn.model.parameters()],_partners(self.learn)
     scaler = getattr(learn, 'scaler', None)
-    if _plain([_settings(cb) for cb in partners], _facts) != self.config['callbacks']:
+    if _plain([_settings(cb) for cb in partners], _described) != self.config['callbacks']:
         raise TypeError("A callback changes its own settings while it trains, so the run could not go on exactly: give "
                         "it state_dict() and load_state_dict(state), and other names for what changes")
     return _plain(dict(
@@ -404,7 +409,7 @@ def _state(self:SaveModelCallback, sha, stopped):
 
 # %% ../nbs/api/10_resume.ipynb #e0771509
 @patch
-def _scores(self:SaveModelCallback):
+def _goodness(self:SaveModelCallback):
     "How good each epoch of this stage was: the larger, the better."
     rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
     scores = [self.sign*row.get(self.monitor, math.nan) for row in rows]
@@ -414,7 +419,7 @@ def _scores(self:SaveModelCallback):
 @patch
 def _save_if_better(self:SaveModelCallback):
     "Write weights and averages if the last epoch is the best so far."
-    *before,score = self._scores()
+    *before,score = self._goodness()
     if not score > max(before, default=-math.inf): return
     if is_writer():
         with self._writing(self.stem): written = self._save_weights(self.stem, with_opt=True)
@@ -424,7 +429,8 @@ def _save_if_better(self:SaveModelCallback):
 # %% ../nbs/api/10_resume.ipynb #477b9baa
 @patch
 def after_fit(self:SaveModelCallback):
-    self.best = max(self._scores(), default=-math.inf)
+    "Go back to the best epoch, if its file is what this training wrote."
+    self.best = max(self._goodness(), default=-math.inf)
     if self.saves_state or self.best == -math.inf: return
     path = self.folder/f'{self.stem}.pth'
     if is_writer() and not (path.exists() and file_digest(path) == vars(self.learn).get('written', {}).get(self.stem)):

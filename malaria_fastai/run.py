@@ -76,21 +76,11 @@ def limit_cells(
     keep = np.sort(np.random.default_rng(seed).permutation(len(cells))[:n])
     return cells.iloc[keep].reset_index(drop=True)
 
-# %% ../nbs/api/15_run.ipynb #0de8b88f
-def _read_data(source, out=None, limit=None, seed=42, on_bad='raise', data_dir='data'):
-    "The folder and the checked cells of a data set; an output folder among them is refused."
-    if out is not None: check_output(out, source, folder=True)
-    root = locate(source, folder=data_dir)
-    if out is not None: check_output(out, root, folder=True)
-    everything = read_cells(root, on_bad=on_bad)
-    cells = limit_cells(everything, limit, seed)
-    cells.attrs.update(left_out=everything.attrs.get('left_out', {}), of=len(everything))
-    return root,cells
-
 # %% ../nbs/api/15_run.ipynb #0de8b890
 def prepare(
     source,                   # A folder, a zip, an address, or the name of a data set
-    split:str='patient',      # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'
+    # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None leaves the cells in one part
+    split:str|None='patient',
     seed:int=42,              # Names the split
     limit:int|None=None,      # At most so many cells
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
@@ -100,12 +90,16 @@ def prepare(
     out:str|Path|None=None    # A folder that must not lie in the data
 )->tuple: # (root folder, cells table with `split`)
     "From a name to a checked table in three parts, 60/20/20 unless told otherwise."
-    root,cells = _read_data(source, out, limit, seed, on_bad, data_dir)
-    attrs,cells = cells.attrs,split_by(cells, split, valid=valid, test=test, seed=seed)
-    if 'valid' not in set(cells.split):
+    if out is not None: check_output(out, source, folder=True)
+    root = locate(source, folder=data_dir)
+    if out is not None: check_output(out, root, folder=True)
+    everything = read_cells(root, on_bad=on_bad)
+    cells = limit_cells(everything, limit, seed)
+    if split is not None: cells = split_by(cells, split, valid=valid, test=test, seed=seed)
+    if split is not None and 'valid' not in set(cells.split):
         raise ValueError(f"{len(cells):,} cells leave none for validation by the rule {split}: "
                          "take more cells, or another rule")
-    cells.attrs.update(attrs)
+    cells.attrs.update(left_out=everything.attrs.get('left_out', {}), of=len(everything))
     return root,cells
 
 # %% ../nbs/api/15_run.ipynb #e3c9c343
@@ -314,12 +308,10 @@ def _call(function, words):
 def _is_finished(out, settings, resume):
     "Whether a folder holds this run, finished; another run, or one that nobody continues, is refused."
     begun,finished = ((out/name).exists() for name in ('run.json', 'metrics.json'))
-    if not resume and finished:
-        raise FileExistsError(
-            f"{out} holds a finished run already: name another folder, or remove it")
-    if not resume and begun:
-        raise FileExistsError(f"{out} holds an unfinished run: go on with resume=True (on the command line: --resume), "
-                              "name another folder, or remove it")
+    if not resume and (begun or finished):
+        state = 'a finished' if finished else 'an unfinished'
+        raise FileExistsError(f"{out} holds {state} run already: name another folder, remove it, or go on with "
+                              "resume=True (on the command line: --resume)")
     if begun: _begin(out, settings, '')
     return finished
 
@@ -690,7 +682,7 @@ def cross_validate(
     out,settings = Path(out),dict(source=_plain_name(source), folds=folds, **_run_settings(words))
     finished = _is_finished(out, settings, resume)
     read = {name: kwargs[name] for name in ('limit', 'on_bad', 'data_dir') if name in kwargs}
-    root,cells = _read_data(source, out, seed=seed, **read)
+    root,cells = prepare(source, None, seed, out=out, **read)
     positive,what = positive_class(cells.label, kwargs.get('positive')),dict(settings, data=data_hash(cells))
     if finished: return _nothing_left(out, what)
     command = _begin(out, what, command or _call('cross_validate', dict(source=source, out=out, **words)))
@@ -764,10 +756,9 @@ def eight_views(
     about = cells.reindex(columns=['path', 'label', 'patient', 'split', 'disputed']).reset_index(drop=True)
     plain,mean = (about.assign(p=probs[:, column].double().numpy(), p_is='raw') for probs in views)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
-    judged = {name: evaluate(table, positive, threshold, draws) for name,table in dict(plain=plain, averaged=mean).items()}
-    return dict(
-        judged, views=n_views(learn.dls.rule.size or (0, 1)),
-        difference=rows.where(rows.notna(), None).to_dict('index'))
+    one,averaged = (evaluate(table, positive, threshold, draws) for table in (plain, mean))
+    return dict(plain=one, averaged=averaged, views=n_views(learn.dls.rule.size or (0, 1)),
+                difference=rows.where(rows.notna(), None).to_dict('index'))
 
 # %% ../nbs/api/15_run.ipynb #76546266
 def _copied(run, out):
@@ -785,23 +776,17 @@ def _all_cells(run):
         f"{file}: without it nobody knows which patients the network was trained on; train the run anew")
 
 # %% ../nbs/api/15_run.ipynb #f2ac5f76
-def _pictures_of(run, source, data_dir):
-    "Where the pictures of a run are: as seen from the run, or under the name of the set; None if they are gone."
-    root = run/_read_json(run/'run.json').get('pictures', 'nowhere')
-    if root.is_dir(): return root.resolve()
-    try: return locate(source, folder=data_dir)
-    except (ValueError, OSError): return None
-
-
 def _own_cells(run, found, data_dir):
-    "The run's own pictures and cells if they are still there, else a pair of None."
+    "The run's own pictures, as seen from it or under the name of the set, and its cells; a pair of None if they are gone."
     preds = read_predictions(run/'predictions.csv')
     if 'test' not in set(preds.split):
         raise ValueError(
             f"{run} has no test part: name another data set with data= (on the command line: --data)")
-    root = _pictures_of(run, found['source'], data_dir)
-    if root and all((root/path).is_file() for path in preds.path):
-        return root,_all_cells(run)
+    root = (run/_read_json(run/'run.json').get('pictures', 'nowhere')).resolve()
+    if not root.is_dir():
+        try: root = locate(found['source'], folder=data_dir)
+        except (ValueError, OSError): pass
+    if all((root/path).is_file() for path in preds.path): return root,_all_cells(run)
     print(f"The pictures of {run} are not where they were: no corruptions, shortcuts and views, "
           "only what the predictions tell.")
     return None,None
@@ -811,11 +796,10 @@ def _unknown_only(cells, known, name):
     "Leave out what the network has seen, and say so."
     known = known[known.split != 'test']
     seen = cells.patient.isin(known.patient.dropna()) | cells.sha256.isin(known.sha256.dropna())
-    if seen.all():
+    rest,left_out = cells[~seen].reset_index(drop=True),dict(cells.attrs['left_out'])
+    if not len(rest):
         raise ValueError(f"all {len(cells):,} cells of {name} are of patients, or are pictures, "
                          "that this network was trained on or tuned by")
-    rest = cells[~seen].reset_index(drop=True)
-    left_out = dict(cells.attrs.get('left_out', {}))
     if seen.any():
         print(f"{seen.sum():,} of {len(cells):,} cells are left out: the network was trained on, or tuned by, "
               "their patient or their very picture.")
@@ -886,7 +870,7 @@ def evaluate_run(
     folder = Path(out) if out else run/f'on_{name}' if name else run
     learn,positive = load_learner(run/'model'),found['data']['positive']
     if name:
-        root,cells = _read_data(data, folder, on_bad=on_bad, data_dir=data_dir)
+        root,cells = prepare(data, None, on_bad=on_bad, data_dir=data_dir, out=folder)
         strange = sorted(set(cells.label) - set(learn.dls.classes))
         if strange:
             raise ValueError(f"{name} has cells of {', '.join(strange)}; "

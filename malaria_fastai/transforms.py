@@ -269,15 +269,14 @@ def _drawn_between(span, x):
 def _zoom(scale, p=1., do_rand=True):
     "v1's zoom, about a drawn place or the middle."
     middle = None if do_rand else .5
-    return Zoom(p=p, draw=partial(_drawn_between, scale), draw_x=middle, draw_y=middle, pad_mode='reflection')
+    return Zoom(p=p, draw=partial(_drawn_between, scale), draw_x=middle, draw_y=middle)
 
 
 # The words of v1 that `xtra_tfms` takes
 V1_TFMS = dict(
     flip_lr=lambda p=1.: Flip(p),
-    dihedral=lambda: Dihedral(),
-    rotate=lambda degrees, p=1.: Rotate(p=p, draw=partial(_drawn_between, degrees), pad_mode='reflection'),
-    symmetric_warp=lambda magnitude, p=1.: Warp(p=p, draw_x=partial(_drawn_between, magnitude),
-                                                draw_y=partial(_drawn_between, magnitude), pad_mode='reflection'),
+    dihedral=Dihedral,
+    rotate=lambda degrees, p=1.: Rotate(p=p, draw=partial(_drawn_between, degrees)),
+    symmetric_warp=lambda magnitude, p=1.: Warp(np.max(np.abs(magnitude)), p),
     rand_zoom=_zoom,
     zoom_crop=lambda scale, do_rand=False, p=1.: [_zoom(scale, p, do_rand)])

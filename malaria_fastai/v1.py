@@ -34,13 +34,13 @@ def v1_hint(
     owner = dict(argument='argument ').get(asked_of, asked_of and f'{asked_of}.')
     return now and f"{owner}{word} is a word of fastai v1: {now}"
 
-# %% ../nbs/api/20_v1.ipynb #6c2201d8
+# %% ../nbs/api/20_v1.ipynb #185b29d8
 def unmeant(
     where:str,  # The function that got them
-    given:dict  # Arguments that it does not have
+    given:dict  # Arguments that it does not have; None was not given
 ):
     "Say which arguments of fastai 1 have no meaning here; refuse the others."
-    for word in given:
+    for word in (word for word,value in given.items() if value is not None):
         kind,_ = v1_words().get((word, 'argument'), ('', ''))
         if not kind: raise TypeError(f"{where} has no argument {word}")
         if kind == 'refused': raise ValueError(v1_hint(word, 'argument'))

@@ -39,8 +39,8 @@ MAY_IMPORT = dict(
     report     = 'files source sample cells evaluate',
     recipes    = 'files',
     run        = 'files source sample cells split transforms data backbone learner resume interpret evaluate report recipes',
-    predict    = 'files source sample cells learner',
-    export     = 'files source sample cells split transforms data backbone learner evaluate predict',
+    predict    = 'files source sample cells backbone learner recipes',
+    export     = 'files source sample cells split transforms data backbone learner evaluate recipes predict',
     cli        = 'files source sample cells split interpret evaluate report recipes run predict export extra',
     all        = 'files source sample cells split transforms data datablock backbone learner resume interpret evaluate report recipes '
                  'run predict export cli v1',
