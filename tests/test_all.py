@@ -94,3 +94,9 @@ def test_no_standard_name_hides_one_of_ours():
     public = {name for home in modules_of_the_star_import() for name in __import__(f'malaria_fastai.{home}', fromlist=['x']).__all__}
     stray = {name for name in public & {*everything.__all__} if name not in ours and name not in ('Learner',)}
     assert stray==set() # a name of Python that one of our modules also has would be another thing under one name
+
+def test_the_page_of_2019_has_every_word():
+    import json
+    page = json.loads((ROOT/'nbs/since_2019.ipynb').read_text(encoding='utf-8'))
+    shown = ''.join(line for cell in page['cells'] for o in cell.get('outputs', []) for line in o['data'].get('text/markdown', []))
+    assert [row for row in v1_words() if f'`{row[0]}`' not in shown]==[] and all(now.replace('|', '\\|') in shown for _,now in v1_words().values())
