@@ -130,7 +130,8 @@ def _check_alike(preds):
         split="judge one part at a time, e.g. preds[preds.split=='test']",
         p_is="calibrate all rows, or take the raw p of all").items():
         if column in preds and len(kinds := preds[column].unique())>1:
-            raise BadPredictions(f"the rows are not alike: column {column} holds {', '.join(map(str, kinds))}; {remedy}")
+            held = ', '.join(map(str, kinds))
+            raise BadPredictions(f"the rows are not alike: column {column} holds {held}; {remedy}")
 
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
@@ -138,7 +139,7 @@ def check_predictions(
     positive:str, # Name of the positive class; `p` is its probability
     *columns:str, # Names of other columns that are needed
 )->pd.DataFrame: # The same table
-    "Refuse a table that would give a wrong number: labels that are no truth, several parts, or a `p` of something else."
+    "Refuse a table that would give a wrong number: labels that are no truth, several parts, another `p`."
     _check_columns(preds, *columns, 'label', 'p')
     _check_alike(preds)
     _check_class_names(preds, positive)
@@ -453,7 +454,8 @@ def interval(
 
 def _pairs(ends):
     "Columns lo and hi as [low, high], ready for JSON."
-    return {name: None if np.isnan(low) else [low, high] for name,low,high in ends[['lo','hi']].itertuples()}
+    return {name: None if np.isnan(low) else [low, high]
+            for name,low,high in ends[['lo','hi']].itertuples()}
 
 # %% ../nbs/api/12_evaluate.ipynb #97b967bf
 def _intervals(preds, positive, threshold, draws, seed, by):
@@ -700,7 +702,8 @@ def choose_threshold(
     steps = np.flatnonzero((rates[aim]>=wanted-1e-9) & ~np.isnan(cuts))
     step = steps[0 if aim=='sensitivity' else -1]
     reached = {rate: float(values[step]) for rate,values in rates.items()}
-    return _chosen_on(valid, positive, 'threshold', cuts[step], aim=aim, wanted=float(wanted), **reached)
+    return _chosen_on(valid, positive, 'threshold', cuts[step], aim=aim,
+                      wanted=float(wanted), **reached)
 
 # %% ../nbs/api/12_evaluate.ipynb #d974a3ca
 def apply_threshold(
@@ -876,7 +879,8 @@ def patient_rule(
     seed:int=42, # Same seed, same intervals
 )->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
-    chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold) for part in (valid, test))
+    chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold)
+                        for part in (valid, test))
     if chosen_on.label.nunique()<2 or judged.label.nunique()<2: return None
     rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
     found = evaluate(judged, 'infected', rule, draws, seed)
@@ -893,7 +897,9 @@ def _temperature_effect(valid, test, positive):
     fitted = fit_temperature(valid, positive)
     tables = test,apply_temperature(test, fitted)
     def brier(table, positive): return metrics(table, positive)['brier']
-    measured = {measure.__name__: [measure(table, positive) for table in tables] for measure in (ece, log_loss, brier)}
+    measured = {}
+    for measure in (ece, log_loss, brier):
+        measured[measure.__name__] = [measure(table, positive) for table in tables]
     return dict(temperature=float(fitted.value)) | measured
 
 # %% ../nbs/api/12_evaluate.ipynb #133cbb1b

@@ -370,7 +370,8 @@ def plot_robustness(
     ax = _axes(ax, (1.6+1.9*len(rates), .9+.27*len(kinds)))
     texts = points.map(lambda x: '' if np.isnan(x) else _signed(x) if round(x) else '0')
     names = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
-    _heat_map(ax, points, texts, points.columns.get_level_values(1), names, 8, cmap=_CHANGES, vmin=-40, vmax=40)
+    strengths = points.columns.get_level_values(1)
+    _heat_map(ax, points, texts, strengths, names, 8, cmap=_CHANGES, vmin=-40, vmax=40)
     width = points.shape[1]/len(rates)
     for i,rate in enumerate(rates):
         ax.text((i+.5)*width-.5, -.6, f'{rate}, points', ha='center', va='bottom', fontsize=9)
@@ -497,8 +498,9 @@ def _decision_figures(run, draws, seed):
     try: check_predictions(preds, positive)
     except NotBinary as e: return f'Not drawn: {e}.'
     about,size = f"{part} {_things(preds['label'])}",(4.2,3.6)
-    return [_figure(f'Confusion matrix, {about}', plot_confusion, preds, positive, threshold, size=size),
-            _figure(f'ROC, {about}', plot_roc, preds, positive, threshold, draws, seed, size=size)]
+    shown = (preds, positive, threshold)
+    return [_figure(f'Confusion matrix, {about}', plot_confusion, *shown, size=size),
+            _figure(f'ROC, {about}', plot_roc, *shown, draws, seed, size=size)]
 
 # %% ../nbs/api/13_report.ipynb #ce512e50
 def _learning_figures(history):

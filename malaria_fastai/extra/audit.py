@@ -137,7 +137,7 @@ def read_verdicts(
     for bad,why in (
         (verdicts['path'].duplicated(), "is one of two verdicts: keep one"),
         (~verdicts['verdict'].isin(['', *_VERDICTS]), f"is none: it may be {', '.join(_VERDICTS)} or empty"),
-        (here.isna(), "is of a picture that is not in this set: remove the row, or take the verdicts of these pictures"),
+        (here.isna(), "is of a picture that is not in this set: remove the row, or take the verdicts on these"),
         (here!=verdicts['sha256'], "was given to another picture of that name: remove the row, or judge this one")):
         if bad.any():
             first = verdicts[bad].iloc[0]

@@ -234,7 +234,7 @@ def _claim(table, drawn):
 
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
 def _results_markdown(table, drawn):
-    "The results as a Markdown table, random and patient columns side by side; the template `results.md.jinja` says how."
+    "The results as a Markdown table, the splits side by side; the template `results.md.jinja` says how."
     table = table.astype(object).where(table.notna(), None)
     recipes = {name: rows.to_dict('records') for name,rows in table.groupby('recipe', sort=False)}
     return _PAGES.get_template('results.md.jinja').render(
