@@ -660,7 +660,8 @@ def from_folder(cls:ImageDataBunch,
     if valid_pct is not None:
         if train not in ('train', '.'): print(f"train={str(train)!r} means nothing beside valid_pct, as in fastai 1")
         train = 'train'
-    given = {folder: part for part,folder in dict(train=train, valid=valid, test=test).items() if folder not in (part, None)}
+    named = dict(train=train, valid=valid, test=test).items()
+    given = {folder: part for part,folder in named if folder not in (part, None)}
     cells = _listed(path, {Path(os.path.relpath(path/folder, path)).as_posix(): part for folder,part in given.items()})
     parts,own = set(cells.split.dropna()),cells.split == 'test'
     for folder,part in {**given, **({test: 'test'} if test else {})}.items():

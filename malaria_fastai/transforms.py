@@ -185,7 +185,7 @@ def transformed(
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a002
 def sent(x, device):
-    "`x` on `device`. A GPU reads from pinned memory while the CPU goes on; a copy from other memory would be waited for."
+    "`x` on `device`. A GPU reads pinned memory while the CPU goes on; for other memory it would be waited."
     return (x.pin_memory() if torch.device(device).type == 'cuda' else x).to(device, non_blocking=True)
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a003
@@ -205,8 +205,9 @@ class _Warp(_WarpCoord):
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a005
 class _Moved(AffineCoordTfm):
-    "fastai's rotation, zoom and warp in one interpolation; it does not ask the GPU how much smaller pictures become: they do not."
+    "fastai's rotation, zoom and warp in one interpolation, of pictures whose size stays."
     def _encode(self, x, mode, reverse=False):
+        "As fastai's, without asking the GPU how much smaller pictures become."
         coords = functional.affine_grid(self.mat, x.shape, align_corners=self.align_corners)
         for warp in self.coord_fs: coords = warp(coords)
         moved = functional.grid_sample(x, coords, mode, self.pad_mode, self.align_corners)
@@ -252,7 +253,8 @@ def get_transforms(
     if max_stain: train.append(Stain(max_stain, p_lighting))
     if rotate or zoom > 1 or warp:
         moved = _Moved(coord_fs=[_Warp(warp, p=p_affine)] if warp else None, pad_mode=padding_mode)
-        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=max(zoom, 1.), max_warp=0., p_affine=p_affine)
+        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=max(zoom, 1.), max_warp=0.,
+                               p_affine=p_affine)
         for tfm in stock: moved.compose(tfm)
         train.append(moved)
     pair = _Pair((train + list(xtra_tfms or []), []))

@@ -96,8 +96,8 @@ def test_a_pattern_that_finds_the_first_folder(tmp_path):
 def test_a_class_that_training_lacks(tmp_path, capsys):
     cells = pd.DataFrame(dict(path=NAMES, label=['a', 'b']*9 + ['c', 'c'], split=['train']*12 + ['valid']*8))
     folder_of(tmp_path, NAMES)
-    with pytest.raises(SplitError, match='no training cell is of the class c'): ImageDataBunch.from_cells(tmp_path, cells, **QUICK)
-    with pytest.raises(SplitError, match='class c'): ImageDataBunch.from_cells(tmp_path, cells.assign(split=['train']*12 + ['valid']*6 + ['test']*2), **QUICK)
+    with pytest.raises(SplitError, match='the label c is no label of a training cell'): ImageDataBunch.from_cells(tmp_path, cells, **QUICK)
+    with pytest.raises(SplitError, match='the label c'): ImageDataBunch.from_cells(tmp_path, cells.assign(split=['train']*12 + ['valid']*6 + ['test']*2), **QUICK)
     one = cells.assign(label=['c'] + ['a']*10 + ['b']*9)
     for seed in range(12): # drawn: the only cell of a class must not be a validation cell
         try: data = ImageDataBunch.from_lists(tmp_path, one.path, one.label, .4, seed, **QUICK)
@@ -125,12 +125,10 @@ def test_one_picture_under_two_labels(tmp_path, name):
     with pytest.raises(ValueError, match=r'1 pictures are under two labels, for example 04.png \(a\) and 19.png \(b\)'):
         MAKE[name](tmp_path, {file: 'ab'[i % 2] for i,file in enumerate(NAMES)}, **QUICK)
 
-@pytest.mark.parametrize('known', [False, True])
-def test_copies_on_two_sides_of_a_given_split(tmp_path, known):
+def test_copies_on_two_sides_of_a_given_split(tmp_path):
     folder_of(tmp_path, NAMES)
     draw(tmp_path/'18.png', 4)
     cells = pd.DataFrame(dict(path=NAMES, label=['a', 'b']*10, split=['train']*12 + ['valid']*8))
-    if known: cells['sha256'] = [f'{18 if i == 4 else i:016x}' + '0'*48 for i in range(20)]
     with pytest.raises(Leak, match=r'on two sides, for example 04.png \(train\) and 18.png \(valid\)'): ImageDataBunch.from_cells(tmp_path, cells, **QUICK)
     ImageDataBunch.from_cells(tmp_path, cells.assign(split=['train']*5 + ['valid']*7 + ['train']*8), **QUICK) # on one side they may stay
     with pytest.raises(Leak, match='test'): ImageDataBunch.from_cells(tmp_path, cells.assign(split=[None]*12 + ['test']*8), **QUICK)
