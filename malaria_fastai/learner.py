@@ -559,7 +559,7 @@ def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
     self.unseen.append((self.epoch, self.iter, self.opt.hypers[-1]['lr'], self.loss.detach().mean()))
     if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
-    if self.train_iter == 0: self._probabilities(self.pred.detach())
+    if self.spec is None and self.train_iter == 0: self._probabilities(self.pred.detach()) # a head of one's own
     Learner._do_grad_opt(self)
 
 
