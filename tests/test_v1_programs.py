@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck,given,settings
+from hypothesis import strategies as st
 from malaria_fastai.extra.port import port
 
 PROGRAMS = sorted((Path(__file__).parent/'v1_programs').glob('*.py'))
@@ -53,3 +55,31 @@ def test_there_are_twenty_with_six_to_twenty_words_each():
 
 def test_there_is_a_training_in_most_of_them():
     assert sum('.fit' in o.read_text(encoding='utf-8') for o in PROGRAMS)>=18
+
+# ---- port reads what Python 3 does not
+
+STAR = 'from malaria_fastai.all import *'
+LINES = ['%matplotlib inline', '!ls data', '%%time', 'print "old"', 'exec "x = 1"', 'x = 0777L', 'learn.fit(1)', 'path = untar_data(URLs.PETS)', "text = '''a", "learn.split(f)", "b'''", 'y = f(1, \\', '   learn.split(f))',
+         'data.batch_stats()', '# untar_data', "s = 'untar_data'", '    interp.plot_multi_top_losses()', 'if True:', "s = 'unfinished", 'é = "ß"', '']
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(st.sampled_from(LINES), min_size=1, max_size=12))
+def test_port_adds_comments_and_changes_nothing_else(lines, tmp_path, capsys):
+    file = tmp_path/'old.py'
+    (tmp_path/'old_ported.py').unlink(missing_ok=True)
+    file.write_text('\n'.join(lines), encoding='utf-8')
+    new = port(file).read_text(encoding='utf-8').split('\n')
+    assert new[0]==STAR and [o for o in new[1:] if 'is a word of fastai v1' not in o]==lines
+    for above,line in zip(new, new[1:]): # a line that goes on is followed by its rest, not by a comment
+        assert not (above.endswith('\\') and 'fastai v1' in line)
+
+def test_port_never_overwrites_and_leaves_the_old_program(tmp_path, capsys):
+    file = tmp_path/'old.py'
+    file.write_text('import fastai\nfrom fastai.vision import *\ndef mixup(x): return x\nmixup(1)\nopen_mask(f)\n')
+    new = port(file)
+    assert new.name=='old_ported.py' and new.read_text().split('\n')[:2]==['import fastai', STAR] and new.read_text().count('fastai v1')==1
+    said = capsys.readouterr().out
+    assert 'segmentation is out of scope' in said and str(tmp_path) not in said
+    with pytest.raises(FileExistsError, match='nothing is overwritten'): port(file)
+    with pytest.raises(FileNotFoundError): port(tmp_path/'none.py')
+    assert 'fastai.vision' in file.read_text()
