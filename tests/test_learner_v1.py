@@ -375,8 +375,8 @@ from pathlib import Path
 from malaria_fastai.all import *
 tmp = tempfile.TemporaryDirectory()
 root = draw_sample(Path(tmp.name)/'sample')
-data = ImageDataBunch.from_folder(root, valid_pct=.2, size=16, bs=64, cache=False)
-data = ImageDataBunch.from_cells(root, data.cells[::8], size=16, bs=32, cache=False)
+data = ImageDataBunch.from_folder(root, valid_pct=.2, size=32, bs=64, cache=False)
+data = ImageDataBunch.from_cells(root, data.cells[::8], size=32, bs=32, cache=False)
 learn = create_cnn(data, 'squeezenet1_1', pretrained=False, metrics=accuracy)
 with learn.no_bar(): learn.fit_one_cycle(1)
 learn.lr_find(num_it=20, stop_div=False)
