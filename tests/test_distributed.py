@@ -39,13 +39,13 @@ class Watch(Callback):
     order,looks_on = 3000,True
     def __init__(self): self.cells,self.valid,self.grads = [],[],[]
     def before_fit(self):
-        load = type(self.dls.train)._mine
+        load = type(self.dls.train).mine
         for dl,to in ((self.dls.train, self.cells), (self.dls.valid, self.valid)):
             def watched(idxs, dl=dl, to=to):
                 mine = load(dl, idxs)
                 to.append((dl.epoch, mine.tolist()))
                 return mine
-            dl._mine = watched
+            dl.mine = watched
     def before_step(self): self.grads.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])[:2000].tolist())
 
 def train(learn, epochs, name, stop=None, every='epoch', saver=SaveModelCallback, **kw):
@@ -57,7 +57,7 @@ def train(learn, epochs, name, stop=None, every='epoch', saver=SaveModelCallback
         def after_epoch(self):
             if self.epoch == stop: raise CancelFitException()
     with learn.distributed(): learn.fit_one_cycle(epochs, 1e-2, callbacks=[saver(every=every, name=name), watch, *([Stop()] if stop is not None else [])], **kw)
-    for dl in learn.dls.loaders[:2]: del dl._mine
+    for dl in learn.dls.loaders[:2]: del dl.mine
     history = [{k: v for k,v in h.items() if k != 'seconds'} for h in learn.recorder.history]
     return dict(cells=watch.cells, valid=watch.valid, grads=watch.grads, history=history, weights=weights_hash(learn.model), loss=[float(o) for o in learn.recorder.losses])
 
@@ -245,7 +245,7 @@ def test_shares_of_any_batch(root, n):
     def shares(loader, size):
         for rank in range(n):
             loader.share = (rank, n)
-            yield loader._mine(np.arange(size)).tolist()
+            yield loader.mine(np.arange(size)).tolist()
     for size in range(n, 14):
         training,last = [*shares(data.train, size)],[*shares(data.valid, size)]
         assert sum(training, []) == sum(last, [])[:size] == [*range(size)]
@@ -274,12 +274,12 @@ if 'RANK' in os.environ:
             load = spec.loader.exec_module
             def watched(module):
                 load(module)
-                mine = module.PictureLoader._mine
-                def _mine(dl, idxs):
+                mine = module.PictureLoader.mine
+                def mine(dl, idxs):
                     got = mine(dl, idxs)
                     cells.append((dl.shuffle, dl.share[1], dl.epoch, len(idxs), dl.dataset.cells.path.iloc[got].tolist()))
                     return got
-                module.PictureLoader._mine = _mine
+                module.PictureLoader.mine = mine
             spec.loader.exec_module = watched
             return spec
     sys.meta_path.insert(0, Data())
