@@ -777,7 +777,7 @@ def _all_cells(run):
 
 # %% ../nbs/api/15_run.ipynb #f2ac5f76
 def _own_cells(run, found, data_dir):
-    "The run's own pictures, as seen from it or under the name of the set, and its cells; a pair of None if they are gone."
+    "The run's own pictures, as seen from it or by the name of the set, and its cells; None each if they are gone."
     preds = read_predictions(run/'predictions.csv')
     if 'test' not in set(preds.split):
         raise ValueError(
