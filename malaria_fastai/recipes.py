@@ -66,8 +66,8 @@ _ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Arg
     size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
     patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=_span(0., 1., 'left'),
     risk=_span(0., 1., 'neither'), threshold=_SHARE, seed=_span(0, 2**32 - 1), seeds=_FROM_1,
-    limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1, budget=_span(0., math.inf, 'neither'), every=_FROM_1,
-    pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
+    limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1, budget=_span(0., math.inf, 'neither'),
+    every=_FROM_1, pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
     split=r'patient|random|folder|fold:[0-4]|(patient|random):\d+/\d+',
     best=f'|train_loss|valid_loss|{_COLUMNS}')
 
