@@ -158,7 +158,8 @@ def _to_bytes(values, name):
         if low >= 0 and (high == 0 or 4095 < high < 65536):
             return ((values.astype(int) + 128)//257).astype(np.uint8)
         reason = f"grey values from {low} to {high} are beyond 16 bits"
-        if 0 <= low and high < 4096: reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
+        if 0 <= low and high < 4096:
+            reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
 # %% ../nbs/api/03_cells.ipynb #62a89925

@@ -94,17 +94,17 @@ def train(self:Command,
     # random (by cell, as in most tutorials), folder (train, valid and test folders), fold:K (pinned fold K of 0 to 4 is
     # the test part), patient:K/N or random:K/N (fold K of N drawn ones)
     split:str=None,
-    **options
+    **kwargs
 ):
     "Train a network, judge it on unseen patients, write a report."
-    _import_extras(options['recipe'])
+    _import_extras(kwargs['recipe'])
     from malaria_fastai import run
     from malaria_fastai.cells import locate
     from malaria_fastai.export import pack
-    folder = run.train(source=source, out=out, split=split, command=self.typed, **options)
+    folder = run.train(source=source, out=out, split=split, command=self.typed, **kwargs)
     if not run.is_writer(): return # the first of several processes does the rest
     if (folder/'model').exists(): # colours alone leave no model
-        pack(folder, locate(source, folder=options['data_dir']))
+        pack(folder, locate(source, folder=kwargs['data_dir']))
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #cb6b6cbf
@@ -116,13 +116,13 @@ def crossval(self:Command,
     # what the folds are made of: patients, or cells, as in most tutorials
     split:Annotated[str, dict(choices=('patient', 'random'))]='patient',
     folds:int=5, # how many folds; five by patient are the pinned ones where all patients have one
-    **options
+    **kwargs
 ):
     "Train once a fold, so that every cell is judged once; one table of predictions, one report."
-    _import_extras(options['recipe'])
+    _import_extras(kwargs['recipe'])
     from malaria_fastai import run
     folder = run.cross_validate(
-        source=source, out=out, split=split, folds=folds, command=self.typed, **options)
+        source=source, out=out, split=split, folds=folds, command=self.typed, **kwargs)
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #197da82b

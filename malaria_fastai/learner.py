@@ -1348,17 +1348,18 @@ def show_results(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #a41fp16c
 class HalfPrecision(MixedPrecision):
-    "fastai's mixed precision. Where the optimizer's step is fused, it takes scale and overflow along, and nobody waits for the GPU."
+    "fastai's mixed precision; a fused step takes scale and overflow along, and nobody waits for the GPU."
     name = 'mixed_precision'
     def before_fit(self):
         super().before_fit()
-        # tensor cores want channels last; averages of an optimizer that has begun keep their layout, and so do the weights
+        # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
         if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
 
     @property
-    def _step_supports_amp_scaling(self): # what the scaler asks of an optimizer
-        later = any(cb.order > self.order and hasattr(cb, 'before_step') for cb in self.learn.cbs) # clipping reads unscaled gradients
-        return not later and isinstance(self.opt, _FusedAdam)
+    def _step_supports_amp_scaling(self):
+        "What the scaler asks of an optimizer. Callbacks that come before the step, such as clipping, read unscaled gradients."
+        others = [cb for cb in self.learn.cbs if cb.order > self.order and hasattr(cb, 'before_step')]
+        return isinstance(self.opt, _FusedAdam) and not others
 
     def before_step(self):
         self.skipped = True
@@ -1406,7 +1407,8 @@ class Bfloat16(Callback):
 def to_bf16(self:CNNLearner):
     "Train and predict with products in bfloat16, on a CPU or a GPU."
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"{torch.cuda.get_device_name()} does not multiply bfloat16 (a T4 does not either): use `to_fp16`")
+        card = torch.cuda.get_device_name()
+        raise ValueError(f"{card} does not multiply bfloat16 by itself (nor does a T4): use `to_fp16`")
     return self.add_cb(Bfloat16)
 
 # %% ../nbs/api/09_learner.ipynb #877ac25e

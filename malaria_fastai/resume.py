@@ -129,7 +129,7 @@ def _memory(cb):
     kind = type(cb).__name__
     if hasattr(type(cb), 'load_state_dict'): return cb.state_dict()
     if kind in _EXACT: return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
-    unknown = vars(cb).keys() - {'learn', 'run', *_settings(cb)}
+    unknown = vars(cb).keys() - {'learn', 'run', '__stored_args__', *_settings(cb)} # fastcore 1 keeps the arguments twice
     if not unknown: return {}
     raise TypeError(f"{kind} keeps `{min(unknown)}`, which no state knows of, so the run could not go on exactly. "
                     "Give it state_dict() and load_state_dict(state), or `looks_on = True` if nothing hangs on it")
