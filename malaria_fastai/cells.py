@@ -202,6 +202,8 @@ def _decode(data, name):
     if data.startswith(_SIGNED[1]): _check_jpeg(data, name)
     try: return Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
+    except Image.DecompressionBombError as error:
+        raise BadPicture(name, "far too many pixels", "Make it smaller") from error
 
 # %% ../nbs/api/03_cells.ipynb #5cffcc08
 def _from_array(pixels, name):

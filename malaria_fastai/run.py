@@ -938,6 +938,8 @@ def start_notebook(
     if not name: return source, full, None
     folder = _free_folder(Path(runs)/name, fresh)
     shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder.as_posix()
-    print(f'Runs: {shown}' + (f", lost when Colab disconnects. To keep them on your Drive: {_MOUNT}, then "
-                              f"start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")*(colab and _DRIVE not in shown))
+    print(f'Runs: {shown}', end='')
+    lost = colab and _DRIVE not in folder.absolute().as_posix()
+    hint = f"{_MOUNT}, then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')"
+    print(f", lost when Colab disconnects. To keep them on your Drive: {hint}" if lost else '')
     return source, full, folder

@@ -237,7 +237,8 @@ def awake(net, cells):
     return net
 
 def alike(one, two, said, apart=1e-4):
-    "Whether two tables say the same of the same pictures; where p is as near to a bound, rounding may decide."
+    "Whether two tables say the same of the same pictures; where p is as near to a bound, rounding may decide. A temperature divides logits, and their rounding."
+    apart /= min(1, said.get('temperature') or 1)
     bounds = said['threshold'],said['unsure']['low'],said['unsure']['high']
     clear = np.all([~(abs(one.p-o) <= apart) for o in bounds], 0)
     close = (abs(one.p-two.p) <= apart) | (one.p.isna() & two.p.isna())

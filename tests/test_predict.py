@@ -171,7 +171,7 @@ def test_any_shape_gets_an_answer(predict, shape):
 
 def test_odd_objects_are_one_row(predict, files):
     cut = Image.open(io.BytesIO(files[0].read_bytes()[:500])) # opened, not loaded yet
-    closed = Image.open(files[0])
+    closed = Image.open(open(files[0], 'rb'))
     closed.close()
     odd = [np.full((4,4), .123), np.zeros((0,4,3), np.uint8), Found('x', b''), Found('y', b'GIF89a'), Image.new('RGB', (0,5)), Image.new('F', (40,40), .123), cut, closed, None, 7, b'', {}, object()]
     table = predict(odd)
