@@ -266,17 +266,17 @@ if 'RANK' in os.environ:
         elif event == 'os.remove' and args[1] != -1: pass # a name within a folder that shutil.rmtree removes
         elif event in ('os.rename', 'os.remove', 'os.mkdir', 'shutil.rmtree') and isinstance(args[0], (str, os.PathLike)): files.add(os.path.abspath(os.fspath(args[0])))
     class Data:
-        "Finds `malaria_fastai.data`, and lets its loaders be watched."
+        "Finds the extra that shares batches, and lets the shares be watched."
         def find_spec(self, name, path=None, target=None):
-            if name != 'malaria_fastai.data': return
+            if name != 'malaria_fastai.extra.distributed': return
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
             load = spec.loader.exec_module
             def watched(module):
                 load(module)
-                mine = module.PictureLoader.mine
+                share_of = module.PictureLoader.mine
                 def mine(dl, idxs):
-                    got = mine(dl, idxs)
+                    got = share_of(dl, idxs)
                     cells.append((dl.shuffle, dl.share[1], dl.epoch, len(idxs), dl.dataset.cells.path.iloc[got].tolist()))
                     return got
                 module.PictureLoader.mine = mine

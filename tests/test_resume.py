@@ -36,7 +36,7 @@ from malaria_fastai.backbone import split_params
 from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import ImageDataBunch
 from malaria_fastai.learner import CNNLearner, cnn_learner, weights_hash
-from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_set_streams,_streams,_write_tensors
+from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_run_config,_set_streams,_streams,_write_tensors
 from malaria_fastai.transforms import get_transforms
 
 HERE = Path(__file__).resolve().parent
@@ -1016,7 +1016,7 @@ def timed(f):
 def cost(learn, folder):
     "Seconds, of the clock and of the processor, of torch.save and SHA-256 of the weights and averages, and of writing a state; megabytes."
     cb = SaveModelCallback(every='epoch', name='cost')
-    cb.learn = learn
+    cb.learn,cb.config = learn,_run_config(learn)
     tensors = dict(model=learn.model.state_dict(), opt=[v for o in learn.opt.state.values() for v in o.values() if isinstance(v, torch.Tensor)])
     def plainly():
         with open(folder/'plain', 'wb') as f:
