@@ -982,7 +982,7 @@ def weights_hash(
     return digest(*_named_bytes(named_weights(model)))
 
 # %% ../nbs/api/09_learner.ipynb #475154bb
-def facts(
+def learner_facts(
     learn:Learner # Any learner over an `ImageDataBunch`
 )->dict: # Plain lists, numbers and names
     "What a file says of the learner that wrote it: what its weights mean, how they lie, and what trains them."
@@ -1019,7 +1019,7 @@ def checkpoint(
 )->dict: # What a file of weights holds, fastai's way
     "Weights, with what they mean, and the state of the optimizer, if there is one."
     weights = named_weights(learn.model)
-    weights._metadata['malaria_fastai'] = facts(learn)
+    weights._metadata['malaria_fastai'] = learner_facts(learn)
     return dict(model=weights, opt=learn.opt.state_dict()) if with_opt and learn.opt is not None else weights
 
 
@@ -1102,7 +1102,7 @@ def load(self:CNNLearner,
     with warnings.catch_warnings():
         if with_opt is None: warnings.simplefilter('ignore')
         load_model(folder/f'{file}.pth', weights, opt, with_opt is not False, device or self.dls.device)
-    then,now = getattr(weights.state, '_metadata', {}).get('malaria_fastai'),facts(self)
+    then,now = getattr(weights.state, '_metadata', {}).get('malaria_fastai'),learner_facts(self)
     if then is None: print(f"{file}.pth does not say for which classes and normalisation: they were not compared")
     elif lines := differences(*({name: said[name] for name in ('classes', 'stats')} for said in (then, now))):
         raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"

@@ -34,7 +34,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 from .files import digest, file_digest, replacing
-from .learner import CNNLearner, checkpoint, differences, facts, is_writer, set_opt_state
+from .learner import CNNLearner, checkpoint, differences, is_writer, learner_facts, set_opt_state
 
 # %% ../nbs/api/10_resume.ipynb #5c7562e1
 class StateDamaged(ValueError):
@@ -185,7 +185,7 @@ def _run_config(learn):
         loss=learn.loss_func, cycle=learn.cycle,
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
         wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, callbacks=[_settings(cb) for cb in _partners(learn)],
-        layout=facts(learn)['layout'],
+        layout=learner_facts(learn)['layout'],
         precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _described)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
