@@ -163,6 +163,7 @@ def test_bfloat16_needs_hardware(learner):
 
 class Stop(Callback):
     "Ctrl-C before a batch."
+    looks_on = True
     def __init__(self, epoch, batch): self.at = epoch,batch
     def before_batch(self):
         if self.training and (self.epoch, self.iter)==self.at: raise KeyboardInterrupt
