@@ -1349,7 +1349,7 @@ def show_results(self:CNNLearner,
 # %% ../nbs/api/09_learner.ipynb #a41fp16c
 class HalfPrecision(MixedPrecision):
     "fastai's mixed precision; a fused step takes scale and overflow along, and nobody waits for the GPU."
-    name = 'mixed_precision'
+    name,looks_on = 'mixed_precision',True # a state holds the scaler by itself
     def before_fit(self):
         super().before_fit()
         # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
