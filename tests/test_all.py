@@ -99,4 +99,4 @@ def test_the_page_of_2019_has_every_word():
     import json
     page = json.loads((ROOT/'nbs/since_2019.ipynb').read_text(encoding='utf-8'))
     shown = ''.join(line for cell in page['cells'] for o in cell.get('outputs', []) for line in o['data'].get('text/markdown', []))
-    assert [row for row in v1_words() if f'<code>{row[0]}</code>' not in shown]==[] and all(now.replace('|', '\\|') in shown for _,now in v1_words().values())
+    assert [row for row in v1_words() if f'<code class="v1">{row[0]}</code>' not in shown]==[] and all(now.replace('|', '\\|') in shown for _,now in v1_words().values())

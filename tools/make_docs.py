@@ -70,7 +70,7 @@ def main():
     refresh_quarto_yml()
     _build_modidx()
     shutil.rmtree(stage, ignore_errors=True)
-    shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage)
+    shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage, ignore=shutil.ignore_patterns('runs')) # what lessons wrote
     (stage/'try/model/MODEL_CARD.md').unlink(missing_ok=True) # no page of the site: `try_page` brings it
     moved = arrange(stage, cfg.doc_url)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
