@@ -7,8 +7,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 # %% auto #0
 __all__ = ['Precision', 'Recall', 'FBeta', 'AUROC', 'KappaScore', 'MatthewsCorreff', 'FASTAI_V1', 'create_cnn', 'OneCycle',
            'Recorder', 'accuracy', 'error_rate', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay',
-           'EarlyStoppingCallback', 'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph', 'weights_hash',
-           'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
+           'AverageWeights', 'EarlyStoppingCallback', 'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph',
+           'weights_hash', 'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import json
@@ -56,6 +56,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import (
     cohen_kappa_score, fbeta_score, matthews_corrcoef, precision_score, recall_score, roc_auc_score)
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from .backbone import ModelSpec, arch_name, split_params
@@ -896,6 +897,32 @@ class StepDecay(Callback):
         self.opt.set_hyper('lr', self.lr)
         left = self.factor**(self.epoch//self.every)
         self.opt.set_hyper('lr', [group['lr']*left for group in self.opt.hypers])
+
+# %% ../nbs/api/09_learner.ipynb #a7e0c3d2
+class AverageWeights(Callback):
+    "Leave the network with the mean of its weights, and statistics of batch norm, over the batches at the end."
+    order,mean = 60,None
+    def __init__(self,
+        share:float=1/3 # Share of the batches, at the end, over which the mean is taken
+    ): self.share = share
+
+    def _begin(self): self.mean = AveragedModel(self.model, use_buffers=True)
+    def before_fit(self): self.mean = None
+    def after_batch(self):
+        done = self.epoch + (self.iter + 1)/self.n_iter
+        if not self.training or done <= (1 - self.share)*self.n_epoch: return
+        if self.mean is None: self._begin()
+        self.mean.update_parameters(self.model)
+
+    def after_fit(self):
+        if self.mean is not None: self.model.load_state_dict(self.mean.module.state_dict())
+
+    def state_dict(self): return {} if self.mean is None else self.mean.state_dict()
+    def load_state_dict(self, state):
+        if not state: return
+        self._begin()
+        self.mean.load_state_dict(state)
+
 
 # %% ../nbs/api/09_learner.ipynb #5c806bd0
 _BETTER = dict(auto=None, min=np.less, max=np.greater)

@@ -64,7 +64,7 @@ _FROM_0,_FROM_1,_SHARE,_RATE = _span(0, math.inf), _span(1, math.inf), _span(0.,
 _COLUMNS = 'accuracy|error_rate'
 _ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Argument -> range, or pattern of words
     size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
-    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, parts=_SHARE, ps=_span(0., 1., 'left'),
+    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, average=_SHARE, parts=_SHARE, ps=_span(0., 1., 'left'),
     risk=_span(0., 1., 'neither'), threshold=_SHARE, seed=_span(0, 2**32 - 1), seeds=_FROM_1,
     limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1, budget=_span(0., math.inf, 'neither'),
     every=_FROM_1, pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
@@ -140,6 +140,8 @@ class Recipe:
     finetune_lr: float|tuple=1e-4 # The same for the second stage
     finetune_frozen: str='nothing'# The same for the second stage
     best: str=''                  # Which epoch is kept: the best by this column of the history; '' is the last
+    average: float=0.             # Share of the last stage's batches, at its end, over which weights are averaged
+    tta: bool=False               # Predict by the mean over the eight views (*test-time augmentation*)
     patience: int=0               # Epochs without a better `best` until training stops (*early stopping*); 0 is never
     metrics: tuple=('accuracy',)  # Shown after every epoch
     note: str=''                  # What was mended, and what its source leaves open
@@ -164,6 +166,8 @@ class Recipe:
         if (self.activation == 'log_softmax') != (self.loss == 'nll'):
             raise UnknownRecipe(
                 f'{self.name}: the loss nll goes with log_softmax, and only with it')
+        if self.average and self.best:
+            raise UnknownRecipe(f'{self.name}: average keeps the mean of the last weights, best those of an epoch: choose')
         if self.network and not self.epochs + self.finetune_epochs:
             raise UnknownRecipe(f'{self.name}: epochs and finetune_epochs are both 0: nothing would be trained')
 
@@ -288,9 +292,9 @@ _STAINED = _EIGHT | dict(max_stain=.3)
 _best = Recipe(
     'best', 'This project', 'tf_efficientnet_lite0',
     weights='packaged', size=96, stats='half', tfms=_STAINED, split='patient',
-    epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3),
-    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on validation patients. Ask it "
-         "for eight views: `malaria-fastai evaluate`.")
+    epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3), average=1/3, tta=True,
+    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on validation patients; its "
+         "weights are averaged over the last third.")
 _scratch = Recipe(
     'best_resnet18', 'This project', 'resnet18',
     pretrained=False, frozen='nothing', size=64, tfms=_STAINED, split='patient', wd_bn_bias=True, precision='half',

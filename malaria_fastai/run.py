@@ -37,8 +37,8 @@ from .data import DatasetType, ImageDataBunch
 from .evaluate import METRICS, NotBinary, both_lines, evaluate, mean_of, paired_difference, read_predictions
 from .files import check_output, read_table, write_atomically
 from .interpret import ClassificationInterpretation
-from .learner import CNNLearner, StepDecay, alone, cnn_learner, half_precision, is_writer, load_learner
-from .learner import writer_first
+from .learner import AverageWeights, CNNLearner, StepDecay, alone, cnn_learner, half_precision, is_writer
+from .learner import load_learner, writer_first
 from .recipes import RECIPES, Recipe, check_words, find_recipe, from_scratch, shortened, t4_command
 from .report import examine_run, read_run, write_report
 from .resume import SaveModelCallback, check_config
@@ -217,6 +217,8 @@ def fit_recipe(
         learn.freeze_to(_FIRST_GROUP[frozen])
         lr = slice(*lr) if isinstance(lr, tuple) else lr
         callbacks = [*_watchers(learn, recipe, name, lr, every), *(cbs or [])]
+        last = name == 'stage2' or not recipe.finetune_epochs
+        if recipe.average and last: callbacks.append(AverageWeights(recipe.average))
         fit(epochs, lr, callbacks=callbacks, start_epoch='last' if resume else 0)
 
 # %% ../nbs/api/15_run.ipynb #cf93c0ec
@@ -451,14 +453,26 @@ def _draw_top_losses(learn, file):
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
+# %% ../nbs/api/15_run.ipynb #b7e0c3d1
+def _all_views(learn, preds, positive):
+    "The predictions by the mean over the eight views; `p` of the picture as it is stays beside it as `p_one_view`."
+    _,mean,_ = learn.TTA(None, dl=learn.dls.cells_dl(preds))
+    classes,p = learn.dls.classes,mean.double().numpy()
+    right = p[range(len(p)), [classes.index(label) for label in preds.label]]
+    named = [classes[i] for i in p.argmax(1)]
+    loss = -np.log(right.clip(1e-30))
+    return preds.assign(pred=named, p=p[:, classes.index(positive)], loss=loss, p_one_view=preds.p)
+
+
 # %% ../nbs/api/15_run.ipynb #d61d101d
 def _finish(learn, out, about, start, draws, command):
     "Judge a trained learner and write its run folder."
     cells,positive = learn.dls.cells,about['data']['positive']
     preds = learn.predict_cells(cells[cells.split != 'train'], positive)
+    if about['views'] > 1: preds = _all_views(learn, preds, positive)
     found = about | dict(
         seconds=round(time.time() - start, 1), **_judged(preds, positive, draws))
-    learn.export(Path('model')/'export.pkl', extra=dict(positive=positive))
+    learn.export(Path('model')/'export.pkl', extra=dict(positive=positive, views=about['views']))
     _draw_top_losses(learn, out/'figures'/'top_losses.png')
     _write_table(out/'history.csv', learn.recorder.to_frame())
     _write_table(
@@ -542,7 +556,7 @@ def train(
     if not is_writer():
         return out # the first of several processes judges and writes
     about |= {name: getattr(recipe, name) for name in ('size', 'epochs', 'finetune_epochs', 'lr', 'finetune_lr')}
-    about |= dict(arch=learn.spec.arch, bs=data.bs, pretrained=learn.pretrained)
+    about |= dict(arch=learn.spec.arch, bs=data.bs, pretrained=learn.pretrained, views=8 if recipe.tta else 1)
     if recipe.name: about |= _about_recipe(recipe, about['data'])
     _finish(learn, out, about, start, draws, command)
     return _complete(out)

@@ -257,6 +257,14 @@ class Made(Callback):
         with torch.no_grad(): weight.zero_(), bias.copy_(torch.tensor([50., -50.])*(self.epoch > 0))
 
 
+def test_the_last_stage_ends_in_averaged_weights(sample, cells, tmp_path):
+    recipe = small(RECIPES['best']).but(arch='squeezenet1_1', finetune_epochs=1)
+    learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path)
+    assert [watchers for *_,watchers in calls(learn, recipe)] == [[], ['AverageWeights']]
+    assert [watchers for *_,watchers in calls(learn, recipe.but(finetune_epochs=0))] == [['AverageWeights']]
+    with pytest.raises(UnknownRecipe, match='choose'): recipe.but(best='accuracy')
+
+
 def test_the_best_epoch_is_kept(sample, cells, tmp_path):
     "Though it is the first, and worse ones follow."
     recipe,learn = built('squeezenet1_1_scratch', sample, cells, tmp_path)
@@ -450,7 +458,7 @@ def test_the_best_recipe_is_the_best_trial(name, kind):
     table = pd.read_csv(REPO/'results'/'best_trials.csv')
     known = table[table.trial.isin([k for k,o in TRIALS.items() if not o.pretrained] if kind == 'random weights' else TRIALS)]
     tried,recipe = TRIALS[known.groupby('trial').auc_eight.mean().idxmax()],RECIPES[name]
-    told = 'name source note published published_split split parts'.split()
+    told = 'name source note published published_split split parts average tta'.split() # the last two beside each trial
     assert tried.but(**{k: getattr(recipe, k) for k in told}) == recipe and len(known) > 3
 
 

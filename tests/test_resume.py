@@ -35,7 +35,7 @@ from torch import nn
 from malaria_fastai.backbone import split_params
 from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import ImageDataBunch
-from malaria_fastai.learner import CNNLearner, cnn_learner, weights_hash
+from malaria_fastai.learner import AverageWeights, CNNLearner, cnn_learner, weights_hash
 from malaria_fastai.resume import AnotherRun,SaveModelCallback,StateDamaged,StateNotWritten,_read_state,_run_config,_set_streams,_streams,_write_tensors
 from malaria_fastai.transforms import get_transforms
 
@@ -715,6 +715,15 @@ def test_optimizers_of_torch_go_on_exactly(name, tmp_path, new):
 def test_callbacks_of_fastai_go_on_exactly(name, tmp_path, new):
     for part in 'ab': (tmp_path/part).mkdir() # CSVLogger makes no folder
     assert is_exact(new, tmp_path, lambda: [EXACT[name]()], ds_tfms=None)
+
+@pytest.mark.parametrize('share', [.2, .9])
+def test_averaged_weights_go_on_exactly(share, tmp_path, new):
+    "Stopped before the mean begins and after; and once more when nothing is left to train."
+    assert is_exact(new, tmp_path, lambda: [AverageWeights(share)])
+    last = fit(new(tmp_path/'c'), 0, every=2, n=2)
+    end = goes_on(new, tmp_path, AverageWeights(share))
+    assert end==goes_on(new, tmp_path, AverageWeights(share))!=last
+    with pytest.raises(AnotherRun, match='share'): goes_on(new, tmp_path, AverageWeights(share/2))
 
 def test_a_body_whose_batch_norm_stays(tmp_path, new):
     def frozen(folder, **kwargs):
