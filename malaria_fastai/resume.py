@@ -20,6 +20,7 @@ import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from glob import escape
 from tempfile import NamedTemporaryFile
 
 import fastai
@@ -45,7 +46,7 @@ class StateNotWritten(OSError):
     "A state that could not be written; the one before it is still good."
 
 # %% ../nbs/api/10_resume.ipynb #865f9726
-def _header(sha, n): return f'malaria_fastai state 1 {sha} {n:020d}\n'.encode()
+def _header(sha): return f'malaria_fastai state 2 {sha}\n'.encode()
 
 
 def _write_tensors(what, file, header=True):
@@ -56,7 +57,7 @@ def _write_tensors(what, file, header=True):
     sha = digest(body)
     file.parent.stat() # a folder that vanished is not made anew
     with replacing(file, durable=True) as part, open(part, 'wb') as opened:
-        if header: opened.write(_header(sha, len(body)))
+        if header: opened.write(_header(sha))
         opened.write(body)
         opened.flush()
         os.fsync(opened.fileno())
@@ -66,8 +67,7 @@ def _write_tensors(what, file, header=True):
 def _read_state(file):
     "Read and check a state; nothing in it is run."
     with open(file, 'rb') as opened: head,body = opened.readline(),opened.read()
-    if head != _header(digest(body), len(body)):
-        raise StateDamaged(f"{file.name}: torn or changed since it was written")
+    if head != _header(digest(body)): raise StateDamaged(f"{file.name}: torn or changed since it was written")
     try: return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise StateDamaged(f"{file.name}: holds something else than tensors, numbers and names, "
@@ -114,8 +114,8 @@ _REMEMBERED = 'best', 'wait', 'count', 'new_best'
 
 def _partners(learn):
     "The callbacks on which the end of a run hangs."
-    cbs = [cb for cb in learn.cbs.sorted('order') if type(cb).__name__ not in _LOOK_ON]
-    return [cb for cb in cbs if not getattr(cb, 'looks_on', False)]
+    cbs = learn.cbs.sorted('order')
+    return [cb for cb in cbs if not (type(cb).__name__ in _LOOK_ON or getattr(cb, 'looks_on', False))]
 
 
 def _settings(cb):
@@ -126,42 +126,19 @@ def _settings(cb):
 
 def _memory(cb):
     "What a callback remembers; one of your own says it itself, with `state_dict` and `load_state_dict`."
-    kind = type(cb).__name__
-    if hasattr(type(cb), 'load_state_dict'): return cb.state_dict()
-    if kind in _EXACT: return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
+    kind = type(cb)
+    if hasattr(kind, 'load_state_dict'): return cb.state_dict()
+    if kind.__name__ in _EXACT: return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
     unknown = vars(cb).keys() - {'learn', 'run', '__stored_args__', *_settings(cb)} # fastcore 1 keeps the arguments twice
     if not unknown: return {}
-    raise TypeError(f"{kind} keeps `{min(unknown)}`, which no state knows of, so the run could not go on exactly. "
-                    "Give it state_dict() and load_state_dict(state), or `looks_on = True` if nothing hangs on it")
-
-# %% ../nbs/api/10_resume.ipynb #3f0a01a4
-def _recorder(rec):
-    "The history of a run, and the running mean of its loss."
-    kept = {name: getattr(rec, name) for name in rec.kept}
-    losses = torch.tensor([*map(float, rec.losses)])
-    return dict(kept, losses=losses, smooth=rec.smooth_loss.val, n=rec.smooth_loss.count)
-
-
-def _set_recorder(rec, kept):
-    "Let the history go on from there."
-    for name in rec.kept: setattr(rec, name, [*kept[name]])
-    rec.smooth_loss.val,rec.smooth_loss.count = kept['smooth'],kept['n']
+    raise TypeError(f"{kind.__name__} keeps `{min(unknown)}`, which no state knows of, so the run could not go on "
+                    "exactly. Give it state_dict() and load_state_dict(state), or `looks_on = True` if nothing hangs on it")
 
 # %% ../nbs/api/10_resume.ipynb #4ba4c59c
 def _gradient(p):
     "None, a zero for a gradient of zeros, or the gradient, if it waits for a step (as with accumulation)."
     if p.grad is None: return None
     return p.grad if p.grad.any() else torch.zeros(())
-
-
-def _set_model(model, state):
-    "Freeze and thaw as it was, and say so where the learner was set up otherwise; give back the gradients."
-    params,trained = [*model.parameters()],state['requires_grad']
-    if [p.requires_grad for p in params] != trained:
-        print(f"Frozen as it was then: {sum(trained)} of {len(params)} tensors of weights are trained")
-    for p,grad,kept in zip(params, trained, state['gradients']):
-        p.requires_grad_(grad)
-        p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
 
 # %% ../nbs/api/10_resume.ipynb #fbff2d34
 def _described(value):
@@ -191,10 +168,9 @@ def _run_config(learn):
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
 def _surroundings():
     "What may change the last bits: versions, device, threads, processes."
-    libraries = fastai, torch, torchvision, timm, np, PIL
+    versions = {library.__name__: library.__version__ for library in (fastai, torch, torchvision, timm, np, PIL)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return _plain(dict({library.__name__: library.__version__ for library in libraries},
-                       device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1))
+    return dict(versions, device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1)
 
 # %% ../nbs/api/10_resume.ipynb #3671b3e9
 class AnotherRun(ValueError):
@@ -215,7 +191,7 @@ _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done
 
 class SaveModelCallback(Callback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
-    done,pct,stale,config,best = None,None,(),None,-math.inf
+    done,pct,config,best = None,None,None,-math.inf
     def __init__(self,
         learn:CNNLearner|None=None,   # The learner that trains; another one is an error
         monitor:str='valid_loss',     # What 'improvement' is measured by: a name in the table of epochs
@@ -251,14 +227,13 @@ def before_fit(self:SaveModelCallback):
     if self.expected not in (None, self.learn):
         raise ValueError("SaveModelCallback was given another learner than the one that trains: "
                          "it would save that one's weights")
-    self.done,self.pct,self.stale = None,None,[]
+    self.done = self.pct = None
+    self.learn.written = vars(self.learn).get('written', {}) # name -> digest of its file
     self._check_monitor()
     if is_writer(): self._check_folder()
     if not self.saves_state: return
-    self.config = _run_config(self.learn)
-    if self.learn.first_epoch != 0: return
-    self.stale = self._found('state')
-    if there := self._found('pth'):
+    self.config,there = _run_config(self.learn),self._found('pth')
+    if there and self.learn.first_epoch == 0:
         print(f"Starting anew. Files of an earlier training, {self._names(there)}, will be replaced. "
               "To go on instead, pass start_epoch='last'")
 
@@ -272,8 +247,7 @@ def before_epoch(self:SaveModelCallback):
 @patch
 def before_train(self:SaveModelCallback):
     "Set fastai's clock, which begins every epoch anew, to where the run is."
-    if self.pct is None: return
-    self.learn.pct_train,self.pct = self.pct,None
+    if self.pct is not None: self.learn.pct_train,self.pct = self.pct,None
 
 # %% ../nbs/api/10_resume.ipynb #1e0082e2
 @patch
@@ -293,38 +267,37 @@ def after_epoch(self:SaveModelCallback):
 @patch
 def after_cancel_fit(self:SaveModelCallback):
     "An early stop comes between an epoch and its state: write it now."
-    done = self.recorder.history
     if not self.saves_state or self.done == (self.epoch, _END): return
-    if done and done[-1]['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
+    for row in self.recorder.history[-1:]:
+        if row['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
 
 # %% ../nbs/api/10_resume.ipynb #9faa1cb0
 @patch
 def _check_monitor(self:SaveModelCallback):
     "What decides must be measured; what decides nothing may be missing, with a warning. And each has its own files."
-    names,kind = self.recorder.metric_names[1:-1],(self.stem, self.saves_state)
-    if [(cb.stem, cb.saves_state) for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)].count(kind) > 1:
+    savers = [(cb.stem, cb.saves_state) for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
+    if savers.count((self.stem, self.saves_state)) > 1:
         raise ValueError(f"two callbacks would save under the name {self.stem}: give each its own name=")
-    if self.monitor in names: return
-    missing = f"monitor={self.monitor!r} is not measured here; there is {', '.join(names)}"
-    if not self.saves_state: raise ValueError(missing)
-    if self.monitor != 'valid_loss':
-        warnings.warn(f"{missing}. It is not needed for every={self.every!r}", stacklevel=2)
+    try: self.monitor = self.recorder.column(self.monitor)
+    except ValueError as missing:
+        if not self.saves_state: raise
+        if self.monitor != 'valid_loss':
+            warnings.warn(f"{missing}. It is not needed for every={self.every!r}", stacklevel=2)
 
 # %% ../nbs/api/10_resume.ipynb #4022df54
 @patch
 def _check_folder(self:SaveModelCallback):
     "Make the folder, try to write to it, and clear away what a killed process left half written."
     folder,stem = (self.folder/self.stem).parent,Path(self.stem).name
-    left = re.compile(rf'\.{re.escape(stem)}(_\w+)?\.(pth|state)\.\w+\.tmp')
     with self._writing(f'the folder {folder.name}'):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if left.fullmatch(path.name): path.unlink(missing_ok=True)
+        for path in folder.glob(f'.{escape(stem)}[._]*.tmp'): path.unlink()
         with NamedTemporaryFile(dir=folder, prefix=f'.{stem}_start.state.') as trial: trial.write(b'ok')
 
 # %% ../nbs/api/10_resume.ipynb #f3011332
-_REMEDIES = {code: 'Make room' for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
-_REMEDIES[errno.ENOENT] = 'Bring the folder back'
+_REMEDIES = {
+    errno.ENOSPC: 'Make room', errno.EDQUOT: 'Make room', errno.EFBIG: 'Make room',
+    errno.ENOENT: 'Bring the folder back'}
 
 
 @patch
@@ -335,18 +308,16 @@ def _writing(self:SaveModelCallback, what):
     except OSError as error:
         last = f"The last good state is {self._names([self.done])}" if self.done else 'No state of this fit was written'
         remedy = _REMEDIES.get(error.errno, 'Choose another name=, or another folder by path= or model_dir=')
-        failed = StateNotWritten(f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
-                                 "and go on with start_epoch='last'")
-        failed.errno = error.errno
-        raise failed from error
+        raise StateNotWritten(f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
+                              "and go on with start_epoch='last'") from error
 
 # %% ../nbs/api/10_resume.ipynb #dd63facb
 @patch
 def _name(self:SaveModelCallback, place):
     "The name of the files of a place."
     epoch,batch = place
-    if place == _START: return f'{self.stem}_start'
-    return f'{self.stem}_{epoch}' if batch == _END else f'{self.stem}_{epoch}b{batch}'
+    part = '' if batch == _END else f'b{batch}'
+    return f"{self.stem}_{'start' if epoch < 0 else epoch}{part}"
 
 
 @patch
@@ -357,11 +328,11 @@ def _names(self:SaveModelCallback, places): return ', '.join(map(self._name, pla
 def _found(self:SaveModelCallback, ending):
     "The places whose files of this name are there, oldest first."
     first,places = self.folder/self.stem,[]
-    pattern = re.compile(re.escape(first.name) + rf'_(?:(start)|(\d+)(?:b(\d+))?)\.{ending}')
+    pattern = re.compile(rf'{re.escape(first.name)}_(start|\d+)(?:b(\d+))?\.{ending}')
     for path in first.parent.glob(f'*.{ending}'):
         if not (match := pattern.fullmatch(path.name)): continue
-        start,epoch,batch = match.groups()
-        places.append(_START if start else (int(epoch), int(batch or 0) or _END))
+        epoch,batch = match.groups()
+        places.append((int(epoch.replace('start', '-1')), int(batch or 0) or _END))
     return sorted(places)
 
 # %% ../nbs/api/10_resume.ipynb #2eb758ad
@@ -395,35 +366,35 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
 @patch
 def _state(self:SaveModelCallback, sha, stopped):
     "All that decides what comes next."
-    learn,params,partners = self.learn,[*self.learn.model.parameters()],_partners(self.learn)
-    scaler = getattr(learn, 'scaler', None)
+    learn,rec,partners = self.learn,self.recorder,_partners(self.learn)
+    params,scaler = [*learn.model.parameters()],getattr(learn, 'scaler', None)
     if _plain([_settings(cb) for cb in partners], _described) != self.config['callbacks']:
         raise TypeError("A callback changes its own settings while it trains, so the run could not go on exactly: give "
                         "it state_dict() and load_state_dict(state), and other names for what changes")
+    recorder = dict({name: getattr(rec, name) for name in rec.kept}, losses=[*map(float, rec.losses)])
     return _plain(dict(
         config=self.config, surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
         optimizer=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
         gradients=[_gradient(p) for p in params], requires_grad=[p.requires_grad for p in params],
-        recorder=_recorder(learn.recorder), callbacks=[_memory(cb) for cb in partners],
-        written=vars(learn).get('written', {}), train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams()))
+        recorder=recorder, smooth=[rec.smooth_loss.val, rec.smooth_loss.count],
+        callbacks=[_memory(cb) for cb in partners], written=learn.written, train_iter=learn.train_iter,
+        pct=learn.pct_train, streams=_streams()))
 
 # %% ../nbs/api/10_resume.ipynb #e0771509
 @patch
 def _goodness(self:SaveModelCallback):
-    "How good each epoch of this stage was: the larger, the better."
+    "How good each epoch of this stage was: the larger, the better; what is no number is the worst."
     rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
-    scores = [self.sign*row.get(self.monitor, math.nan) for row in rows]
-    return [-math.inf if math.isnan(score) else score for score in scores]
+    return np.fmax([self.sign*row.get(self.monitor, math.nan) for row in rows], -math.inf)
 
 
 @patch
 def _save_if_better(self:SaveModelCallback):
     "Write weights and averages if the last epoch is the best so far."
     *before,score = self._goodness()
-    if not score > max(before, default=-math.inf): return
+    if score <= max(before, default=-math.inf): return
     if is_writer():
-        with self._writing(self.stem): written = self._save_weights(self.stem, with_opt=True)
-        vars(self.learn).setdefault('written', {})[self.stem] = written
+        with self._writing(self.stem): self.learn.written[self.stem] = self._save_weights(self.stem, with_opt=True)
     print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*score:.6f}.")
 
 # %% ../nbs/api/10_resume.ipynb #477b9baa
@@ -433,7 +404,7 @@ def after_fit(self:SaveModelCallback):
     self.best = max(self._goodness(), default=-math.inf)
     if self.saves_state or self.best == -math.inf: return
     path = self.folder/f'{self.stem}.pth'
-    if is_writer() and not (path.exists() and file_digest(path) == vars(self.learn).get('written', {}).get(self.stem)):
+    if is_writer() and not (path.exists() and file_digest(path) == self.learn.written.get(self.stem)):
         raise StateDamaged(f"{path.name} is not what this training wrote after its best epoch; another one may save "
                            "under this name. It is not loaded, and the learner has the weights of the last epoch. "
                            "Give each training its own name= or path=")
@@ -442,15 +413,15 @@ def after_fit(self:SaveModelCallback):
 # %% ../nbs/api/10_resume.ipynb #fe67b22c
 @patch
 def _tidy(self:SaveModelCallback):
-    "Remove states of an earlier training, states before the last two, and weights that no epoch or state needs."
-    states,weights = self._found('state'),self._found('pth')
-    kept = [place for place in states if place == self.done or place not in self.stale][-2:]
-    whole,self.stale = self._whole(weights),[]
-    if self.keep: whole = [*[place for place in whole if place <= self.done][-self.keep:],
-                           *[place for place in whole if place > self.done]]
-    for ending,places,used in (('state', states, kept), ('pth', weights, [*kept, *whole])):
-        for place in places:
-            if place not in used: (self.folder/f'{self._name(place)}.{ending}').unlink(missing_ok=True)
+    "Remove states that come later, as those of an earlier training, or before the last two; and weights of no use."
+    kept = [place for place in self._found('state') if place <= self.done][-2:]
+    whole = self._whole(self._found('pth'))
+    if self.keep:
+        old = [place for place in whole if place <= self.done][:-self.keep]
+        whole = [place for place in whole if place not in old]
+    for ending,places in (('state', kept), ('pth', [*kept, *whole])):
+        for place in {*self._found(ending)} - {*places}:
+            (self.folder/f'{self._name(place)}.{ending}').unlink(missing_ok=True)
 
 # %% ../nbs/api/10_resume.ipynb #ecabc0de
 @patch
@@ -471,16 +442,6 @@ def _last_state(self:SaveModelCallback, places):
     raise StateDamaged(f"none of the {len(places)} states of {self.stem} is whole: load the weights of an epoch "
                        "with learn.load, or start anew under another name")
 
-# %% ../nbs/api/10_resume.ipynb #9696ea9d
-@patch
-def _no_state(self:SaveModelCallback, place):
-    "The error that says which state is missing, what is there, and what to do."
-    name = self._name(place)
-    return FileNotFoundError(
-        f"{name}.state: no such state in {self.learn.model_dir}, so this run cannot go on exactly. States are kept "
-        f"of the last two epochs; here: {self._names(self._found('state'))}. Or load weights with learn.load('{name}') "
-        "and train a new cycle, or choose another name")
-
 # %% ../nbs/api/10_resume.ipynb #e073365e
 @patch
 def jump_to_epoch(self:SaveModelCallback,
@@ -488,22 +449,27 @@ def jump_to_epoch(self:SaveModelCallback,
 )->bool|None: # Whether it brought anything back; None if it keeps no states
     "Bring the run back to where `epoch` begins, or, for 'last', to the last state; says what it loaded."
     if not self.saves_state: return None
-    states,weights = self._found('state'),self._whole(self._found('pth'))
-    if epoch != 'last':
-        states = [place for place in states if place <= (epoch-1, _END)]
-        if (epoch-1, _END) not in states: raise self._no_state((epoch-1, _END))
-    if not states and weights: raise self._no_state(weights[-1])
-    if not states:
+    learn,states = self.learn,self._found('state')
+    if epoch == 'last': wanted = (states or self._whole(self._found('pth')))[-1:]
+    else: wanted = [(epoch-1, _END)]
+    for place in wanted:
+        if place in states: continue
+        name = self._name(place)
+        raise FileNotFoundError(
+            f"{name}.state: no such state in {learn.model_dir}, so this run cannot go on exactly. States are kept of "
+            f"the last two epochs; here: {self._names(states)}. Or load weights with learn.load('{name}') and train a "
+            "new cycle, or choose another name")
+    if not wanted:
         print(f"No state of {self.stem} is here yet: starting at epoch 0")
         return False
-    place,state = self._last_state(states)
+    place,state = self._last_state([place for place in states if place <= wanted[0]])
     self._restore(place, state)
-    first = self.learn.first_epoch
-    print(f"Loaded {self._name(place)}{'' if first < self.learn.n_epoch else ': nothing is left to train'}")
+    first = learn.first_epoch
+    print(f"Loaded {self._name(place)}{'' if first < learn.n_epoch else ': nothing is left to train'}")
     if epoch == 'last' and state['stopped']:
         print(f"It stopped early after epoch {first-1}, so there is nothing left to train. "
               f"To train on all the same, pass start_epoch={first}")
-        self.learn.first_epoch = self.learn.n_epoch
+        learn.first_epoch = learn.n_epoch
     return True
 
 # %% ../nbs/api/10_resume.ipynb #5c0d3a6d
@@ -511,10 +477,10 @@ def jump_to_epoch(self:SaveModelCallback,
 def _check_past(self:SaveModelCallback, state, name):
     "Refuse a state of another configuration, or whose earlier stages are not those that this learner went through."
     check_config(state['config'], self.config, name)
-    learn,stage = self.learn,state['stage']
-    n = state['recorder']['stages'][stage]
-    then,now = state['recorder']['losses'][:n].numpy(),[float(loss) for loss in learn.recorder.losses]
-    if now and not np.array_equal(then, now[:n], equal_nan=True):
+    learn,stage,past = self.learn,state['stage'],state['recorder']
+    n = past['stages'][stage]
+    now = [*map(float, learn.recorder.losses)]
+    if now and past['losses'][:n] != now[:n]:
         raise AnotherRun(f'{name} belongs to another run:\n  the stages before it were trained otherwise')
     if learn.stage >= stage and state['requires_grad'] != [p.requires_grad for p in learn.model.parameters()]:
         raise AnotherRun(f"{name} is of an earlier stage, in which other layers were trained: "
@@ -524,22 +490,27 @@ def _check_past(self:SaveModelCallback, state, name):
 @patch
 def _restore(self:SaveModelCallback, place, state):
     "Put everything back; called when all callbacks have begun their fit."
-    learn,(epoch,batch),name = self.learn,place,self._name(place)
+    learn,rec,(epoch,batch),name = self.learn,self.recorder,place,self._name(place)
     self._check_past(state, name)
     if lines := differences(state['surroundings'], _surroundings()):
         print(f'Other surroundings, so the last bits may differ:{lines}')
     learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
-    _set_model(learn.model, state)
+    params,trained = [*learn.model.parameters()],state['requires_grad']
+    if [p.requires_grad for p in params] != trained:
+        print(f"Frozen as it was then: {sum(trained)} of {len(params)} tensors of weights are trained")
+    for p,grad,kept in zip(params, trained, state['gradients']):
+        p.requires_grad_(grad)
+        p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
     set_opt_state(learn, to_device(state['optimizer'], learn.dls.device))
-    _set_recorder(learn.recorder, state['recorder'])
+    vars(rec).update(state['recorder'])
+    rec.smooth_loss.val,rec.smooth_loss.count = state['smooth']
     for cb,kept in zip(_partners(learn), state['callbacks']):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)
         else: vars(cb).update(kept)
     if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
     learn.stage,learn.train_iter,learn.written,self.done = state['stage'],state['train_iter'],state['written'],place
-    whole = batch == _END
-    learn.first_epoch,learn.first_batch,self.pct = (epoch+1, 0, None) if whole else (epoch, batch, state['pct'])
-    self.stale = [later for later in self._found('state') if later > place]
+    learn.first_epoch,learn.first_batch = (epoch+1, 0) if batch == _END else place
+    if batch != _END: self.pct = state['pct']
     if later := [weights for weights in self._found('pth') if weights > place]:
         print(f"Files of a later training, {self._names(later)}, will be replaced.")
     _set_streams(state['streams'])
