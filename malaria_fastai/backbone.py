@@ -17,7 +17,7 @@ import timm
 import torch
 import torchvision
 from fastai.torch_core import apply_init, params
-from fastai.vision.learner import create_head
+from fastai.vision import learner as fastai_learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
@@ -29,14 +29,13 @@ def arch_name(
     arch # A torchvision function, a name ('timm:NAME' forces timm), or a function of your own
 )->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
-    home = str(getattr(arch, '__module__', '')).partition('.')[0]
+    home = getattr(arch, '__module__', '').partition('.')[0]
     if callable(arch) and home not in ('torchvision', 'timm'): return arch
-    name = arch if isinstance(arch, str) else getattr(arch, '__name__', repr(arch))
+    name = getattr(arch, '__name__', str(arch))
     known = torchvision.models.list_models() + timm.list_models()
     if name in known or name.removeprefix('timm:') in timm.list_models(): return name
-    near = ', '.join(difflib.get_close_matches(name, known, 3))
-    hint = f'; did you mean {near}?' if near else ''
-    raise ValueError(f"{name}: neither torchvision nor timm knows this architecture{hint}")
+    near = ', '.join(difflib.get_close_matches(name, known, 3)) or 'another name'
+    raise ValueError(f"{name}: neither torchvision nor timm knows this architecture; did you mean {near}?")
 
 # %% ../nbs/api/08_backbone.ipynb #3302e7cc
 class WeightsUnavailable(OSError):
@@ -54,28 +53,25 @@ def _make_network(name, pretrained=False, weights=None):
     theirs = name in torchvision.models.list_models()
     if weights and not pretrained: raise ValueError(f"weights={weights!r} goes with pretrained=True")
     if weights == 'packaged': return _with_packaged(name)
-    if weights and not theirs:
-        raise ValueError("weights= names torchvision's; a timm network has its own name for each")
+    if weights and not theirs: raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
         if theirs: return torchvision.models.get_model(name, weights=(weights or 'DEFAULT') if pretrained else None)
         return timm.create_model(name.removeprefix('timm:'), pretrained=pretrained, num_classes=0, global_pool='')
     except KeyError as error: raise ValueError(f"{name} has no weights called {weights!r}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained: raise
-        here = ", take those of a Python package with weights='packaged'" if name in PACKAGED else ''
         raise WeightsUnavailable(
-            f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). "
-            f"Connect to the network once{here}, or train from scratch with pretrained=False "
-            "(on the command line: --pretrained no)") from error
+            f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). Connect to the network once, "
+            "or train from scratch with pretrained=False (on the command line: --pretrained no); "
+            f"a Python package (weights='packaged') brings those of {[*PACKAGED]}") from error
 
 
 def _with_packaged(name):
     "A network with the ImageNet weights of a Python package."
-    if not PACKAGED:
-        raise WeightsUnavailable("weights='packaged' needs one line: import malaria_fastai.extra.packaged_weights")
     if name not in PACKAGED:
-        there = ', '.join(PACKAGED)
-        raise WeightsUnavailable(f"no Python package brings weights of {name}; there are those of {there}")
+        raise WeightsUnavailable(
+            f"no Python package brings weights of {name}; there are those of {', '.join(PACKAGED)} "
+            "(none: weights='packaged' needs one line: import malaria_fastai.extra.packaged_weights)")
     net = _make_network(name)
     net.load_state_dict(PACKAGED[name]([*net.state_dict()]))
     return net
@@ -109,21 +105,20 @@ class _TimmBody(nn.Module):
 # %% ../nbs/api/08_backbone.ipynb #805a98f6
 def _parts_kept(net, body, cut):
     "A body up to `cut`, which counts its parts from the front, or those of the network from the end."
-    tops,n = [name for name,_ in net.named_children()],len(body)
+    if cut is None: return body
+    tops = [name for name,_ in net.named_children()]
     own = sum(name not in _TOP for name in tops)
-    kept = n if cut is None else cut
-    if kept < 0: kept = {own: n}.get(len(tops) + cut, len(tops) + cut if own == n else 0)
-    if 0 < kept <= n and (cut is None or cut > 0 or len(tops) + cut <= own): return body[:kept]
-    raise ValueError(f"cut={cut}: this body has {n} parts, and the network {len(tops)}")
+    kept = cut if cut > 0 else len(tops) + cut
+    if cut < 0 and kept == own: return body
+    if 0 < kept <= len(body) and (cut > 0 or own == len(body)): return body[:kept]
+    raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {len(tops)}")
 
 
 def _own_body(net, cut):
     "The parts of any network before its last one with a pooling, or up to `cut`."
     if not isinstance(net, nn.Module): raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
-    parts = [*net.children()]
-    pooled = [i for i,part in enumerate(parts) if any('Pool' in type(layer).__name__ for layer in part.modules())]
-    if cut is None and not pooled: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends")
-    return nn.Sequential(*parts[:pooled[-1] if cut is None else cut])
+    try: return fastai_learner.create_body(net, cut=cut)
+    except StopIteration: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends") from None
 
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
@@ -185,13 +180,11 @@ class OwnHead(nn.Module):
         i = max(i for i,layer in enumerate(layers) if hasattr(layer, 'weight'))
         old,before = layers[i],[]
         if isinstance(old, nn.Linear):
-            new = nn.Linear(old.in_features, n_out)
-            before.append(getattr(net, 'avgpool', nn.AdaptiveAvgPool2d(1)))
-            if not any(isinstance(layer, nn.Flatten) for layer in layers): before.append(nn.Flatten())
-        else: new = nn.Conv2d(old.in_channels, n_out, old.kernel_size)
-        self.kept = nn.Sequential(*before, *layers[:i])
-        self.last = new
-        self.rest = nn.Sequential(*layers[i+1:])
+            self.last = nn.Linear(old.in_features, n_out)
+            before = [getattr(net, 'avgpool', nn.AdaptiveAvgPool2d(1))]
+            if nn.Flatten not in map(type, layers): before.append(nn.Flatten())
+        else: self.last = nn.Conv2d(old.in_channels, n_out, old.kernel_size)
+        self.kept,self.rest = nn.Sequential(*before, *layers[:i]),nn.Sequential(*layers[i+1:])
 
     def forward(self, x): return self.rest(self.last(self.kept(x))).flatten(1)
 
@@ -236,19 +229,18 @@ def _plain_head(spec, nf):
     "Linear layers with ReLU and dropout between them, drawn by PyTorch's rule."
     side = dict(dense=1, flat=7)[spec.kind]
     widths = [nf*side**2, *(spec.lin_ftrs or ()), spec.n_out]
-    layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(*widths[:2])]
-    for pair in zip(widths[1:], widths[2:]): layers += [nn.ReLU(), nn.Dropout(spec.ps), nn.Linear(*pair)]
-    return nn.Sequential(*layers)
+    layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
+    for pair in zip(widths, widths[1:]): layers += [nn.Linear(*pair), nn.ReLU(), nn.Dropout(spec.ps)]
+    return nn.Sequential(*layers[:-2])
 
 
 def _fastai_head(spec, nf):
     "fastai's head, its linear layers drawn by He et al.'s rule."
-    widths = None if spec.lin_ftrs is None else [*spec.lin_ftrs]
-    head = create_head(nf, spec.n_out, widths, spec.ps, concat_pool=spec.concat_pool, bn_final=spec.bn_final)
-    if spec.head_bias:
-        for layer in head:
-            if isinstance(layer, nn.Linear) and layer.bias is None:
-                layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+    head = fastai_learner.create_head(
+        nf, spec.n_out, spec.lin_ftrs and [*spec.lin_ftrs], spec.ps,
+        concat_pool=spec.concat_pool, bn_final=spec.bn_final)
+    for layer in head:
+        if spec.head_bias and isinstance(layer, nn.Linear): layer.bias = nn.Parameter(torch.zeros(layer.out_features))
     apply_init(head, nn.init.kaiming_normal_)
     return head
 

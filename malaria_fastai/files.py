@@ -77,22 +77,21 @@ def file_digest(
 def _table_text(file):
     "The text of a table in UTF-8 or UTF-16, also packed by gzip."
     data = Path(file).read_bytes()
-    if data.startswith(b'\x1f\x8b'): data = gzip.decompress(data)
+    if data[:2] == b'\x1f\x8b': data = gzip.decompress(data)
     encoding = 'utf-8-sig'
-    if data.startswith((b'\xff\xfe', b'\xfe\xff')): encoding = 'utf-16'
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): encoding = 'utf-16'
     elif b'\0' in data[:2]: encoding = 'utf-16-le' if data[0] else 'utf-16-be'
     try: text = data.decode(encoding)
     except UnicodeError: text = '\0'
-    if '\0' in text: raise ValueError(f"{file}: no text in UTF-8 or UTF-16. Save the table as CSV, in UTF-8")
-    if text.count('"') % 2: raise ValueError(f"{file}: a quotation mark is not closed. Save it again as CSV")
-    return text
+    if '\0' not in text: return text
+    raise ValueError(f"{file}: no text in UTF-8 or UTF-16. Save the table as CSV, in UTF-8")
 
 # %% ../nbs/api/00_files.ipynb #42c7eb8e
 def _typed(column, kind):
     "A column of text as numbers, or as yes and no."
     if kind != bool: return column.astype(kind)
     truth = column.str.lower().map({'true': True, '1': True, 'false': False, '0': False})
-    odd = column[truth.isna() & column.notna()]
+    odd = column[truth.isna()].dropna()
     if len(odd): raise ValueError(f"it says {odd.iloc[0]!r}, not True or False")
     return truth.astype('boolean')
 
@@ -106,22 +105,22 @@ def read_table(
 ): # A `DataFrame`; text is text ('string'), and only an empty field is missing (NA)
     "Read a table, and change nothing in it."
     import pandas as pd
-    text,tables = _table_text(file),{}
+    text,tables,heads = _table_text(file),{},{}
     for mark in separator:
         rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
         tables[mark] = [row for row in rows if row][header or 0:] or [[]]
-    heads = {mark: [name.strip() for name in rows[0]] for mark,rows in tables.items()}
+        heads[mark] = [name.strip() for name in tables[mark][0]]
     fits = [mark for mark,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
     mark = fits[0] if fits else max(heads, key=lambda mark: len(heads[mark]))
-    columns,rows = heads[mark],tables[mark]
-    problem = ''
+    columns,rows,problem = heads[mark],tables[mark],''
     if gone := [name for name in needed if name not in columns]: problem = f"no column {', '.join(gone)}"
     if len({*columns}) < len(columns): problem = "a column is there twice"
     if odd := [row for row in rows if len(row) != len(columns)]: problem = f"{len(odd[0])} fields in the row {odd[0]}"
     if len(fits) > 1: problem = f"the columns may be separated by {' or '.join(map(repr, fits))}"
+    if text.count('"') % 2: problem = "a quotation mark is not closed"
     if problem: raise ValueError(f"{file}: {problem}; found the columns {columns}, separated by {mark!r}. Mend it")
-    columns,rows = (range(len(columns)),rows) if header is None else (columns,rows[1:])
-    table = pd.DataFrame(rows, columns=columns, dtype='string').replace('', pd.NA)
+    table = pd.DataFrame(rows, dtype='string').replace('', pd.NA)
+    if header is not None: table = table[1:].set_axis(columns, axis=1).reset_index(drop=True)
     for name,kind in (types or {}).items():
         if name not in table: continue
         try: table[name] = _typed(table[name], kind)
@@ -141,16 +140,13 @@ def check_output(
 )->Path: # `out`, as a path
     "Refuse an output that would replace what is read, or lie in it, that is a link or a device, or cannot be written."
     out,kind = Path(out),'folder' if folder else 'file'
-    if out.is_symlink() and not folder:
-        raise FileExistsError(f"{out} is a link, which would be replaced: name the file it leads to, or another")
-    if out.exists() and not (out.is_dir() if folder else out.is_file()):
-        raise FileExistsError(f"{out} is no {kind}, and cannot become one: name another {kind}")
+    fits = out.is_dir() if folder else out.is_file() and not out.is_symlink()
+    if os.path.lexists(out) and not fits:
+        raise FileExistsError(f"{out} is a link, which would be replaced, or no {kind}: name another {kind}")
     real = out.resolve()
     for path in map(Path, inputs):
-        if not os.path.exists(path) or path.resolve() not in (real, *real.parents): continue
-        raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
+        if os.path.exists(path) and real.is_relative_to(path.resolve()):
+            raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
     above = next(path for path in (*[real]*folder, *real.parents) if os.path.exists(path))
-    writable = os.access(above, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    if not (above.is_dir() and writable):
-        raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
-    return out
+    if above.is_dir() and os.access(above, os.W_OK): return out
+    raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")

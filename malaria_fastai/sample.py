@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy import angle, clip, cos, exp
 from PIL import Image, ImageColor, ImageFilter
 
 from .files import replacing, write_atomically
@@ -41,49 +42,40 @@ def _stain(rng):
         grain=rng.uniform(1, 4),
         radius=rng.uniform(41, 51))
 
-# %% ../nbs/api/02_sample.ipynb #df720e77
-def _noise(rng, shape, scale):
-    "Smooth noise: a coarse grid of normal numbers, enlarged; float (h, w), standard deviation about 1."
-    coarse = [max(2, side//scale) for side in shape]
-    grid = Image.fromarray(rng.normal(size=coarse).astype(np.float32))
-    return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC))
-
-# %% ../nbs/api/02_sample.ipynb #8fb49e1d
-def _outline(rng, angle):
-    "An uneven circle of radius 1: a few low waves."
-    heights = rng.normal(size=5)*[.07, .035, .02, .012, .008]
-    return 1 + np.cos(np.outer(angle, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
-
-# %% ../nbs/api/02_sample.ipynb #c1c5e3cf
-def _light(cell, stain):
-    "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
-    hollow = np.exp(-(np.abs(cell.places)/cell.uniform(.3, .55))**2)
-    pallor = hollow*cell.rng.choice([0, 12, 30], p=[.4, .35, .25])
-    rim = stain['rim']*np.exp(-np.clip(cell.edge, 0, 1)*16)
-    tilt = cell.uniform(-7, 7)*cell.places.real
-    shape = cell.edge.shape
-    light = pallor + rim + tilt + 3.5*_noise(cell.rng, shape, 12) + 2*_noise(cell.rng, shape, 4)
-    return cell.rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9]
-
 # %% ../nbs/api/02_sample.ipynb #d9f919fd
 class _Canvas:
     "A cell being drawn. A place in it is a complex number, x + iy from its centre; lengths are in radii."
     def __init__(self, rng, radius, stain):
         self.rng,self.uniform,self.radius = rng,rng.uniform,radius
-        angle = np.linspace(0, 2*np.pi, 361)
-        outline = _outline(rng, angle)
-        border = outline*np.array([np.cos(angle), np.sin(angle)])
+        turn = np.linspace(0, 2*np.pi, 361)
+        heights = rng.normal(size=5)*[.07, .035, .02, .012, .008] # of a few low waves, which make the circle uneven
+        outline = 1 + cos(np.outer(turn, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
+        border = outline*np.array([cos(turn), np.sin(turn)])
         width,height = np.ptp(radius*border, axis=1).astype(int) + 2
         rows,columns = np.mgrid[-1:height-1, -1:width-1]
         self.corner = complex(*border.min(1))
         self.places = self.corner + (columns + 1j*rows)/radius
-        border = np.interp(np.angle(self.places) % (2*np.pi), angle, outline)
-        self.edge = border - np.abs(self.places)
-        self.rgb = stain['body'] + _light(self, stain)
+        self.edge = np.interp(angle(self.places) % (2*np.pi), turn, outline) - abs(self.places)
+        self.rgb = stain['body'] + self.light(stain['rim'])
+
+    def light(self, rim):
+        "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
+        hollow = exp(-(abs(self.places)/self.uniform(.3, .55))**2)
+        pallor = hollow*self.rng.choice([0, 12, 30], p=[.4, .35, .25])
+        rim = rim*exp(-clip(self.edge, 0, 1)*16)
+        tilt = self.uniform(-7, 7)*self.places.real
+        light = pallor + rim + tilt + 3.5*self.noise(12) + 2*self.noise(4)
+        return self.rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9]
+
+    def noise(self, scale):
+        "Smooth noise: a coarse grid of normal numbers, enlarged; float (h, w), standard deviation about 1."
+        height,width = self.edge.shape
+        grid = self.rng.normal(size=(height//scale, width//scale)).astype(np.float32)
+        return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
     def direction(self):
         "Any direction: a complex number of length 1."
-        return np.exp(1j*self.uniform(0, 2*np.pi))
+        return exp(1j*self.uniform(0, 2*np.pi))
 
     def place(self, low, high):
         "A place between two distances from the centre."
@@ -91,14 +83,13 @@ class _Canvas:
 
     def soft(self, distance):
         "Coverage in [0, 1]: a pixel at a distance inside an edge, or outside, which is negative."
-        return np.clip(distance*self.radius + .5, 0, 1)
+        return clip(distance*self.radius + .5, 0, 1)
 
     def spot(self, place, radius, rough=.25):
         "Coverage of an uneven spot."
         away = self.places - place
-        turns = np.multiply.outer(np.angle(away), [2, 3, 5])
-        waves = np.cos(turns + self.uniform(0, 7, 3)) @ [.6, .4, .2]
-        return self.soft(radius*(1 + rough*waves) - np.abs(away))
+        waves = cos(np.multiply.outer(angle(away), [2, 3, 5]) + self.uniform(0, 7, 3)) @ [.6, .4, .2]
+        return self.soft(radius*(1 + rough*waves) - abs(away))
 
     def paint(self, cover, colour, alpha):
         "Lay a colour over part of the cell; `cover` float (h, w) in [0, 1]."
@@ -109,9 +100,9 @@ def _ring(cell, purple, alpha):
     "A young parasite: a thin, open ring, with a dot of chromatin."
     place,radius = cell.place(.05, .72),cell.uniform(.13, .2)
     away = cell.places - place
-    gap = np.cos(np.angle(away) - cell.uniform(0, 7))*3 + cell.uniform(.6, 2.6)
-    line = cell.soft(.035 + .5/cell.radius - np.abs(radius - np.abs(away)))
-    cell.paint(line*np.clip(gap, 0, 1), purple + 25, alpha)
+    gap = cos(angle(away) - cell.uniform(0, 7))*3 + cell.uniform(.6, 2.6)
+    line = cell.soft(.035 + .5/cell.radius - abs(radius - abs(away)))
+    cell.paint(line*clip(gap, 0, 1), purple + 25, alpha)
     dot = cell.spot(place + radius*cell.direction(), cell.uniform(.045, .07))
     cell.paint(dot, purple - 15, min(1, alpha*1.25))
     return place,radius*1.3
@@ -130,8 +121,8 @@ def _trophozoite(cell, purple, alpha):
 def _platelet(cell, purple):
     "A fuzzy, granular patch without dots or ring, often at the rim."
     place,radius = cell.place(.3, .95),cell.uniform(.12, .27)
-    grain = np.clip(.55 + .35*_noise(cell.rng, cell.edge.shape, 3), 0, 1)
-    cover = grain*np.exp(-(np.abs(cell.places - place)/radius)**2)
+    grain = clip(.55 + .35*cell.noise(3), 0, 1)
+    cover = grain*exp(-(abs(cell.places - place)/radius)**2)
     cell.paint(cover, purple + 40, cell.uniform(.5, .95))
 
 # %% ../nbs/api/02_sample.ipynb #572aa30b
@@ -141,14 +132,6 @@ def _specks(cell, purple):
         speck = cell.spot(cell.place(0, .95), cell.uniform(.02, .065), .4)
         cell.paint(speck, purple - cell.uniform(0, 40), cell.uniform(.5, .95))
 
-# %% ../nbs/api/02_sample.ipynb #1f3fec51
-def _photograph(cell, stain):
-    "The picture of a cell: blurred, grainy, and black outside."
-    rgb = cell.rgb + cell.rng.normal(0, stain['grain'], cell.rgb.shape)
-    picture = Image.fromarray(np.clip(rgb, 1, 255).astype(np.uint8))
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(stain['blur'])))
-    return Image.fromarray(blurred*(cell.edge > 0)[..., None])
-
 # %% ../nbs/api/02_sample.ipynb #83ce7550
 def draw_cell(
     rng:np.random.Generator, # Draws everything about the cell
@@ -157,7 +140,7 @@ def draw_cell(
 )->tuple: # (RGB picture, black around the cell; (x, y, radius) of the parasite in pixels, or None)
     "Draw one red blood cell."
     stain = stain or _stain(rng)
-    cell = _Canvas(rng, stain['radius']*np.exp(rng.normal(0, .1)), stain)
+    cell = _Canvas(rng, stain['radius']*exp(rng.normal(0, .1)), stain)
     purple = stain['purple'] + rng.normal(0, 6, 3)
     if rng.random() < (.3 if infected else .55): _platelet(cell, purple)
     if rng.random() < (.4 if infected else .65): _specks(cell, purple)
@@ -167,7 +150,10 @@ def draw_cell(
         place,size = parasite(cell, purple, rng.uniform(.6, .98))
         place = 1+1j + (place - cell.corner)*cell.radius
         where = place.real,place.imag,size*cell.radius
-    return _photograph(cell, stain),where
+    rgb = cell.rgb + rng.normal(0, stain['grain'], cell.rgb.shape)
+    picture = Image.fromarray(clip(rgb, 1, 255).astype(np.uint8))
+    picture = picture.filter(ImageFilter.GaussianBlur(stain['blur']))
+    return Image.fromarray(picture*(cell.edge > 0)[..., None]),where
 
 # %% ../nbs/api/02_sample.ipynb #ec45dbc9
 _CELLS = { # (infected, healthy) cells of a slide, and the slides
@@ -179,21 +165,6 @@ _CELLS = { # (infected, healthy) cells of a slide, and the slides
     (40, 10): 'C940P907_thinF C941P909ThinF C942P910thinF C943P911ThinF C944P913ThinF',
     (0, 30): 'C912NThinF C914thinF C91_thinF C916ThinF C9171thinF C918thin_original'} # controls
 _SLIDES = [(slide, *counts) for counts,slides in _CELLS.items() for slide in slides.split()]
-
-# %% ../nbs/api/02_sample.ipynb #e989c869
-def _draw_slide(folder, seed, i):
-    "Draw the cells of slide `i`; give their rows of the table of truth."
-    slide,infected,healthy = _SLIDES[i]
-    stain = _stain(np.random.default_rng([seed, i]))
-    for n in range(infected + healthy):
-        label = SAMPLE.labels[n >= infected]
-        picture,where = draw_cell(np.random.default_rng([seed, i, n]), n < infected, stain)
-        k = n % 5
-        photo = f"{slide}_IMG_203106{1+i:02}_1{k}4{10+k}{k}{'a'*(k == 3)}"
-        path = f'{label}/{photo}_cell_{100+n}.png'
-        with replacing(folder/path) as part:
-            picture.save(part, 'png', compress_level=1) # a third of the time
-        yield path,label,*(np.round(where, 1).tolist() if where else ['']*3)
 
 # %% ../nbs/api/02_sample.ipynb #460ca7c3
 DRAWN_NOTE = 'drawn by code, not photographs'
@@ -209,14 +180,24 @@ def draw_sample(
     mark = folder/_MARK
     about = json.dumps(dict(drawing=_DRAWING, seed=seed, note=DRAWN_NOTE))
     if mark.is_file():
-        n = len([*folder.glob('*/*.png')])
-        if n >= sum(SAMPLE.counts.values()) and mark.read_text() == about: return folder
+        whole = len([*folder.glob('*/*.png')]) >= sum(SAMPLE.counts.values())
+        if whole and mark.read_text() == about: return folder
     elif any(folder.glob('[!.]*')):
         raise DataNotFound(f"{folder}: it holds other files. "
                            "Name an empty or a new folder for the drawn sample")
     write_atomically(mark, 'half drawn')
     rows = []
-    for i in progress(range(len(_SLIDES)), 'drawing'): rows += _draw_slide(folder, seed, i)
+    for i,(slide,infected,healthy) in enumerate(progress(_SLIDES, 'drawing')):
+        stain = _stain(np.random.default_rng([seed, i]))
+        for n in range(infected + healthy):
+            label = SAMPLE.labels[n >= infected]
+            picture,where = draw_cell(np.random.default_rng([seed, i, n]), n < infected, stain)
+            k = n % 5
+            photo = f"{slide}_IMG_203106{1+i:02}_1{k}4{10+k}{k}{'a'*(k == 3)}"
+            path = f'{label}/{photo}_cell_{100+n}.png'
+            with replacing(folder/path) as part:
+                picture.save(part, 'png', compress_level=1) # a third of the time
+            rows.append((path, label, *(np.round(where, 1) if where else ['']*3)))
     with replacing(folder/'truth.csv') as part, open(part, 'w', newline='') as file:
         csv.writer(file).writerows([('path', 'label', 'x', 'y', 'radius'), *sorted(rows)])
     for label in SAMPLE.labels: write_atomically(folder/label/'Thumbs.db', 'not a picture')

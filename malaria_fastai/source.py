@@ -9,7 +9,6 @@ __all__ = ['NIH', 'CXR', 'SAMPLE', 'RECORDS', 'EXTENSIONS', 'Record', 'record_fo
            'download', 'BadArchive', 'progress', 'extract', 'install_command']
 
 # %% ../nbs/api/01_source.ipynb #36c39839
-import logging
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 from unicodedata import normalize
 from urllib.parse import urlsplit
 
@@ -52,13 +52,8 @@ class Record:
     page: str = ''    # Where a person can read about it, and fetch it
 
     def __repr__(self):
-        n = sum(self.counts.values())
-        counts = ', '.join(f'{label} {n:,}' for label,n in self.counts.items())
-        return (f'{self.title} ({self.name})\n'
-                f'{n:,} pictures: {counts}\n'
-                f'patients: {self.patients or "unknown"}\n'
-                f'licence: {self.licence}\n'
-                f'{self.credit}')
+        about = '{title} ({name})\n{n:,} pictures: {counts}\npatients: {known}\nlicence: {licence}\n{credit}'
+        return about.format(n=sum(self.counts.values()), known=self.patients or 'unknown', **vars(self))
 
 # %% ../nbs/api/01_source.ipynb #2035bcb4
 _NLM = 'https://data.lhncbc.nlm.nih.gov/public/Malaria/'
@@ -125,13 +120,6 @@ class DataNotFound(ValueError):
 class DownloadFailed(OSError):
     "An archive could not be fetched; the message says how to do it by hand."
 
-# %% ../nbs/api/01_source.ipynb #6cafc69a
-def _record_of(url):
-    "The record of an address; one of its own, with a file name of its own, if the address is not known."
-    stem = PurePosixPath(urlsplit(url).path).stem or 'archive'
-    unknown = Record('', url, (), '', url=url, file=f'{stem}-{digest(url)[:8]}.zip')
-    return next((record for record in RECORDS.values() if record.url == url), unknown)
-
 # %% ../nbs/api/01_source.ipynb #3939c3dc
 _TRIES = 3 # How often a download is tried
 _WAIT = 30 # Seconds without an answer until a try counts as failed
@@ -139,20 +127,7 @@ _WAIT = 30 # Seconds without an answer until a try counts as failed
 def _fetch_zip(url, file, shelf):
     "A downloader for pooch that also wants a whole zip."
     pooch.HTTPDownloader(progressbar=True, timeout=_WAIT)(url, file, shelf)
-    if zipfile.is_zipfile(file): return
-    size = os.path.getsize(file)
-    raise ValueError(f"what arrived ({size:,} bytes) is not a whole zip")
-
-# %% ../nbs/api/01_source.ipynb #e7edd742
-def _by_hand(record, file):
-    "The steps for a person."
-    page = record.url or f'{record.page} (an account is needed)'
-    check = 'No checksum is known.'
-    if record.nbytes: check = f"It must have {record.nbytes:,} bytes and the sha256 {record.sha256}."
-    return (f"To do it by hand:\n"
-            f"1. Open {page} in a browser and download the archive.\n"
-            f"2. Save it as {file}. {check}\n"
-            "3. Run the same again, or give the path of the archive as the data set.")
+    if not zipfile.is_zipfile(file): raise ValueError("what arrived is not a whole zip")
 
 # %% ../nbs/api/01_source.ipynb #61746d58
 def download(
@@ -160,28 +135,30 @@ def download(
     folder:str|Path='data'   # Where to keep the archive
 )->Path: # The archive
     "Fetch an archive once, check it, and keep it."
-    record = what if isinstance(what, Record) else _record_of(what)
+    record = next((record for record in RECORDS.values() if record.url == what), what)
+    if isinstance(record, str): # an address that is not known: a file name of its own
+        stem = PurePosixPath(urlsplit(what).path).stem or 'archive'
+        record = Record('', what, (), '', url=what, file=f'{stem}-{digest(what)[:8]}.zip')
     file,sha256 = Path(folder, record.file),record.sha256
     if file.is_file():
-        there = sha256 and file_digest(file)
-        if there == sha256: return file
+        if not sha256 or file_digest(file) == sha256: return file
         raise DownloadFailed(
-            f"{file} is there, but is not the archive of {record.title}: "
-            f"its sha256 is {there}, not {sha256}. Delete or rename it and run "
-            "the same again, or give its path as the data set.")
-    failed,by_hand = f"{record.title} could not be fetched",_by_hand(record, file)
-    if not record.url:
-        raise DownloadFailed(f"{record.title}: this set cannot be fetched by a program.\n{by_hand}")
-    size = f", {record.nbytes/1e6:,.0f} MB" if record.nbytes else ''
-    print(f"Downloading {record.title}{size}")
-    pooch.get_logger().setLevel(logging.WARNING) # the line above says the same
-    shelf = pooch.create(
-        folder, base_url='', retry_if_failed=_TRIES - 1,
-        urls={record.file: record.url},
-        registry={record.file: f'sha256:{sha256}' if sha256 else None})
-    try: shelf.fetch(record.file, downloader=_fetch_zip)
+            f"{file} is there, but is not the archive of {record.title}, whose sha256 is {sha256}. "
+            "Delete or rename it and run the same again, or give its path as the data set.")
+    try:
+        if not record.url: raise ValueError("an account is needed")
+        shelf = pooch.create(
+            folder, base_url='', retry_if_failed=_TRIES - 1,
+            urls={record.file: record.url}, registry={record.file: sha256 or None})
+        shelf.fetch(record.file, downloader=_fetch_zip)
     except (ValueError, OSError) as error:
-        raise DownloadFailed(f"{failed}: {error}\n{by_hand}") from error
+        check = f" It must have {record.nbytes:,} bytes and the sha256 {sha256}."*bool(sha256)
+        raise DownloadFailed(
+            f"{record.title} could not be fetched: {error}\n"
+            "To do it by hand:\n"
+            f"1. Open {record.url or record.page} in a browser and download the archive.\n"
+            f"2. Save it as {file}.{check}\n"
+            "3. Run the same again, or give the path of the archive as the data set.") from error
     return file
 
 # %% ../nbs/api/01_source.ipynb #7411348d
@@ -191,11 +168,11 @@ EXTENSIONS = '.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp'
 def _no_picture(name):
     "Why a file is not a picture to keep, or None."
     path = PurePosixPath(name)
+    kind = path.suffix.lower()
     if '__MACOSX' in path.parts: return '__MACOSX'
     if path.name in ('Thumbs.db', '.DS_Store'): return path.name
     if any(part.startswith('.') for part in path.parts): return 'hidden file'
-    if path.name.lower().endswith(EXTENSIONS): return None
-    return path.suffix.lower() or 'no extension'
+    return None if kind in EXTENSIONS else kind or 'no extension'
 
 # %% ../nbs/api/01_source.ipynb #f8f38e85
 def counted(
@@ -227,8 +204,7 @@ def _refusal(info):
     if len(name) > _LONGEST or sum(map(name.count, '/\\')) > _DEEPEST:
         return (f'a name of more than {_LONGEST} characters or {_DEEPEST} folders; '
                 'pack the pictures anew under shorter names')
-    name = name.replace('\\', '/') # old programs for Windows write backslashes
-    name = normalize('NFC', name)
+    name = normalize('NFC', name.replace('\\', '/')) # old programs for Windows write backslashes
     if name.startswith('/') or ':' in name: return 'an absolute name, or one with a colon'
     if '..' in name.split('/'): return 'a name that leaves the folder'
     info.filename = f"{PurePosixPath(name)}{'/'*name.endswith('/')}"
@@ -237,32 +213,6 @@ def _refusal(info):
     if info.flag_bits & 1: return 'encrypted'
     if _is_bomb(info.file_size, info.compress_size):
         return 'a bomb: it unfolds to far more than its size'
-
-# %% ../nbs/api/01_source.ipynb #316cef7e
-def _shortened(name): return name if len(name) <= 80 else f'{name[:60]}…'
-
-def _unsafe(infos, packed):
-    "Why a whole archive is refused: too much of everything, or one bad entry."
-    if len(infos) > _MAX_ENTRIES: return f"more than {_MAX_ENTRIES:,} entries are too many"
-    for info in infos:
-        name = _shortened(info.filename)
-        if reason := _refusal(info): return f"the entry {name!r} is {reason}"
-    total = sum(info.file_size for info in infos)
-    if total > _MAX_UNPACKED or _is_bomb(total, packed):
-        return f"{packed/1e6:,.1f} MB that unfold to {total/1e6:,.0f} MB are a bomb"
-
-# %% ../nbs/api/01_source.ipynb #3b8c8378
-def _collision(names):
-    "Two names that fall on one file, also where capitals do not count, or a file that another takes for its folder."
-    seen = Counter(map(str.casefold, names))
-    folders = set()
-    for folder in seen:
-        while folder := folder.rpartition('/')[0]:
-            if folder in folders: break # and so are those above it
-            folders.add(folder)
-    for name in names:
-        if seen[name.casefold()] > 1 or name.casefold() in folders:
-            return f"two entries want the place of {_shortened(name)!r}"
 
 # %% ../nbs/api/01_source.ipynb #b05665f2
 def _is_copy(info, known):
@@ -274,8 +224,13 @@ def _is_copy(info, known):
 # %% ../nbs/api/01_source.ipynb #6348c6d3
 def _archive_plan(infos, packed):
     "The entries to write, and what is left out; raises before anything is written."
-    refused = '{}. Nothing was extracted'.format
-    if reason := _unsafe(infos, packed): raise BadArchive(refused(reason))
+    if len(infos) > _MAX_ENTRIES: raise BadArchive(f"more than {_MAX_ENTRIES:,} entries are too many")
+    for info in infos:
+        name = info.filename[:80]
+        if reason := _refusal(info): raise BadArchive(f"the entry {name!r} is {reason}")
+    total = sum(info.file_size for info in infos)
+    if total > _MAX_UNPACKED or _is_bomb(total, packed):
+        raise BadArchive(f"{packed/1e6:,.1f} MB that unfold to {total/1e6:,.0f} MB are a bomb")
     known = {(info.filename, info.CRC, info.file_size) for info in infos}
     keep,left_out = [],Counter()
     for info in infos:
@@ -284,8 +239,10 @@ def _archive_plan(infos, packed):
         if not reason and _is_copy(info, known): reason = 'copy in a nested folder'
         if reason: left_out[reason] += 1
         else: keep.append(info)
-    reason = _collision([info.filename for info in keep])
-    if reason: raise BadArchive(refused(reason))
+    names = [info.filename.casefold() for info in keep]
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    clashes = [name for name,n in Counter([*names, *folders]).items() if n > 1]
+    if clashes: raise BadArchive(f"two entries want the place of {clashes[0]!r}")
     return keep,dict(left_out)
 
 # %% ../nbs/api/01_source.ipynb #ffa51c6d
@@ -299,33 +256,19 @@ def progress(
     if quiet: return items
     return tqdm(items, desc=desc, total=total, leave=False, mininterval=.5)
 
-# %% ../nbs/api/01_source.ipynb #49039563
-def _is_whole(file, info):
-    "Whether an entry is there already."
-    return file.is_file() and file.stat().st_size == info.file_size
-
-# %% ../nbs/api/01_source.ipynb #2b61bf89
+# %% ../nbs/api/01_source.ipynb #489f66b8
 _STALE = 3600 # Seconds after which a half-done extraction is taken for abandoned
 
-def _sweep(root):
-    "Remove what an extraction that was killed left beside `root`."
-    for path in root.parent.iterdir():
-        if not path.name.startswith(f'.{root.name}.') or path.suffix != '.part': continue
-        age = time.time() - path.stat().st_mtime
-        if age > _STALE: shutil.rmtree(path, ignore_errors=True)
-
-# %% ../nbs/api/01_source.ipynb #489f66b8
 def _write_entries(archive, infos, root):
     "Write entries into a folder beside `root`, then give it its name, or fill the gaps of the one that has it."
-    root.parent.mkdir(parents=True, exist_ok=True)
-    needed,free = sum(info.file_size for info in infos),shutil.disk_usage(root.parent).free
+    above = root.parent
+    above.mkdir(parents=True, exist_ok=True)
+    needed,free = sum(info.file_size for info in infos),shutil.disk_usage(above).free
     if needed > free:
-        raise OSError(
-            f"{root.parent}: {needed/1e9:,.1f} GB needed, {free/1e9:,.1f} GB free; "
-            "make room or name another folder")
-    _sweep(root)
-    beside = TemporaryDirectory('.part', f'.{root.name}.', root.parent, ignore_cleanup_errors=True)
-    with beside as part:
+        raise OSError(f"{above}: {needed:,} bytes needed, {free:,} free; make room or name another folder")
+    for path in above.glob(f'.{root.name}.*.part'):
+        if time.time() - path.stat().st_mtime > _STALE: shutil.rmtree(path, ignore_errors=True)
+    with TemporaryDirectory('.part', f'.{root.name}.', above, ignore_cleanup_errors=True) as part:
         whole = Path(part, 'whole')
         for info in progress(infos, 'extracting'):
             file = archive.extract(info, whole)
@@ -336,20 +279,11 @@ def _write_entries(archive, infos, root):
             shutil.copytree(whole, root, copy_function=os.replace, dirs_exist_ok=True)
 
 # %% ../nbs/api/01_source.ipynb #0fa3b2a7
-@dataclass(frozen=True)
-class _Extracted:
+class _Extracted(NamedTuple):
     "What `extract` did."
     root: Path      # The folder
     n_files: int    # Pictures in it
     left_out: dict  # Why entries were left out, and how many
-
-# %% ../nbs/api/01_source.ipynb #dc2cf844
-def _no_zip(path, error):
-    "What to say of a file that is no zip, or a damaged one."
-    with open(path, 'rb') as file: head = file.read(4)
-    if head[:2] == b'PK': return f"a damaged zip ({error}). Fetch it again"
-    kind = 'a tar archive' if tarfile.is_tarfile(path) else f'no zip (it begins with {head})'
-    return f"{kind}; a zip is expected. Unpack it, and give the folder"
 
 # %% ../nbs/api/01_source.ipynb #3a020f41
 def extract(
@@ -360,19 +294,21 @@ def extract(
     path = Path(archive)
     try:
         with zipfile.ZipFile(path) as opened:
-            infos = opened.infolist()
-            contents = [f'{info.filename}|{info.CRC}|{info.file_size}' for info in infos]
+            infos,missing = opened.infolist(),[]
+            contents = '\n'.join(f'{info.filename}|{info.CRC}|{info.file_size}' for info in infos)
+            root = Path(folder, f'{path.stem}-{digest(contents)[:8]}')
             keep,left_out = _archive_plan(infos, path.stat().st_size)
             if not keep:
                 raise BadArchive(f"it holds no pictures ({', '.join(EXTENSIONS)}), but {counted(left_out)}. Unpack it "
                                  "until there is one folder of pictures per class, and give the folder above them")
-            name = digest('\n'.join(contents))[:8]
-            root = Path(folder, f'{path.stem}-{name}')
-            missing = [info for info in keep if not _is_whole(root/info.filename, info)]
+            for info in keep:
+                file = root/info.filename
+                if not file.is_file() or file.stat().st_size != info.file_size: missing.append(info)
             if missing: _write_entries(opened, missing, root)
-    except BadArchive as error: raise BadArchive(f"{path.name}: {error}") from None
+    except BadArchive as error: raise BadArchive(f"{path.name}: {error}. Nothing was extracted") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise BadArchive(f"{path.name}: {_no_zip(path, error)}") from error
+        kind = 'a tar archive' if tarfile.is_tarfile(path) else f'no zip, or a damaged one ({error})'
+        raise BadArchive(f"{path.name}: {kind}; a zip is expected. Unpack it, or fetch it again") from error
     return _Extracted(root, len(keep), left_out)
 
 # %% ../nbs/api/01_source.ipynb #5197a59a
@@ -389,27 +325,17 @@ def part_of(
 # %% ../nbs/api/01_source.ipynb #a73b8bc4
 def _folders(folder):
     "The folders directly in this one, sorted."
-    paths = [path for path in Path(folder).iterdir() if path.is_dir()]
-    return sorted(path for path in paths if not path.name.startswith(('.', '__MACOSX')))
+    return sorted(path for path in folder.glob('[!.]*') if path.is_dir() and path.name != '__MACOSX')
 
 # %% ../nbs/api/01_source.ipynb #9877cc4f
 def _has_pictures(folder):
     "Whether a folder holds pictures directly."
-    paths = Path(folder).iterdir()
-    return any(path.is_file() and not _no_picture(path.name) for path in paths)
-
-# %% ../nbs/api/01_source.ipynb #6ac439ea
-def _followed(root, folders):
-    "The folders that lie in `root`, each once: folders before links to them."
-    inside,kept = Path(root).resolve(),{}
-    for path in sorted(folders, key=lambda path: (inside/path.relative_to(root) != path.resolve(), path)):
-        if inside in path.resolve().parents: kept.setdefault(path.resolve(), path)
-    return sorted(kept.values())
+    return any(path.is_file() and not _no_picture(path.name) for path in folder.iterdir())
 
 # %% ../nbs/api/01_source.ipynb #fbf17ff4
 def _class_folders(root):
-    "Folders that hold pictures directly, and the part (train, valid, test or None) they belong to."
-    tops = _folders(root)
+    "Folders that hold pictures directly -> the part (train, valid, test or None) they belong to; links out of `root` are left out."
+    tops,kept = _folders(root),{}
     parts = [top for top in tops if part_of(top.name)]
     flat = {top: None for top in filter(_has_pictures, tops)}
     deep = {path: part_of(top.name) for top in parts for path in filter(_has_pictures, _folders(top))}
@@ -420,21 +346,23 @@ def _class_folders(root):
         raise DataNotFound(
             f"{root}: there are two readings of its folders {names}: as classes, or as training, validation and test "
             "parts (one folder each) with the classes in them. Rename or move those that are not meant so")
-    found = deep or flat
-    return [(path, found[path]) for path in _followed(root, found)]
+    found,inside = deep or flat,root.resolve()
+    real = {path: path.resolve() for path in found}
+    for path in sorted(found, key=lambda path: (inside/path.relative_to(root) != real[path], path)): # links last
+        if inside in real[path].parents: kept.setdefault(real[path], path)
+    return {path: found[path] for path in sorted(kept.values())}
 
 # %% ../nbs/api/01_source.ipynb #fdaeb36c
 _DEPTH = 4 # How many folders deep a data set is looked for
 
 def _roots(folder, depth=_DEPTH):
     "Every folder at or below this one that holds classes; nothing is looked for inside a folder that does."
-    classes = [path for path,_ in _class_folders(folder)]
+    classes = _class_folders(folder)
     above = {path.parent for path in classes}
     if len(above) > 1: return [folder] # train and test
-    if any(not part_of(path.name) for path in classes): return [*above]
-    found = []
-    for below in _folders(folder) if depth else []: found += _roots(below, depth-1)
-    return found
+    if not all(part_of(path.name) for path in classes): return [*above]
+    below = _folders(folder) if depth else []
+    return [root for path in below for root in _roots(path, depth-1)]
 
 # %% ../nbs/api/01_source.ipynb #21c7cd88
 def class_root(

@@ -30,14 +30,20 @@ class Leak(SplitError):
     "Something that must stay on one side of a split is on two."
 
 # %% ../nbs/api/04_split.ipynb #40ec66d6
+_PARTS = 'train', 'valid', 'test'
+
 def _check_shares(valid, test):
     "Refuse shares that leave nothing to learn from."
-    try: fine = 0 <= valid < 1 and 0 <= test < 1 and valid + test < 1
+    try: fine = min(valid, test) >= 0 and valid + test < 1
     except TypeError: fine = False
     if fine: return
-    raise SplitError(
-        "valid and test are shares of the cells, 0 or more and together below 1; "
-        f"got {valid!r} and {test!r}")
+    raise SplitError(f"valid and test are shares of the cells, 0 or more and together below 1; got {valid!r} and {test!r}")
+
+# %% ../nbs/api/04_split.ipynb #3468999f
+def _refuse(cells, odd, problem, error=SplitError):
+    "Refuse cells that are `odd`: the gaps in the sentence are for their number and the path of the first."
+    paths = cells.path[odd]
+    if len(paths): raise error(problem.format(f'{len(paths):,} of {len(cells):,} cells', paths.iloc[0]))
 
 # %% ../nbs/api/04_split.ipynb #e8412230
 def _check_table(cells, *columns):
@@ -45,13 +51,8 @@ def _check_table(cells, *columns):
     gone = [column for column in columns if column not in cells]
     if gone: raise SplitError(f"the cells table has no column {', '.join(gone)}; `read_cells` makes one that has")
     if not len(cells): raise SplitError("the cells table has no rows")
-    twice = cells.path[cells.path.duplicated()]
-    if len(twice): raise SplitError(f"{len(twice):,} paths occur more than once, for example {twice.iloc[0]}")
-    if 'label' not in columns: return
-    gaps = cells.path[cells.label.isna()]
-    if len(gaps):
-        raise SplitError(f"{len(gaps):,} of {len(cells):,} cells have no label, for example {gaps.iloc[0]}. "
-                         "Leave them out")
+    _refuse(cells, cells.path.duplicated(), "the paths of {} occur more than once, for example {}")
+    if 'label' in columns: _refuse(cells, cells.label.isna(), "{} have no label, for example {}. Leave them out")
 
 # %% ../nbs/api/04_split.ipynb #738ca5ac
 def _together(parts, cells):
@@ -84,13 +85,9 @@ def split_random(
 def _check_patients(cells):
     "Refuse cells without a patient."
     _check_table(cells, 'path', 'label', 'patient')
-    unknown = cells.path[cells.patient.isna()]
-    if not len(unknown): return
-    raise NoPatients(
-        f"the patient of {len(unknown):,} of {len(cells):,} cells is unknown, "
-        f"for example of {unknown.iloc[0]}; a split by patient needs all of them. "
-        "Use the rule 'random' or 'folder'"
-        + ", or leave these cells out"*(len(unknown) < len(cells)))
+    _refuse(cells, cells.patient.isna(),
+        "the patient of {} is unknown, for example of {}; a split by patient needs all of them. "
+        "Use the rule 'random' or 'folder', or leave these cells out", NoPatients)
 
 # %% ../nbs/api/04_split.ipynb #358e6c68
 def _linked(cells):
@@ -111,16 +108,11 @@ def _is_control(patient):
     "Whether each patient is a healthy control, not an infected one."
     return patient.astype('string').str.fullmatch(_CONTROL, na=False).astype(bool)
 
-# %% ../nbs/api/04_split.ipynb #eff7203b
-def _kinds(cells, group):
-    "What kind each group is: infected or control, and the labels it has."
-    control = _is_control(cells.patient).groupby(group).all()
-    labels = cells.label.astype(str).groupby(group).agg(lambda labels: ' '.join(sorted({*labels})))
-    return control.map({True: 'control ', False: 'infected '}) + labels
-
 # %% ../nbs/api/04_split.ipynb #6db6bbe9
-def _pools(kinds, parts):
-    "Groups of each kind; kinds with fewer groups than parts are put together."
+def _pools(cells, group, counts, parts):
+    "Groups of each kind: infected or control, and with which labels; kinds with fewer groups than parts are put together."
+    control = _is_control(cells.patient).groupby(group).all()
+    kinds = control.map({True: 'control ', False: 'infected '}) + (counts > 0).dot(counts.columns + ' ')
     few = kinds.map(kinds.value_counts()) < parts
     return kinds.groupby(kinds.mask(few, 'few')).indices.values()
 
@@ -138,19 +130,18 @@ _DRAWS = 500
 
 def _best_draw(pools, shares, counts, seed):
     "Draw parts for groups many times; give the best draw: the part of each group, and how many labels are missing."
-    rng,parts = np.random.RandomState(seed),range(len(shares))
+    rng,parts = np.random.RandomState(seed),np.arange(len(shares))
     draws = np.zeros((_DRAWS, len(counts)), dtype=int)
     dealt = [np.repeat(parts, _part_sizes(len(pool), shares)) for pool in pools]
     for draw in draws:
         for pool,some in zip(pools, dealt): draw[rng.permutation(pool)] = some
-    got = np.stack([(draws == part) @ counts for part in parts], axis=1) # (draw, part, label)
+    got = (draws[:, None] == parts[:, None]) @ counts # (draw, part, label)
     off_labels = (got/counts.sum(0) - np.array(shares)[:, None])**2
     off_cells = (got.sum(-1)/counts.sum() - shares)**2
     none = got == 0 # train needs every label, other parts those with enough groups
     none[:, 1:] &= (counts > 0).sum(0) >= len(shares)
     missing = none.sum((-1, -2))
-    off = off_labels.sum((-1, -2)) + off_cells.sum(-1)
-    best = np.lexsort((off, missing))[0]
+    best = np.lexsort((off_labels.sum((-1, -2)) + off_cells.sum(-1), missing))[0]
     return draws[best],missing[best]
 
 # %% ../nbs/api/04_split.ipynb #fb6c3288
@@ -163,20 +154,18 @@ def split_patient(
     "Give every patient to one of train, valid and test, balanced over labels, controls and cells."
     _check_shares(valid, test)
     _check_patients(cells)
-    shares = dict(train=1-valid-test, valid=valid, test=test)
-    shares = {part: share for part,share in shares.items() if share}
+    shares = {part: share for part,share in zip(_PARTS, (1-valid-test, valid, test)) if share}
     parts,group = [*shares],_linked(cells)
-    counts = pd.crosstab(group, cells.label)
-    pools = _pools(_kinds(cells, group), len(parts))
+    counts = pd.crosstab(group, cells.label.astype(str))
+    pools = _pools(cells, group, counts, len(parts))
     drawn,missing = _best_draw(pools, [*shares.values()], counts.to_numpy(), seed)
     if len(counts) < len(parts) or missing:
         have = [f"{n} with {label}" for label,n in (counts > 0).sum().items()]
         raise SplitError(
-            f"{len(counts)} patients ({', '.join(have)}) are too few to give "
-            f"{', '.join(parts)} cells of every label. "
+            f"{len(counts)} patients ({', '.join(have)}) are too few to give {', '.join(parts)} cells of every label. "
             "Ask for fewer parts, or bring more patients")
-    part_of = {patient: parts[i] for patient,i in zip(counts.index, drawn)}
-    return cells.assign(split=group.map(part_of).astype(object))
+    split = group.map(dict(zip(counts.index, drawn)))
+    return cells.assign(split=split.map(dict(enumerate(parts))).astype(object))
 
 # %% ../nbs/api/04_split.ipynb #cd14ab96
 def _with_rest(cells, some, rest):
@@ -194,13 +183,11 @@ def split_folder(
     "Keep the parts that the folders `train`, `valid` and `test` make."
     _check_shares(valid, 0)
     _check_table(cells, 'path', 'folder_split')
-    if outside := cells.folder_split.isna().sum():
-        raise SplitError(f"{outside:,} of {len(cells):,} cells lie outside folders named "
-                         "train, valid or test. Use the rule 'patient' or 'random'")
+    _refuse(cells, cells.folder_split.isna(),
+        "{} lie outside folders named train, valid or test, for example {}. Use the rule 'patient' or 'random'")
     split = cells.folder_split.astype(object)
-    train,n_valid = cells[split == 'train'],(split == 'valid').sum()
-    if not len(train):
-        raise SplitError(f"there is no train folder, only {', '.join(sorted({*split}))}")
+    train,n_valid = cells[split == 'train'],sum(split == 'valid')
+    if not len(train): raise SplitError("there is no train folder")
     if not n_valid: return _with_rest(cells, split_random(train, valid, seed=seed), split)
     if n_valid < len(train)*_TINY:
         warnings.warn(
@@ -234,38 +221,27 @@ def split_fold(
         raise SplitError(f"folds are 0, 1, 2, 3 and 4; got {fold!r}")
     _check_patients(cells)
     folds = cells.patient.map(_folds())
-    strangers = sorted({*map(str, cells.patient[folds.isna()])})
-    if strangers:
+    strangers = cells.patient[folds.isna()].unique()
+    if len(strangers):
         raise SplitError(
-            f"no fold is pinned for {len(strangers)} patients: {', '.join(strangers[:5])}. "
+            f"no fold is pinned for {len(strangers)} patients: {', '.join(map(str, strangers[:5]))}. "
             "The folds are for the 200 patients of the NIH set. Use the rule 'patient'")
     is_test = folds == fold
-    if is_test.nunique() == 1:
-        raise SplitError(f"{is_test.sum():,} of {len(cells):,} cells are of fold {fold}: "
-                         "nothing to divide")
+    if is_test.nunique() == 1: raise SplitError(f"all cells or none are of fold {fold}: nothing to divide")
     return _with_test(cells, is_test, valid, seed, split_patient)
 
 # %% ../nbs/api/04_split.ipynb #b0a27b1a
-def _patient_folds(cells, folds, seed):
-    "A fold for each cell of a table sorted by path, no patient on two sides."
+def _patient_fold(cells, fold, folds, seed):
+    "The rows of one fold of a table sorted by path, no patient on two sides."
     from sklearn.model_selection import StratifiedGroupKFold
     _check_patients(cells)
-    group,fold = _linked(cells),pd.Series(0, cells.index)
+    group = _linked(cells)
     patients = group.nunique()
     if patients < folds: raise SplitError(f"{patients} patients are too few for {folds} folds")
     drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a label with fewer cells than folds
-        drawn = enumerate(drawn.split(cells, cells.label.astype(str), group))
-        for k,(_,test) in drawn: fold.iloc[test] = k
-    return fold
-
-# %% ../nbs/api/04_split.ipynb #6f6f15d8
-def _cell_folds(cells, folds, seed):
-    "A fold for each cell of a table sorted by path, drawn at random; copies of one picture together."
-    if len(cells) < folds: raise SplitError(f"{len(cells)} cells are too few for {folds} folds")
-    order = np.random.RandomState(seed).permutation(len(cells))
-    return _together(pd.Series(order % folds, cells.index), cells)
+        return [*drawn.split(cells, cells.label.astype(str), group)][fold][1]
 
 # %% ../nbs/api/04_split.ipynb #a5ff2cef
 def split_kfold(
@@ -277,14 +253,17 @@ def split_kfold(
     seed:int=42 # Same seed, same folds
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Draw folds; one is test, and valid comes from the others."
-    draws = dict(patient=(_patient_folds, split_patient), random=(_cell_folds, split_random))
-    if by not in draws: raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
+    if by not in ('patient', 'random'): raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
     if folds < 2 or not 0 <= fold < folds:
         raise SplitError(f"fold {fold} of {folds}: there must be at least 2, counted from 0")
     _check_table(cells, 'path', 'label')
-    draw,rule = draws[by]
-    drawn = draw(cells.sort_values('path'), folds, seed).reindex(cells.index)
-    return _with_test(cells, drawn == fold, valid, seed, rule)
+    by_path,n = cells.sort_values('path'),len(cells)
+    if n < folds: raise SplitError(f"{n} cells are too few for {folds} folds")
+    if by == 'patient':
+        is_test = cells.path.isin(by_path.path.iloc[_patient_fold(by_path, fold, folds, seed)])
+        return _with_test(cells, is_test, valid, seed, split_patient)
+    is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold, by_path.index)
+    return _with_test(cells, _together(is_test, by_path).reindex(cells.index), valid, seed, split_random)
 
 # %% ../nbs/api/04_split.ipynb #11164937
 def fold_rules(
@@ -297,43 +276,28 @@ def fold_rules(
     return [f'fold:{k}' if pinned else f'{by}:{k}/{folds}' for k in range(folds)]
 
 # %% ../nbs/api/04_split.ipynb #da3512bd
+_LEAKING = dict(patient='patient', photo='photo', picture='sha256') # What leaks, and its column
+
 def _shared(cells, key):
     "Values of a column that occur in more than one part, sorted; none without this column."
     if key not in cells: return []
     parts = cells.split.groupby(cells[key]).nunique()
     return sorted(parts.index[parts > 1], key=str)
 
-# %% ../nbs/api/04_split.ipynb #30d055c0
-def _in_train(cells, part, key):
-    "Share of the cells of a part whose `key` occurs in train; None if no `key` is known."
-    if key not in cells or cells[key].isna().all(): return None
-    train = cells[key][cells.split == 'train'].dropna()
-    return float(cells[key][cells.split == part].isin(train).mean())
-
-# %% ../nbs/api/04_split.ipynb #b7539be8
-_PARTS = 'train', 'valid', 'test'
-_LEAKING = dict(patient='patient', photo='photo', picture='sha256') # What leaks, and its column
-
+# %% ../nbs/api/04_split.ipynb #ac18f60e
 def leakage(
     cells:pd.DataFrame # Cells table with column `split`
 )->dict: # `patients_shared`, `photos_shared`, `pictures_shared`: how many are in several parts; `valid` and `test`
     "Count what the parts of a split have in common: patients, photos and identical pictures."
     found = {f'{what}s_shared': len(_shared(cells, key)) for what,key in _LEAKING.items()}
-    for part in ('valid', 'test'):
-        if part not in {*cells.split}: continue
-        found[part] = {what: _in_train(cells, part, key) for what,key in _LEAKING.items()}
+    train = cells[cells.split == 'train']
+    for part in _PARTS[1:]:
+        some = cells[cells.split == part]
+        if len(some): found[part] = dict.fromkeys(_LEAKING)
+        for what,key in _LEAKING.items():
+            if len(some) and key in cells and cells[key].notna().any():
+                found[part][what] = float(some[key].isin(train[key].dropna()).mean())
     return found
-
-# %% ../nbs/api/04_split.ipynb #fba14737
-def _check_parts(cells):
-    "Refuse unknown parts, no train part, and a train part without one of the labels."
-    _check_table(cells, 'path', 'label', 'split')
-    odd = sorted({*map(str, cells.split)} - {*_PARTS})
-    if odd:
-        raise SplitError(f"column split holds {', '.join(odd)}; it may hold {', '.join(_PARTS)}")
-    gone = sorted(map(str, {*cells.label} - {*cells.label[cells.split == 'train']}))
-    if gone:
-        raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
 
 # %% ../nbs/api/04_split.ipynb #406923ba
 def check_split(
@@ -341,16 +305,19 @@ def check_split(
     by_patient:bool=True # Also refuse a patient or a photo on two sides; False for a random split or folders
 )->dict: # What `leakage` counts
     "Raise `Leak` if something is on two sides that must not be."
-    _check_parts(cells)
+    _check_table(cells, 'path', 'label', 'split')
+    if not cells.split.isin(_PARTS).all():
+        raise SplitError(f"column split holds {', '.join(map(str, cells.split.unique()))}; it may hold {', '.join(_PARTS)}")
+    gone = sorted(map(str, {*cells.label} - {*cells.label[cells.split == 'train']}))
+    if gone: raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
     if by_patient: _check_patients(cells)
     for what,key in _LEAKING.items():
         both = _shared(cells, key)
-        if not both or what != 'picture' and not by_patient: continue
-        remedy = "Split by patient, or say that the split is random"
-        if what == 'picture': remedy = "Keep one copy of each: cells.drop_duplicates('sha256')"
-        raise Leak(
-            f"{len(both):,} of {cells[key].nunique():,} {what}s are on two sides of the split: "
-            f"{', '.join(map(str, both[:5]))}. {remedy}")
+        if both and (by_patient or what == 'picture'):
+            raise Leak(
+                f"{len(both):,} of {cells[key].nunique():,} {what}s are on two sides of the split: "
+                f"{', '.join(map(str, both[:5]))}. Split by patient, or say that the split is random; "
+                "of equal pictures, keep one: cells.drop_duplicates('sha256')")
     return leakage(cells)
 
 # %% ../nbs/api/04_split.ipynb #52f32052
@@ -359,13 +326,12 @@ def split_summary(
 )->pd.DataFrame: # One row per part: n, share, one column per label (cells), patients, controls (NA where unknown)
     "Count cells, labels, patients and healthy controls in each part."
     labels = pd.crosstab(cells.split, cells.label)
-    n = labels.sum(axis=1).rename('n')
-    share = (n/len(cells)).round(4).rename('share')
+    n = labels.sum(axis=1)
     controls = cells.patient.where(_is_control(cells.patient))
     people = pd.DataFrame(dict(patients=cells.patient, controls=controls))
     people = people.groupby(cells.split).nunique().astype('Int64')
     people = people.mask(people.patients == 0)
-    table = pd.concat([n, share, labels, people], axis=1)
+    table = pd.concat([n.rename('n'), (n/len(cells)).round(4).rename('share'), labels, people], axis=1)
     return table.reindex([part for part in _PARTS if part in table.index])
 
 # %% ../nbs/api/04_split.ipynb #ec695dbb
@@ -380,16 +346,14 @@ def split_by(
     seed:int=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`, checked
     "Split by the rule of this name, and check the result."
-    if drawn := re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule):
-        by,fold,folds = drawn.groups()
-        parts = split_kfold(cells, by, int(fold), int(folds), valid, seed)
+    drawn = re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule)
+    if drawn: parts = split_kfold(cells, drawn[1], int(drawn[2]), int(drawn[3]), valid, seed)
     elif rule not in _RULES:
         near = get_close_matches(rule.lower(), _RULES, 1, .4) or _RULES
         raise SplitError(f"there is no split rule {rule!r}; did you mean {near[0]!r}? Rules: random, patient, folder, "
                          "fold:0 to fold:4, and patient:K/N or random:K/N, which is fold K of N drawn ones")
     elif rule == 'folder': parts = split_folder(cells, valid, seed)
-    elif rule == 'random': parts = split_random(cells, valid, test, seed)
-    elif rule == 'patient': parts = split_patient(cells, valid, test, seed)
-    else: parts = split_fold(cells, int(rule[-1]), valid, seed)
+    elif rule.startswith('fold:'): parts = split_fold(cells, int(rule[-1]), valid, seed)
+    else: parts = dict(random=split_random, patient=split_patient)[rule](cells, valid, test, seed)
     check_split(parts, by_patient=rule.startswith(('patient', 'fold:')))
     return parts
