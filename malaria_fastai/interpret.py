@@ -8,6 +8,8 @@ Docs: https://OWNER.github.io/malaria_fastai/api/interpret.html.md"""
 __all__ = ['grad_cam', 'ClassificationInterpretation', 'hottest']
 
 # %% ../nbs/api/11_interpret.ipynb #3a9340d7
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -18,24 +20,12 @@ from torch.nn import functional as F
 
 from .backbone import layer_blocks
 from .cells import leave_open
-from .data import DatasetType
+from .data import DatasetType, show_grid
 from .learner import CNNLearner
 from .transforms import n_views, view
 from .v1 import unmeant
 
 # %% ../nbs/api/11_interpret.ipynb #edee0460
-def _forward(model, x):
-    "Logits, and the map after each block of the body."
-    maps = []
-    def keep(block, given, made):
-        maps.append(made)
-        return made.clone() # what follows may change its input in place
-    hooks = [block.register_forward_hook(keep) for block in layer_blocks(model[0])]
-    try: return model(x.detach().requires_grad_()),maps
-    finally:
-        for hook in hooks: hook.remove()
-
-
 def _log_odds(out, classes):
     "log(p/(1-p)) of one class a picture."
     column = classes[:, None].to(out.device)
@@ -44,34 +34,39 @@ def _log_odds(out, classes):
 # %% ../nbs/api/11_interpret.ipynb #a4aa36b4
 def _one_view(model, x, classes, min_map):
     "What the two deepest wide maps say for a class, float32 (n, h', w') each."
+    maps = []
+    def keep(block, given, made):
+        maps.append(made)
+        return made.clone() # what follows may change its input in place
+    hooks = [block.register_forward_hook(keep) for block in layer_blocks(model[0])]
     with torch.enable_grad():
-        out,maps = _forward(model, x)
-        wide = [values for values in maps if min(values.shape[-2:]) >= min_map] or maps[:1]
-        deepest = wide[-2:]
-        grads = torch.autograd.grad(_log_odds(out, classes).sum(), deepest)
-    return [F.relu((values.detach()*grad).sum(1)) for values,grad in zip(deepest, grads)]
+        try: out = model(x.detach().requires_grad_())
+        finally:
+            for hook in hooks: hook.remove()
+        wide = ([values for values in maps if min(values.shape[-2:]) >= min_map] or maps[:1])[-2:]
+        grads = torch.autograd.grad(_log_odds(out, classes).sum(), wide)
+    return [F.relu((values.detach()*grad).sum(1)) for values,grad in zip(wide, grads)]
 
 # %% ../nbs/api/11_interpret.ipynb #73b1de8b
 def _scaled(cams): return cams/cams.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def grad_cam(
-    model:nn.Sequential, # (body, head)
-    x:torch.Tensor,      # float32 (n, 3, h, w), normalised pictures
-    classes:torch.Tensor,# int64 (n,): the class to explain, one per picture
-    min_map:int=16,      # Smallest side of a map to read, in places
-    views:int=8          # Views to average, at most: 8, 4, 2, or 1 for the picture as it is
+    model:nn.Sequential,  # (body, head)
+    x:torch.Tensor,       # float32 (n, 3, h, w), normalised pictures
+    classes:torch.Tensor, # int64 (n,): the class to explain, one per picture
+    min_map=16,           # Smallest side of a map to read, in places
+    views=8               # Views to average, at most: 8, 4, 2, or 1 for the picture as it is
 )->np.ndarray: # float32 (n, h', w') in [0, 1]: 1 where the picture speaks most for the class
     "Heat maps for one class a picture."
     model.eval()
-    x,seen = x.detach().as_subclass(torch.Tensor),[]
+    x,seen = x.as_subclass(torch.Tensor),[]
     for k in range(min(views, n_views(x.shape[-2:]))):
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             maps = _one_view(model, view(x, k), classes, min_map)
         seen.append([view(values, k, back=True) for values in maps])
     cams = [torch.stack(values).mean(0) for values in zip(*seen)]
-    size = cams[0].shape[-2:]
-    wide = [F.interpolate(_scaled(cam)[:, None], size=size, mode='bilinear') for cam in cams]
+    wide = [F.interpolate(_scaled(cam)[:, None], cams[0].shape[-2:], mode='bilinear') for cam in cams]
     return _scaled(torch.cat(wide, 1).sum(1)).cpu().numpy()
 
 # %% ../nbs/api/11_interpret.ipynb #c2af0417
@@ -84,20 +79,20 @@ class ClassificationInterpretation:
         losses:torch.Tensor,                    # float32 (n,)
         ds_type:DatasetType=DatasetType.Valid   # The part they belong to
     ):
-        self.learn,self.preds,self.y_true,self.losses,self.ds_type = learn,preds,y_true,losses,ds_type
+        self.learn,self.preds,self.y_true,self.losses = learn,preds,y_true,losses
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
         self.dl = learn.dls.fixed_dl(ds_type)
 
     def _pictures(self, idxs):
         self.dl.before_iter()
-        return self.dl.load(0, np.asarray(idxs))[0]
+        return self.dl.load(0, idxs)[0]
 
 # %% ../nbs/api/11_interpret.ipynb #a0f7e971
 @patch(cls_method=True)
 def from_learner(cls:ClassificationInterpretation,
-    learn:CNNLearner,                       # A trained learner
-    ds_type:DatasetType=DatasetType.Valid,  # Which part; the training part is read untransformed
-    **v1                                    # Words of v1 that change nothing here
+    learn:CNNLearner, # A trained learner
+    ds_type=DatasetType.Valid, # Which part; the training part is read untransformed
+    **v1              # Words of v1 that change nothing here
 )->ClassificationInterpretation:
     "Predict one part, once."
     unmeant('from_learner', v1)
@@ -106,24 +101,23 @@ def from_learner(cls:ClassificationInterpretation,
 # %% ../nbs/api/11_interpret.ipynb #4d6dccc0
 @patch
 def top_losses(self:ClassificationInterpretation,
-    k:int|None=None,   # How many; None is all
-    largest:bool=True  # The worst; False: the best
+    k=None,      # How many; None is all
+    largest=True # The worst; False: the best
 )->tuple: # (float32 (k,) losses, int64 (k,) positions in the part)
     "The largest losses and where they are."
-    n = len(self.losses)
-    return self.losses.topk(n if k is None else min(k, n), largest=largest)
+    return self.losses.topk(len(self.losses[:k]), largest=largest)
 
 # %% ../nbs/api/11_interpret.ipynb #a82acbe4
 @patch
 def to_frame(self:ClassificationInterpretation,
-    k:int|None=None,   # How many; None is all
-    largest:bool=True  # The worst first; False: the best
+    k=None,      # How many; None is all
+    largest=True # The worst first; False: the best
 )->pd.DataFrame: # Columns of the cells, such as `path` and `label`, then `pred`, `p_label` and `loss`
     "The worst errors by name; the index is their position in the part."
-    losses,idxs = self.top_losses(k, largest)
-    rows = self.dl.dataset.cells.iloc[idxs.tolist()].set_axis(idxs.tolist())
-    pred,p = np.take(self.classes, self.pred_class[idxs]),self.preds[idxs, self.y_true[idxs]]
-    return rows.assign(pred=pred, p_label=p.numpy(), loss=losses.numpy())
+    pred,p = np.take(self.classes, self.pred_class),self.preds[range(len(self.preds)), self.y_true]
+    cells = self.dl.dataset.cells.reset_index(drop=True)
+    table = cells.assign(pred=pred, p_label=p.numpy(), loss=self.losses.numpy())
+    return table.iloc[self.top_losses(k, largest)[1]]
 
 # %% ../nbs/api/11_interpret.ipynb #f6787ed4
 @patch
@@ -138,107 +132,89 @@ def confusion_matrix(self:ClassificationInterpretation,
 # %% ../nbs/api/11_interpret.ipynb #f742cc34
 @patch
 def most_confused(self:ClassificationInterpretation,
-    min_val:int=1, # Smallest count to list
-    **v1           # Words of v1 that change nothing here
+    min_val=1, # Smallest count to list
+    **v1       # Words of v1 that change nothing here
 )->list: # (truth, prediction, count), most frequent first
     "The mistakes, sorted."
-    counts = self.confusion_matrix(**v1)
-    np.fill_diagonal(counts, 0)
-    places = np.argwhere(counts >= min_val)
-    found = [(self.classes[i], self.classes[j], int(counts[i, j])) for i,j in places]
-    return sorted(found, key=lambda mistake: -mistake[2])
-
-# %% ../nbs/api/11_interpret.ipynb #95fb293e
-def _title(interp, i):
-    "Prediction and truth, loss and the probability of the actual class, in two lines."
-    truth,pred = int(interp.y_true[i]),int(interp.pred_class[i])
-    names = f'{interp.classes[pred]} / {interp.classes[truth]}'
-    return f'{names}\n{interp.losses[i]:.2f} / {interp.preds[i, truth]:.2f}'
+    counts = pd.DataFrame(self.confusion_matrix(**v1).T, self.classes, self.classes)
+    counts = counts.unstack().sort_values(ascending=False, kind='stable') # by truth, then prediction
+    return [(truth, pred, n) for (truth,pred),n in counts.items() if truth != pred and n >= min_val]
 
 # %% ../nbs/api/11_interpret.ipynb #af726987
 @patch
 def grad_cam(self:ClassificationInterpretation,
-    idxs,             # Positions in the part
-    of:str='actual',  # Explain the 'actual' class, as v1 did, or the 'predicted' one
-    min_map:int=16,   # Smallest side of a map to read, in places
-    views:int|None=None # Views to average, as in the function `grad_cam`; None is those that training showed
+    idxs,        # Positions in the part
+    of='actual', # Explain the 'actual' class, as v1 did, or the 'predicted' one
+    min_map=16,  # Smallest side of a map to read, in places
+    views=None   # Views to average, as in the function `grad_cam`; None is those that training showed
 )->np.ndarray: # float32 (n, h', w') in [0, 1]
     "Heat maps of some pictures."
     explained = dict(actual=self.y_true, predicted=self.pred_class)
     if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
-    idxs = torch.as_tensor(idxs, dtype=torch.long)
+    idxs,views = np.asarray(idxs, int),views or self.learn.dls.views
     if not len(idxs): return np.zeros((0, 1, 1), np.float32)
-    views = views or self.learn.dls.views
     return grad_cam(self.learn.model, self._pictures(idxs), explained[of][idxs], min_map, views)
 
 # %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch
 def plot_top_losses(self:ClassificationInterpretation,
-    k:int,                    # How many pictures
-    largest:bool=True,        # The worst; False: the best
-    figsize:tuple|None=None,  # Inches; None is 2.3 a picture
-    heatmap:bool=False,       # Lay Grad-CAM over the pictures
-    of:str='actual',          # What the heat map explains: the 'actual' class, as in v1, or the 'predicted' one
-    alpha:float=.6,           # How opaque the heat map is where it is hottest, in [0, 1]
-    cmap:str='magma',         # Colours of the heat map
-    min_map:int=16,           # Smallest side of a map that the heat map reads, in places
-    views:int|None=None,      # Views that the heat map averages; None is those that training showed
-    **v1                      # Words of v1 that change nothing here
+    k:int,         # How many pictures
+    largest=True,  # The worst; False: the best
+    figsize=None,  # Inches; None is 2.3 a picture
+    heatmap=False, # Lay Grad-CAM over the pictures
+    of='actual',   # What the heat map explains: the 'actual' class, as in v1, or the 'predicted' one
+    alpha=.6,      # How opaque the heat map is where it is hottest, in [0, 1]
+    cmap='magma',  # Colours of the heat map
+    min_map=16,    # Smallest side of a map that the heat map reads, in places
+    views=None,    # Views that the heat map averages; None is those that training showed
+    **v1           # Words of v1 that change nothing here
 )->plt.Figure:
     "Show the pictures with the largest losses, and what was said about them."
     unmeant('plot_top_losses', v1)
-    idxs = self.top_losses(k, largest)[1]
-    if not len(idxs): raise ValueError(f"there is nothing to show: k is a number of pictures from 1 on, got {k}")
-    images = self.learn.dls.denormalize(self._pictures(idxs))
-    cols = int(np.ceil(np.sqrt(len(idxs))))
-    rows = -(-len(idxs)//cols)
-    size = figsize or (max(4.2, 2.3*cols), 2.6*rows + .6)
-    fig,axes = plt.subplots(rows, cols, figsize=size, squeeze=False, layout='constrained')
-    fig.get_layout_engine().set(h_pad=.12, w_pad=.08) # inches
-    font = float(np.clip(4*fig.get_figwidth()/cols, 6, 12)) # points: a title is about as wide as its picture
-    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False) # only an axis that is on keeps room for a title
-    for ax,image,i in zip(axes.flat, images, idxs):
-        ax.imshow(image)
-        ax.set_title(_title(self, i), fontsize=font)
-    notes = ['above each: prediction / actual,', 'loss / probability of the actual class']
+    table = self.to_frame(k, largest)
+    if table.empty: raise ValueError(f"nothing to show: k is a number of pictures, 1 or more, got {k}")
+    titles = [f'{row.pred} / {row.label}\n{row.loss:.2f} / {row.p_label:.2f}' for row in table.itertuples()]
+    note = 'above each: prediction / actual,\nloss / probability of the actual class'
+    if heatmap: note += f'\nheat map: what speaks for the {of} class'
+    cols = math.ceil(len(table)**.5)
+    size = figsize or (max(4.2, 2.3*cols), 2.6*math.ceil(len(table)/cols) + .6)
+    font = min(max(6, 4*size[0]/cols), 12) # points: a title is about as wide as its picture
+    images = self.learn.dls.denormalize(self._pictures(table.index))
+    fig = show_grid(images, titles, cols, size, f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
     if heatmap:
-        notes.append(f'heat map: what speaks for the {of} class')
-        height,width = images[0].shape[:2]
-        look = dict(cmap=cmap, extent=(0, width, height, 0), interpolation='bilinear', vmin=0, vmax=1)
-        maps = self.grad_cam(idxs, of, min_map, views)
-        for ax,cam in zip(axes.flat, maps): ax.imshow(cam, alpha=alpha*cam, **look)
-    if self.learn.dls.drawn_note: notes.append(self.learn.dls.drawn_note)
-    fig.supxlabel('\n'.join(notes), fontsize=font, color='0.4')
-    return leave_open(fig)
+        look = dict(extent=fig.axes[0].images[0].get_extent(), interpolation='bilinear', vmin=0, vmax=1)
+        for ax,cam in zip(fig.axes, self.grad_cam(table.index, of, min_map, views)):
+            ax.imshow(cam, cmap, alpha=alpha*cam, **look)
+    return fig
 
 # %% ../nbs/api/11_interpret.ipynb #3ae5d39c
 @patch
 def plot_confusion_matrix(self:ClassificationInterpretation,
-    normalize:bool=False,     # Shares of each row instead of counts
-    title:str='Confusion matrix', # Above the figure; drawn cells are said to be drawn
-    cmap:str='Blues',         # Colours
-    norm_dec:int=2,           # Decimals of the shares
-    plot_txt:bool=True,       # Write the numbers
-    figsize:tuple|None=None,  # Inches
-    dpi:int|None=None,        # Dots an inch
-    **v1                      # Words of v1 that change nothing here
+    normalize=False, # Shares of each row instead of counts
+    title='Confusion matrix', # Above the figure; drawn cells are said to be drawn
+    cmap='Blues',    # Colours
+    norm_dec=2,      # Decimals of the shares
+    plot_txt=True,   # Write the numbers
+    figsize=None,    # Inches
+    dpi=None,        # Dots an inch
+    **v1             # Words of v1 that change nothing here
 )->plt.Figure:
     "Draw the confusion matrix: rows are the truth, columns the prediction."
     counts = self.confusion_matrix(**v1)
     shares = counts/counts.sum(1, keepdims=True).clip(1)
-    ticks,few = range(len(counts)),len(counts) < 3
+    ticks = range(len(counts))
     size = figsize or (2.4 + .8*len(counts),)*2
     fig,ax = plt.subplots(figsize=size, dpi=dpi, layout='constrained')
-    fig.get_layout_engine().set(h_pad=.12, w_pad=.12) # inches
-    ax.imshow(shares, cmap=cmap, vmin=0, vmax=1)
-    ax.set(xlabel='Predicted', ylabel='Actual', title=title, xticks=ticks, yticks=ticks)
-    ax.set_xticklabels(self.classes, rotation=0 if few else 90)
-    ax.set_yticklabels(self.classes, rotation=90 if few else 0, va='center')
-    if self.learn.dls.drawn_note: fig.supxlabel(self.learn.dls.drawn_note, fontsize=8, color='0.4')
+    ax.imshow(shares, cmap, vmin=0, vmax=1)
+    ax.set(xlabel='Predicted', ylabel='Actual', title=title)
+    ax.set_xticks(ticks, self.classes, rotation=90*(len(counts) > 2))
+    ax.set_yticks(ticks, self.classes)
+    fig.supxlabel(self.learn.dls.drawn_note, fontsize=8, color='0.4')
     if plot_txt:
-        for i,j in np.ndindex(counts.shape):
-            text = f'{shares[i, j]:.{norm_dec}f}' if normalize else f'{counts[i, j]:,}'
-            ax.text(j, i, text, ha='center', va='center', color='white' if shares[i, j] > .6 else 'black')
+        written = f'.{norm_dec}f' if normalize else ','
+        for (i,j),value in np.ndenumerate(shares if normalize else counts):
+            colour = 'white' if shares[i, j] > .6 else 'black'
+            ax.text(j, i, format(value, written), ha='center', va='center', color=colour)
     return leave_open(fig)
 
 # %% ../nbs/api/11_interpret.ipynb #e50bdddf
@@ -246,5 +222,6 @@ def hottest(
     cam:np.ndarray # (h, w)
 )->tuple: # (x, y), each in (0, 1): shares of width and height
     "The middle of the hottest place of a heat map."
-    row,col = np.unravel_index(cam.argmax(), cam.shape)
-    return (float(col) + .5)/cam.shape[1],(float(row) + .5)/cam.shape[0]
+    height,width = cam.shape
+    row,col = divmod(cam.argmax(), width)
+    return (col + .5)/width,(row + .5)/height

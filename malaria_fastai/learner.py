@@ -8,17 +8,18 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 __all__ = ['Precision', 'Recall', 'FBeta', 'AUROC', 'KappaScore', 'MatthewsCorreff', 'FASTAI_V1', 'create_cnn', 'OneCycle',
            'Recorder', 'accuracy', 'error_rate', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay',
            'AverageWeights', 'EarlyStoppingCallback', 'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph',
-           'weights_hash', 'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
+           'weights_hash', 'HalfPrecision', 'Bfloat16', 'half_precision', 'is_writer', 'alone', 'writer_first',
+           'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import json
 import sys
 import time
 import warnings
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from copy import copy, deepcopy
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from inspect import signature
 from io import StringIO
 from itertools import chain
@@ -52,7 +53,7 @@ from fastcore.basics import camel2snake, patch
 from fastcore.foundation import L
 from fasttransform import Transform
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import (
     cohen_kappa_score, fbeta_score, matthews_corrcoef, precision_score, recall_score, roc_auc_score)
 from torch import nn
@@ -67,9 +68,6 @@ from .source import record_for
 from .transforms import derive_seed, n_views, seed_torch, seeded, view
 from .v1 import unmeant, v1_hint
 
-# %% ../nbs/api/09_learner.ipynb #ff48bfec
-def _half_cosine(start, end, share): return start + (end - start)/2*(1 - np.cos(np.pi*share)) # exactly `start` at 0
-
 # %% ../nbs/api/09_learner.ipynb #34dabf34
 class OneCycle(Callback):
     "v1's one-cycle schedule over `tot_epochs` epochs, wherever in them the training starts."
@@ -83,34 +81,32 @@ class OneCycle(Callback):
         tot_epochs:int=1       # Length of the whole cycle
     ):
         if final_div is None: final_div = div_factor*1e4
-        if not 0 < pct_start < 1: raise ValueError(f"pct_start is a share of the batches, in (0, 1); got {pct_start}")
-        if min(div_factor, final_div) <= 0:
-            raise ValueError(f"div_factor and final_div must be positive, got {div_factor} and {final_div}")
-        if isinstance(moms, (int, float)): moms = moms,moms # as in v1
-        if len(moms) not in (2, 3): raise ValueError(f"moms: momentum at the ends and at the peak, got {moms}")
-        self.lr_max = np.asarray(lr_max, float)
-        self.start,self.end = self.lr_max/div_factor,self.lr_max/final_div
-        self.moms,self.pct_start,self.tot_epochs = (*moms, moms[0])[:3],pct_start,tot_epochs
+        if not 0 < pct_start < 1: raise ValueError("pct_start is a share of the batches, in (0, 1)")
+        if min(div_factor, final_div) <= 0: raise ValueError("div_factor and final_div must be positive")
+        if np.shape(moms) not in ((), (2,), (3,)): raise ValueError("moms: momentum at the ends and at the peak")
+        rates = np.array(lr_max)/[[div_factor], [1.], [final_div]]
+        self.points = np.column_stack([rates, np.resize(moms, 3)]) # start, peak and end: rates, then momentum
+        self.pct_start,self.tot_epochs = pct_start,tot_epochs
 
     def at(self,
         i:int, # Batch, counted from the start of the cycle
         n:int  # Batches in the cycle
-    )->tuple: # (float (groups,) rates, float momentum)
-        "Rates and momentum of batch `i` of `n`."
+    )->tuple: # (list of the groups' rates, momentum)
+        "Rates and momentum of batch `i` of `n`, between two points along half a cosine."
         up = int(n*self.pct_start)
-        if i < up: share,rates,moms = i/up,(self.start, self.lr_max),self.moms[:2]
-        else: share,rates,moms = (i-up)/max(1, n-up),(self.lr_max, self.end),self.moms[1:]
-        return _half_cosine(*rates, share),float(_half_cosine(*moms, share))
+        first,share = (0, i/up) if i < up else (1, (i-up)/(n-up))
+        start,end = self.points[first:first+2]
+        *rates,mom = (start + (end - start)/2*(1 - np.cos(np.pi*share))).tolist() # exactly `start` at 0
+        return rates,mom
 
     def config(self)->dict:
-        "What a continued run must have in common with its beginning, in plain numbers."
-        rates = {name: getattr(self, name).tolist() for name in ('lr_max', 'start', 'end')}
-        return dict(kind='one cycle', **rates, moms=[*self.moms], pct_start=self.pct_start, tot_epochs=self.tot_epochs)
+        "What a continued run must have in common with its beginning."
+        return dict(kind='one cycle', rates_and_momenta=self.points,
+                    pct_start=self.pct_start, tot_epochs=self.tot_epochs)
 
     def before_batch(self):
-        lr,mom = self.at(self.epoch*self.n_iter + self.iter, self.n_iter*self.tot_epochs)
-        self.opt.set_hyper('lr', lr.tolist())
-        self.opt.set_hyper('mom', mom)
+        rates,mom = self.at(self.epoch*self.n_iter + self.iter, self.n_iter*self.tot_epochs)
+        self.opt.set_hypers(lr=rates, mom=mom)
 
 # %% ../nbs/api/09_learner.ipynb #36c11d1c
 class _SmoothLoss(AvgSmoothLoss):
@@ -127,9 +123,9 @@ class Recorder(_Recorder):
     kept = 'lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages'
     empty = () # metrics that had no value in the last epoch
     _stateattrs = () # what fastai leaves out of copies: nothing here
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.loss,self.smooth_loss = _WholeLoss(),_SmoothLoss(self.smooth_loss.beta)
+    def __init__(self):
+        super().__init__()
+        self.loss,self.smooth_loss = _WholeLoss(None),_SmoothLoss()
         self.clear()
 
     def clear(self):
@@ -137,7 +133,8 @@ class Recorder(_Recorder):
         for name in self.kept: setattr(self, name, [])
 
     def before_fit(self):
-        self.metric_names = L('epoch', 'train_loss', 'valid_loss', *self.learn.metrics.attrgot('name'), 'time')
+        names = [metric.name for metric in self.learn.metrics]
+        self.metric_names = L('epoch', 'train_loss', 'valid_loss', *names, 'time')
 
     def begin_stage(self):
         "From here on, epochs are counted from 0 again."
@@ -149,32 +146,31 @@ class Recorder(_Recorder):
         if self.training: self.momenta.append(self.opt.hypers[-1]['mom'])
 
     def after_epoch(self):
-        values = self.learn.final_record = self.log[1:].copy()
+        self.learn.final_record = self.log[1:].copy()
         if not self.learn.fitting: return
-        seconds = time.time() - self.start_epoch
-        self.values.append(values)
-        self.iters.append(len(self.losses))
-        measured = dict(zip(self.metric_names[1:-1], values))
+        measured = dict(zip(self.metric_names[1:-1], self.log[1:]))
         empty = [name for name,value in measured.items() if value != value]
         if empty and not self.empty:
             print(f"{', '.join(empty)}: not a number in epoch {self.epoch}; does the validation part lack a class?")
         self.empty = empty
-        self.history.append(dict(stage=len(self.stages)-1, epoch=self.epoch, **measured, seconds=round(seconds, 3)))
-        self.logger(self.log + [format_time(seconds)])
+        self.history.append(dict(stage=len(self.stages)-1, epoch=self.epoch, **measured,
+                                 seconds=round(time.time() - self.start_epoch, 3)))
+        super().after_epoch()
+        self.iters[-1] = len(self.losses) # of all stages
 
     def column(self,
         monitor:str # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
     )->str:
         "The column that a callback shall watch."
+        if monitor == 'val_loss': monitor = 'valid_loss' # what v1 called it until 1.0.52
         names = self.metric_names[1:-1]
-        monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
-        found = [monitor]*(monitor in names) or [name for name in names if name.startswith(f'{monitor}_')]
+        found = [name for name in names if name == monitor or name.startswith(f'{monitor}_')]
         if len(found) == 1: return found[0]
         raise ValueError(f"monitor={monitor!r} is not measured here; there is {', '.join(names)}")
 
     @property
     def _valid_mets(self): # as fastai's, which calls the learner's metrics its own
-        return L() if getattr(self, 'cancel_valid', False) else L(self.loss) + self.learn.metrics
+        return L() if self.cancel_valid else L(self.loss) + self.learn.metrics
 
     @property
     def moms(self): return self.momenta
@@ -196,20 +192,14 @@ class _WholePart(AvgMetric):
     def accumulate(self, learn): self.seen.append((learn.pred.detach(), *learn.yb))
     @property
     def value(self):
-        if not self.seen: return None
-        return self.func(*(torch.cat(parts).as_subclass(torch.Tensor) for parts in zip(*self.seen)))
+        if self.seen: return self.func(*(torch.cat(parts).as_subclass(torch.Tensor) for parts in zip(*self.seen)))
 
 # %% ../nbs/api/09_learner.ipynb #10f08572
 class _WholeLoss(_WholePart):
     "The loss of a whole part, as the loss function weighs it."
-    name = 'loss'
-    def __init__(self): pass
     def accumulate(self, learn):
         super().accumulate(learn)
         self.func = learn.loss_func
-
-    @property
-    def value(self): return super().value.mean() if self.seen else None
 
 # %% ../nbs/api/09_learner.ipynb #745c1af4
 def accuracy(
@@ -232,15 +222,9 @@ class _Score(AccumMetric):
     "A score of scikit-learn's with v1's words, which may be set later too: `kappa.weights = 'quadratic'`."
     def __init__(self, *values, **words):
         words = {**self.words, **dict(zip(self.words, values)), **words}
-        if unknown := words.keys() - self.words.keys():
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
+        signature(self.score).bind(None, None, **words) # a TypeError names a word that it does not have
         super().__init__(self.score, dim_argmax=-1, activation=self.reads, to_np=True, invert_arg=True,
                          name=camel2snake(type(self).__name__), **words)
-
-    @property
-    def kwargs(self): return {word: getattr(self, word) for word in self.words}
-    @kwargs.setter
-    def kwargs(self, words): vars(self).update(words)
 
 
 def _score(name, func, reads=ActivationType.No, **words):
@@ -257,37 +241,34 @@ KappaScore = _score('KappaScore', cohen_kappa_score, weights=None)
 MatthewsCorreff = _score('MatthewsCorreff', matthews_corrcoef)
 
 # %% ../nbs/api/09_learner.ipynb #a863f949
-def _ranked(func, positive, y, p, **words):
-    "A score of one class from the probability of class 1: that of class 0 falls as it rises."
-    return func(y == positive, p if positive else -p, **words)
-
-
-def _for_positive(metric, data):
-    "A score of one class for the positive one, or of several classes for all; its name says which."
-    metric,words,usual = copy(metric),metric.kwargs,None if isinstance(metric, _Score) else 1
-    record,which = record_for(data.classes),words.get('average')
-    positive = None if data.c > 2 else data.classes.index(record.positive) if record else 1
-    if (given := words.get('pos_label', usual)) != usual: positive = given
-    if metric.activation == ActivationType.BinarySoftmax:
-        if positive is not None: metric.func,which = partial(_ranked, metric.func, positive),data.classes[positive]
-        elif 'multi_class' not in words: raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
-        else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
-        if 'pos_label' in words: words['pos_label'] = 1
-    elif which == 'binary':
-        which = 'macro' if positive is None else data.classes[positive]
-        words |= dict(average='macro', pos_label=1, labels=None if positive is None else [positive])
-    metric.kwargs,metric.fitted = words,True
-    if which is not None: metric.name = f'{metric.name}_{which}'
-    return metric
+def _of_class(func, k, y, pred, **words):
+    "A score of class `k` against the others, of classes that were called, or of the probability of class 1."
+    called = pred == k if pred.dtype.kind != 'f' else pred if k else -pred
+    return func(y == k, called, **words)
 
 # %% ../nbs/api/09_learner.ipynb #31bcdd7b
 def _fitting_metric(metric, data):
-    "A metric as a learner computes it: over a whole part, and a score of one class for the positive one."
+    "A metric over a whole part; a score of one class is that of the positive one, or of all; its name says which."
     metric = mk_metric(metric)
-    if isinstance(metric, AccumMetric): return metric if hasattr(metric, 'fitted') else _for_positive(metric, data)
-    if type(metric) is not AvgMetric: return metric
-    if not metric.name: raise ValueError(f"a metric needs a name, and {metric.func!r} has none")
-    return _WholePart(metric.func)
+    if type(metric) is AvgMetric: return _WholePart(metric.func)
+    if not isinstance(metric, AccumMetric) or hasattr(metric, 'fitted'): return metric
+    words = {word: getattr(metric, word, value) for word,value in metric.kwargs.items()} # set later, as in v1
+    metric = copy(metric)
+    ranks,which = metric.activation == ActivationType.BinarySoftmax,words.get('average')
+    if ranks or which == 'binary':
+        usual,record = None if isinstance(metric, _Score) else 1,record_for(data.classes)
+        positive = None if data.c > 2 else data.classes.index(record.positive) if record else 1
+        if 'pos_label' in words:
+            if words['pos_label'] != usual: positive = words['pos_label']
+            words['pos_label'] = 1
+        if positive is not None:
+            metric.func,which = partial(_of_class, metric.func, positive),data.classes[positive]
+        elif not ranks: which = words['average'] = 'macro'
+        elif 'multi_class' not in words: raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
+        else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
+    metric.kwargs,metric.fitted = words,True
+    if which is not None: metric.name = f'{metric.name}_{which}'
+    return metric
 
 # %% ../nbs/api/09_learner.ipynb #d049bf64
 class _Progress(Callback):
@@ -295,31 +276,24 @@ class _Progress(Callback):
     order,name,bar = 70,'progress',None
     def before_fit(self):
         self._stop() # a bar that an interrupted fit left behind
-        if not self.learn.fitting: return
-        self.quiet,self.learn.logger = self.learn.logger,self._write_row
-        self.widths = [max(10, len(name)) for name in self.recorder.metric_names]
+        if self.learn.fitting: self.learn.logger = self._write_row # until the fit ends, however it ends
 
     def before_epoch(self): # not before the fit: one that is refused prints no table
         if self.learn.fitting and self.epoch == self.learn.first_epoch: self._write_row(self.recorder.metric_names)
 
-    def after_fit(self):
-        if self.learn.fitting: self.learn.logger = self.quiet
-
     def _write_row(self, row):
         "Write one line of the table."
         values = [f'{value:.6f}' if isinstance(value, float) else str(value) for value in row]
-        line = '  '.join(value.ljust(width) for value,width in zip(values, self.widths))
-        tqdm.write(line.rstrip(), file=sys.stdout)
+        padded = [value.ljust(max(10, len(name))) for value,name in zip(values, self.recorder.metric_names)]
+        tqdm.write('  '.join(padded).rstrip(), file=sys.stdout)
 
-    def _start(self, what):
-        label = f'epoch {self.epoch}/{self.n_epoch-1} {what}' if self.learn.fitting else 'predict'
-        self.bar = tqdm(total=len(self.dl), desc=label, leave=False, mininterval=.5, unit='batch', disable=None)
+    def before_train(self):
+        part = 'train' if self.training else 'valid'
+        label = f'epoch {self.epoch}/{self.n_epoch-1} {part}' if self.learn.fitting else 'predict'
+        self.bar = tqdm(total=len(self.dl), desc=label, leave=False, mininterval=.5, disable=None)
 
-    def before_train(self): self._start('train')
-    def before_validate(self): self._start('valid')
-    def after_batch(self):
-        if self.bar is not None: self.bar.update()
-
+    before_validate = before_train
+    def after_batch(self): self.bar.update()
     def _stop(self):
         if self.bar is not None: self.bar.close()
         self.bar = None
@@ -332,9 +306,8 @@ class _Draws(Callback):
     def before_train(self):
         loader = self.dls.train
         loader.stage,loader.epoch = self.learn.stage,self.epoch
-        loader.first_batch = self.learn.first_batch if self.epoch == self.learn.first_epoch else 0
+        loader.first_batch,self.learn.first_batch = self.learn.first_batch,0 # the next epoch begins with its first
 
-    def after_train(self): self.dls.train.first_batch = 0
     def before_batch(self):
         if not self.training: return
         rank = self.dl.share[0]
@@ -356,6 +329,7 @@ def named_weights(
 # %% ../nbs/api/09_learner.ipynb #38ecb847
 class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
+    stage,first_epoch,first_batch,pretrained = -1,0,0,False
     def __init__(self,
         data:ImageDataBunch,   # Where batches come from
         model:nn.Module,       # The network: (body, head)
@@ -366,13 +340,15 @@ class CNNLearner(Learner):
         opt_func='adam',       # As in `cnn_learner`
         **kwargs               # As in fastai's `Learner`, or v1's
     ):
-        self.spec,self.seed,self.stage,self.pretrained = spec,data.seed,-1,False
-        self.first_epoch,self.first_batch,self.fitting = 0,0,False
-        own = [TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws]
-        super().__init__(data, model, cbs=[*own, *L(cbs), *L(callbacks)], default_cbs=False,
+        self.spec,self.seed,self.fitting = spec,data.seed,False
+        own = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws)
+        super().__init__(data, model, cbs=own + L(cbs) + L(callbacks), default_cbs=False,
                          opt_func=_optimizer(opt_func), **{'wd': 1e-2, **_in_new_words('Learner', kwargs)})
         self.add_cbs([make(self) for make in L(callback_fns)])
-        if spec is None: self._check_outputs()
+        if spec or not data.rule.size: return
+        with torch.no_grad(): out = self.model.eval()(torch.zeros(1, 3, *data.rule.size, device=data.device))
+        if (shape := [*getattr(out, 'shape', ())]) != [1, data.c]:
+            raise ValueError(f"a classifier of {data.c} classes gives so many numbers for a picture, this one {shape}")
 
     @property
     def data(self): return self.dls
@@ -382,32 +358,8 @@ class CNNLearner(Learner):
         if lines := differences(then, now): raise ValueError(f"the new data differ from those so far:{lines}")
         self.dls = data
 
-    @property
-    def metrics(self): return self._metrics
-    @metrics.setter
+    @Learner.metrics.setter
     def metrics(self, metrics): self._metrics = L(_fitting_metric(metric, self.dls) for metric in L(metrics))
-
-    def add_cb(self, cb):
-        kind = cb if isinstance(cb, type) else type(cb)
-        if old := [name for name in dir(kind) if name.startswith('on_')]:
-            raise TypeError(f"{kind.__name__}.{old[0]} is an event of v1, and would never be called: "
-                            "write before_epoch, after_batch, after_epoch … as in fastai 2")
-        return super().add_cb(cb)
-
-    def __getattr__(self, name):
-        try: return super().__getattr__(name)
-        except AttributeError: hint = v1_hint(name, 'CNNLearner') or v1_hint(name, 'Recorder')
-        raise AttributeError(hint or f"a CNNLearner has no {name!r}")
-
-    @torch.no_grad()
-    def _check_outputs(self):
-        "Refuse a network that is no classifier of these classes."
-        if not (size := self.dls.rule.size): return
-        was,wanted = self.model.training,[1, self.dls.c]
-        out = self.model.eval()(torch.zeros(1, 3, *size, device=self.dls.device))
-        self.model.train(was)
-        if (shape := [*getattr(out, 'shape', ())]) != wanted:
-            raise ValueError(f"a classifier of these classes gives {wanted} for one picture, this network {shape}")
 
     @property
     def model(self): return vars(self).get('model')
@@ -422,28 +374,54 @@ class CNNLearner(Learner):
     def loss_func(self): return vars(self).get('loss_func')
     @loss_func.setter
     def loss_func(self, loss):
-        if not self.fitting: loss,self.activation = _checked_loss(loss, self.spec) # inside, callbacks may mix it
+        if not self.fitting: # inside, callbacks may mix it
+            loss = _by_name(loss, _LOSS_FUNCS, 'loss_func')
+            if isinstance(loss, type): loss = loss()
+            activation,spec = _activation(loss),self.spec
+            if spec and not spec.log_softmax and abs(activation(torch.tensor([[1., 2.]])).sum() - 1) > 1e-3:
+                raise ValueError("loss_func needs log-probabilities: pass log_softmax=True, or a cross entropy")
+            self.activation = activation
         vars(self)['loss_func'] = loss
 
-    def all_batches(self):
-        self.n_iter = len(self.dl)
-        for numbered in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(*numbered)
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError: hint = v1_hint(name, 'CNNLearner') or v1_hint(name, 'Recorder')
+        raise AttributeError(hint or f"a CNNLearner has no {name!r}")
 
-    @contextmanager
-    def no_bar(self):
-        "Train and predict without showing progress."
-        with self.removed_cbs(L(self._grab_cbs(_Progress))): yield self
+# %% ../nbs/api/09_learner.ipynb #a41e38ec
+@patch
+def add_cb(self:CNNLearner, cb):
+    "Add a callback, but none of v1's."
+    kind = cb if isinstance(cb, type) else type(cb)
+    if old := [name for name in dir(kind) if name.startswith('on_')]:
+        raise TypeError(f"{kind.__name__}.{old[0]} is an event of v1, and would never be called: "
+                        "write before_epoch, after_batch, after_epoch … as in fastai 2")
+    return Learner.add_cb(self, cb)
+
+
+@patch
+def all_batches(self:CNNLearner):
+    "As fastai's; an epoch that goes on counts from where it was."
+    self.n_iter = len(self.dl)
+    for numbered in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(*numbered)
+
+
+@patch
+def no_bar(self:CNNLearner):
+    "Train and predict without showing progress, in a `with` block."
+    return self.removed_cbs(self._grab_cbs(_Progress))
 
 # %% ../nbs/api/09_learner.ipynb #40536351
 def _in_new_words(where, given):
     "A learner's arguments in fastai 2's words; what changes nothing here is named, and what is no word refused."
-    known,words = signature(Learner.__init__).parameters,dict(given)
-    if 'bn_wd' in words: words['wd_bn_bias'] = words.pop('bn_wd')
-    if not words.pop('true_wd', True):
+    if 'bn_wd' in given: given['wd_bn_bias'] = given.pop('bn_wd')
+    if not given.pop('true_wd', True):
         raise ValueError("true_wd=False: weight decay is kept apart from the gradient here; for the other way pass "
                          "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
-    unmeant(where, {word: value for word,value in words.items() if word not in known})
-    return {word: value for word,value in words.items() if word in known}
+    known = given.keys() & signature(Learner.__init__).parameters.keys()
+    words = {word: given.pop(word) for word in known}
+    unmeant(where, given)
+    return words
 
 # %% ../nbs/api/09_learner.ipynb #32b51b50
 @patch
@@ -454,69 +432,61 @@ def rate(self:CNNLearner,
     if lr is not None: return lr
     return slice(3e-3) if self.pretrained else 3e-3
 
+
+@patch
+def _group_rates(self:CNNLearner, lr, reset_opt):
+    "The rate of each layer group, which an optimizer tells; it is made, if there is none yet."
+    if self.opt is None or reset_opt: self.create_opt()
+    self.opt.set_hyper('lr', self.rate(lr))
+    return [group['lr'] for group in self.opt.hypers]
+
 # %% ../nbs/api/09_learner.ipynb #0b45bde1
 def _cycle(cbs, lr, n_epoch):
-    "What the rates follow, in plain numbers: our cycle, fastai's schedules, or nothing, and then the fit has no end."
-    for cb in cbs:
-        if isinstance(cb, OneCycle): return cb.config()
+    "What the rates follow: our cycle, fastai's schedules, or nothing, and then the fit has no end."
     schedules = {}
     for cb in cbs:
-        if not isinstance(cb, ParamScheduler): continue
-        for name,schedule in cb.scheds.items():
-            schedules[name] = [np.asarray(schedule(share)).tolist() for share in np.linspace(0, 1, 9)]
-    end = dict(schedules=schedules, tot_epochs=n_epoch) if schedules else {}
-    return dict(kind='fit', lr=str(lr), **end)
-
-# %% ../nbs/api/09_learner.ipynb #e54ba017
-@contextmanager
-def _precision_kept():
-    "Automatic half precision is after the block as it was before, also where something ends within it."
-    depth,kinds = torch.autocast_increment_nesting(),('cpu', 'cuda')
-    torch.autocast_decrement_nesting()
-    before = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
-    try: yield
-    finally:
-        for _ in range(torch.autocast_increment_nesting() - depth + 1): torch.autocast_decrement_nesting()
-        torch.clear_autocast_cache()
-        for kind,on,dtype in before:
-            torch.set_autocast_enabled(kind, on)
-            torch.set_autocast_dtype(kind, dtype)
-
+        if isinstance(cb, OneCycle): return cb.config()
+        for name,schedule in getattr(cb, 'scheds', {}).items(): schedules[name] = [*map(schedule, np.linspace(0, 1, 9))]
+    return dict(kind='fit', lr=str(lr), schedules=schedules, tot_epochs=n_epoch if schedules else None)
 
 # %% ../nbs/api/09_learner.ipynb #3370a00c
-def _drop_gradients(model):
-    for p in model.parameters(): p.grad = None
-
-
 @contextmanager
 def _session(learn):
-    "A training or a prediction; however it ends, precision, network, loss, logger and callbacks are as they were."
-    kept,cbs = [(name, getattr(learn, name)) for name in ('model', 'loss_func', 'logger')],[*learn.cbs]
-    try:
-        with _precision_kept(): yield
+    "A training or a prediction; however it ends, precision, network, loss, metrics and callbacks are as they were."
+    names = 'model', 'loss_func', 'activation', 'logger', 'fitting', '_metrics'
+    kept,cbs = {name: getattr(learn, name) for name in names},{*learn.cbs}
+    halves = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ('cpu', 'cuda')]
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    try: yield
     except BaseException:
-        _drop_gradients(learn.model)
-        learn.remove_cbs([cb for cb in learn.cbs if cb not in cbs])
+        learn.model.zero_grad()
+        learn.remove_cbs({*learn.cbs} - cbs)
         learn.lock = Lock() # else a prediction that fails at its beginning keeps it, and the next one waits for ever
         raise
     finally:
-        for name,value in kept: setattr(learn, name, value)
+        vars(learn).update(kept)
+        torch.autocast_increment_nesting()
+        while torch.autocast_decrement_nesting() >= depth: pass
+        torch.clear_autocast_cache()
+        for kind,on,dtype in halves:
+            torch.set_autocast_enabled(kind, on)
+            torch.set_autocast_dtype(kind, dtype)
 
 # %% ../nbs/api/09_learner.ipynb #ebedb69a
 @patch
 def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
     "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
-    if not isinstance(n_epoch, (int, np.integer)) or n_epoch < 1:
-        raise ValueError(f"the number of epochs must be at least 1, got {n_epoch!r}")
-    if len(self.dls.train) == 0: raise ValueError("there is nothing to train on: this bunch has no training batch")
-    if start_epoch != 'last' and start_epoch not in range(n_epoch):
+    if n_epoch < 1 or n_epoch % 1: raise ValueError(f"the number of epochs must be at least 1, got {n_epoch}")
+    if not len(self.dls.train): raise ValueError("there is nothing to train on: this bunch has no training batch")
+    if start_epoch not in ['last', *range(n_epoch)]:
         raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
     cbs = L(cbs) + L(callbacks)
     self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
-    self.first_epoch,self.first_batch,self.fitting,self.unseen = start_epoch,0,True,[]
-    try:
-        with _session(self): Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
-    finally: self.fitting,self.dls.train.first_batch = False,0
+    with _session(self):
+        self.first_epoch,self.first_batch,self.fitting,self.unseen = start_epoch,0,True,[]
+        try: Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
+        finally: self.dls.train.first_batch = 0
 
 # %% ../nbs/api/09_learner.ipynb #93face53
 @patch
@@ -524,7 +494,7 @@ def begin_stage(self:CNNLearner):
     "Count epochs from 0 again; chance is drawn anew."
     self.first_epoch = 0
     self.stage += 1
-    _drop_gradients(self.model)
+    self.model.zero_grad()
     self.recorder.begin_stage()
 
 
@@ -539,26 +509,23 @@ def _do_fit(self:CNNLearner):
 # %% ../nbs/api/09_learner.ipynb #2987cb7c
 @patch
 def check_losses(self:CNNLearner):
-    "Stop at the first batch whose loss is no number."
+    "Stop at the first loss that is no number."
     unseen,self.unseen = self.unseen,[]
     if not unseen: return
-    finite = torch.stack([loss for *_,loss in unseen]).isfinite()
-    if finite.all(): return
+    finite = torch.stack([loss for _,loss in unseen]).isfinite().tolist()
+    if all(finite): return
     if hasattr(self, 'lr_finder'): raise CancelFitException() # it has seen enough
-    epoch,batch,lr,loss = unseen[int(finite.int().argmin())]
-    raise _diverged(f'epoch {epoch}, batch {batch}, at the rate {lr:.2g}', loss)
-
-
-def _diverged(where, loss):
-    return FloatingPointError(
-        f"the loss is {float(loss)} in {where}: the training has diverged, and was stopped. "
+    place,loss = unseen[finite.index(False)]
+    raise FloatingPointError(
+        f"the loss is {float(loss)} in {place}: the training has diverged, and was stopped. "
         "Load weights of before with learn.load(name), or make a new learner, and train at a lower rate")
 
 
 @patch
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
-    self.unseen.append((self.epoch, self.iter, self.opt.hypers[-1]['lr'], self.loss.detach().mean()))
+    lr = self.opt.hypers[-1]['lr']
+    self.unseen.append((f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}', self.loss.detach()))
     if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
     if self.spec is None and self.train_iter == 0: self._probabilities(self.pred.detach()) # a head of one's own
     Learner._do_grad_opt(self)
@@ -570,8 +537,9 @@ def _do_epoch(self:CNNLearner):
     self._do_epoch_train()
     self.check_losses()
     self._do_epoch_validate()
-    for loss in self.recorder.log[2:3]:
-        if not np.isfinite(loss): raise _diverged(f'the validation after epoch {self.epoch}', loss)
+    place = f'the validation after epoch {self.epoch}'
+    self.unseen = [(place, torch.tensor(loss)) for loss in self.recorder.log[2:3]]
+    self.check_losses()
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
 @patch
@@ -593,24 +561,17 @@ class _FusedAdam(OptimWrapper):
     "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
     def __init__(self, params, lr, mom=.9, sqr_mom=.99, eps=1e-5, wd=.01):
         super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
-        self.amp = {} # half precision's scale and overflow of the next step
 
     def step(self, closure=None):
-        "One step of all groups."
-        whole = self.opt.param_groups
-        self.opt.param_groups = [part for group in whole for part in self._by_decay(group)]
-        for word,value in self.amp.items(): setattr(self.opt, word, value)
+        "One step of all groups, each in two parts: what decays, and the others."
+        whole,parts = self.opt.param_groups,[]
+        for group in whole:
+            for decays in (True, False):
+                params = [p for p in group['params'] if self.state[p].get('do_wd', True) == decays]
+                parts.append(dict(group, params=params, weight_decay=group['weight_decay']*decays))
+        self.opt.param_groups = parts
         try: self.opt.step()
-        finally:
-            self.opt.param_groups = whole
-            for word in self.amp: delattr(self.opt, word)
-            self.amp = {}
-
-    def _by_decay(self, group):
-        "A group of parameters in two: those that decay, and the others."
-        decayed,kept = [],[]
-        for p in group['params']: (decayed if self.state[p].get('do_wd', True) else kept).append(p)
-        return dict(group, params=decayed),dict(group, params=kept, weight_decay=0.)
+        finally: self.opt.param_groups,self.opt.grad_scale,self.opt.found_inf = whole,None,None
 
 # %% ../nbs/api/09_learner.ipynb #7019715b
 class NLLLossFlat(BaseLoss):
@@ -635,38 +596,25 @@ def _by_name(what, table, word):
 # %% ../nbs/api/09_learner.ipynb #7931d440
 def _activation(loss):
     "What makes probabilities of outputs: the loss's own `activation`, or that of the table; losses may be wrapped."
-    while loss is not None:
-        own = getattr(loss, 'activation', None)
-        if callable(own) and getattr(own, '__func__', own) is not BaseLoss.activation: return own
-        for known in (loss, *type(loss).__mro__):
-            if known in _ACTIVATIONS: return _ACTIVATIONS[known]
-        loss = getattr(loss, 'func', None)
-
-
-def _checked_loss(loss, spec):
-    "A loss, and what makes probabilities of outputs with it; it must fit the end of the network."
-    loss = _by_name(loss, _LOSS_FUNCS, 'loss_func')
-    if isinstance(loss, type): loss = loss()
-    name,activation = getattr(loss, '__name__', type(loss).__name__),_activation(loss)
-    if activation is None:
-        raise ValueError(f"loss_func={name}: how its outputs become probabilities is not known. Pass a cross entropy, "
-                         "or say it: loss_func.activation = lambda x: x.softmax(1)")
-    example = torch.tensor([[1., 2.]])
-    if spec and not spec.log_softmax and not torch.isclose(activation(example).sum(), torch.tensor(1.)):
-        raise ValueError(f"loss_func={name} needs log-probabilities: pass log_softmax=True, or a cross entropy")
-    return loss,activation
+    own = getattr(loss, 'activation', None)
+    if callable(own) and getattr(own, '__func__', own) is not BaseLoss.activation: return own
+    for kind in (loss, *type(loss).__mro__):
+        if kind in _ACTIVATIONS: return _ACTIVATIONS[kind]
+    if hasattr(loss, 'func'): return _activation(loss.func)
+    raise ValueError("loss_func: how its outputs become probabilities is not known. Pass a cross entropy, "
+                     "or say it: loss_func.activation = lambda x: x.softmax(1)")
 
 # %% ../nbs/api/09_learner.ipynb #49a77a7f
 @patch
 def _probabilities(self:CNNLearner, out):
     "Outputs as probabilities: the one place where all predictions pass; what are none is refused."
     probs = self.activation(out)
-    off = (probs.detach().float().sum(-1) - 1).abs().sum()/max(1, len(out))
-    if off < 1e-3: return probs
-    if off.isnan():
+    sums = probs.float().sum(-1)
+    if torch.allclose(sums, torch.ones_like(sums), atol=1e-3): return probs
+    if sums.isnan().any():
         raise FloatingPointError("the network gives out no numbers: its training has diverged. "
                                  "Load weights of before with learn.load(name)")
-    raise ValueError(f"the outputs are no probabilities with this loss: they sum to {probs[0].sum():.3g}. "
+    raise ValueError(f"the outputs are no probabilities with this loss: they sum to {sums[0]:.3g}. "
                      "A loss of log-probabilities needs a head that ends in a log-softmax")
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
@@ -688,10 +636,10 @@ class _TorchOptimizer(OptimWrapper):
 
 def _optimizer(what):
     "How to make an optimizer: a name, a function of fastai 2's, or a class of torch's, also in a `partial`."
-    made,words = (what.func, what.keywords) if isinstance(what, partial) else (what, {})
-    if isinstance(made, type) and issubclass(made, torch.optim.Optimizer):
-        return partial(_TorchOptimizer, opt=made, **words)
-    return _by_name(what, _OPT_FUNCS, 'opt_func')
+    made = getattr(what, 'func', what)
+    if not isinstance(made, type) or not issubclass(made, torch.optim.Optimizer):
+        return _by_name(what, _OPT_FUNCS, 'opt_func')
+    return partial(_TorchOptimizer, opt=made, **getattr(what, 'keywords', {}))
 
 # %% ../nbs/api/09_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
@@ -736,12 +684,11 @@ def cnn_learner(
 )->CNNLearner:
     "A learner with a new head on a body of `base_arch`."
     if not isinstance(pretrained, (bool, np.bool_)):
-        raise ValueError(f"pretrained is True or False, not {pretrained!r}; v1's third argument goes by its name: cut=")
+        raise ValueError("pretrained is True or False; v1's third argument goes by its name: cut=")
     words = dict(wd_bn_bias=wd_bn_bias) | _in_new_words('cnn_learner', kwargs)
     if not normalize: data = data.unnormalized()
-    widths = tuple(lin_ftrs) if lin_ftrs is not None else None
-    drops = tuple(ps) if isinstance(ps, (list, tuple)) else ps
-    spec = ModelSpec(arch_name(base_arch), data.c, widths, drops, concat_pool,
+    spec = ModelSpec(arch_name(base_arch), data.c, None if lin_ftrs is None else tuple(lin_ftrs),
+                     tuple(ps) if isinstance(ps, list) else ps, concat_pool,
                      bn_final, head_bias, head, log_softmax, cut)
     model = spec.build(pretrained, weights, data.seed)
     if custom_head is not None: model = nn.Sequential(model[0], custom_head)
@@ -763,9 +710,9 @@ create_cnn = cnn_learner # v1's older name
 # %% ../nbs/api/09_learner.ipynb #3b172d20
 def _one_of(**pairs):
     "The value given under either of two names; both at once is an error."
-    given = {name: value for name,value in pairs.items() if value is not None}
-    if len(given) > 1: raise TypeError(f"{' and '.join(given)} are two names of one argument: give one")
-    return next(iter(given.values()), None)
+    given = [value for value in pairs.values() if value is not None]
+    if len(given) > 1: raise TypeError(f"{' and '.join(pairs)} are two names of one argument: give one")
+    return given[0] if given else None
 
 # %% ../nbs/api/09_learner.ipynb #2e9ed8df
 @patch
@@ -786,48 +733,53 @@ def fit_one_cycle(self:CNNLearner,
     n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
     if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
     if tot_epochs is None: tot_epochs = n
-    if tot_epochs < n: raise ValueError(f"tot_epochs={tot_epochs} is shorter than the {n} epochs of this fit")
-    lr = _one_of(max_lr=max_lr, lr_max=lr_max)
+    if tot_epochs < n: raise ValueError("tot_epochs, the whole cycle, is shorter than this fit")
     first = _one_of(div_factor=div_factor, div=div)
     last = _one_of(final_div=final_div, div_final=div_final)
-    if self.opt is None or reset_opt: self.create_opt()
-    self.opt.set_hyper('lr', self.rate(lr))
-    lrs = [group['lr'] for group in self.opt.hypers]
-    cycle = OneCycle(lrs, 25. if first is None else first, pct_start, last, moms, tot_epochs)
-    self.fit(n, lrs, wd, L(cycle) + L(callbacks) + L(cbs), start_epoch=start_epoch or 0)
+    rates = self._group_rates(_one_of(max_lr=max_lr, lr_max=lr_max), reset_opt)
+    cycle = OneCycle(rates, 25. if first is None else first, pct_start, last, moms, tot_epochs)
+    self.fit(n, rates, wd, L(cycle) + L(cbs), start_epoch=start_epoch or 0, callbacks=callbacks)
 
 # %% ../nbs/api/09_learner.ipynb #0cb37ce2
-def _row_of_axes(rec, n=1, width=4.5, height=2.8):
+def _row_of_axes(rec, n=1):
     "A figure of `n` axes that says when the cells are drawn."
-    fig,axes = plt.subplots(1, n, figsize=(width*n, height), layout='constrained', squeeze=False)
+    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8), layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
     leave_open(fig)
     return axes[0]
 
 
-def _draw_curve(rec, ax, ylabel, x, y, **style):
-    "A line over the batches, with a dotted line where a stage began."
+def _shown(values, skip_start, skip_end):
+    "Rows of a table without some at its ends."
+    return values.iloc[skip_start:max(0, len(values)-skip_end)]
+
+
+def _draw_curve(rec, ax, curve, ylabel, **style):
+    "A line over the batches in the index, with a dotted line where a stage began."
     for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
-    ax.set(xlabel='Batches processed', ylabel=ylabel)
-    ax.grid(alpha=.25)
-    ax.plot(x, y, color='#0072B2', **style)
+    curve.plot(ax=ax, xlabel='Batches processed', ylabel=ylabel, color='#0072B2', grid=True, **style)
+
+
+def _draw_curves(rec, table, **style):
+    "Each column of a table on axes of its own."
+    axes = _row_of_axes(rec, len(table.columns))
+    for ax,name in zip(axes, table): _draw_curve(rec, ax, table[name], name, **style)
+    return axes[0].figure
 
 # %% ../nbs/api/09_learner.ipynb #f28870e3
 @patch
 def plot_losses(self:Recorder,
     skip_start:int=0, # Batches to leave out at the beginning
     skip_end:int=0,   # Batches to leave out at the end
-    ax=None,          # Axes to draw on; None makes a figure
     **v1              # Words of v1, such as `return_fig`: the figure is always returned
 ):
     "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
     unmeant('plot_losses', v1)
-    if ax is None: ax, = _row_of_axes(self, width=5.5, height=3.2)
-    end = max(skip_start, len(self.losses)-skip_end)
-    losses = [float(loss) for loss in self.losses[skip_start:end]]
-    _draw_curve(self, ax, 'Loss', range(skip_start, end), losses, label='Train')
-    valid = [(at, row['valid_loss']) for at,row in zip(self.iters, self.history) if skip_start <= at <= end]
-    if valid: ax.plot(*zip(*valid), label='Validation', color='#D55E00', marker='.')
+    ax, = _row_of_axes(self)
+    losses = _shown(pd.Series([*map(float, self.losses)], dtype=float), skip_start, skip_end)
+    _draw_curve(self, ax, losses, 'Loss', label='Train')
+    valid = pd.Series(self.val_losses, self.iters, float)
+    ax.plot(valid.loc[skip_start:len(self.losses)-skip_end], label='Validation', color='#D55E00', marker='.')
     ax.legend()
     return ax.figure
 
@@ -841,11 +793,8 @@ def plot_lr(self:Recorder,
 ):
     "Plot the rate of the last layer group, batch by batch."
     unmeant('plot_lr', v1)
-    end = len(self.lrs)-skip_end
-    axes = _row_of_axes(self, 1+show_moms)
-    for ax,values,name in zip(axes, (self.lrs, self.momenta), ('Learning rate', 'Momentum')):
-        _draw_curve(self, ax, name, range(skip_start, max(skip_start, end)), values[skip_start:end])
-    return axes[0].figure
+    table = pd.DataFrame({'Learning rate': self.lrs, 'Momentum': self.momenta})
+    return _draw_curves(self, _shown(table if show_moms else table[['Learning rate']], skip_start, skip_end))
 
 # %% ../nbs/api/09_learner.ipynb #47b30fd9
 @patch
@@ -856,12 +805,10 @@ def plot_metrics(self:Recorder,
 ):
     "Plot each metric over the epochs."
     unmeant('plot_metrics', v1)
-    at,table = (values[skip_start:len(values)-skip_end] for values in (self.iters, self.to_frame()))
-    names = [name for name in table if name not in ('stage', 'epoch', 'train_loss', 'valid_loss', 'seconds')]
-    if not names: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
-    axes = _row_of_axes(self, len(names))
-    for ax,name in zip(axes, names): _draw_curve(self, ax, name, at, table[name], marker='.')
-    return axes[0].figure
+    others = ['stage', 'epoch', 'train_loss', 'valid_loss', 'seconds']
+    table = self.to_frame().drop(columns=others, errors='ignore').set_axis(self.iters)
+    if table.empty: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
+    return _draw_curves(self, _shown(table, skip_start, skip_end), marker='.')
 
 # %% ../nbs/api/09_learner.ipynb #a7b3a4dc
 @patch
@@ -876,11 +823,9 @@ def fit_flat_cos(self:CNNLearner,
     start_epoch:int|str=0    # First epoch to train, or 'last'; fastai 2 ignores it here
 ):
     "Train at a flat rate, then let it fall along a cosine."
-    if self.opt is None: self.create_opt()
-    self.opt.set_hyper('lr', self.rate(lr))
-    lrs = np.array([group['lr'] for group in self.opt.hypers])
-    schedule = ParamScheduler({'lr': combined_cos(pct_start, lrs, lrs, lrs/div_final)})
-    self.fit(n_epoch, lrs, wd, L(schedule) + L(cbs), reset_opt, start_epoch)
+    rates = np.array(self._group_rates(lr, reset_opt))
+    schedule = ParamScheduler({'lr': combined_cos(pct_start, rates, rates, rates/div_final)})
+    self.fit(n_epoch, rates, wd, L(schedule) + L(cbs), start_epoch=start_epoch)
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd
 class StepDecay(Callback):
@@ -924,25 +869,19 @@ class AverageWeights(Callback):
         self.mean.load_state_dict(state)
 
 
-# %% ../nbs/api/09_learner.ipynb #5c806bd0
+# %% ../nbs/api/09_learner.ipynb #4f1790cf
 _BETTER = dict(auto=None, min=np.less, max=np.greater)
 
 
-class _Watching(tracker.TrackerCallback):
-    "What watches a column, with v1's arguments."
-    def __init__(self, learn=None, monitor='valid_loss', mode='auto', min_delta=0, patience=0, **words):
-        if not (learn is None or isinstance(learn, Learner)):
-            raise TypeError(f"{type(self).__name__}: the learner comes first, as in v1; got {learn!r}")
-        if mode not in _BETTER: raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
-        super().__init__(monitor=monitor, comp=_BETTER[mode], min_delta=min_delta, patience=patience + 1, **words)
+class EarlyStoppingCallback(tracker.EarlyStoppingCallback):
+    "Stop when more than `patience` epochs in a row were no better."
+    def __init__(self, learn=None, monitor='valid_loss', mode='auto', min_delta=0, patience=0):
+        if not isinstance(learn, Learner | None): raise TypeError("the learner comes first, as in v1")
+        super().__init__(monitor, _by_name(mode, _BETTER, 'mode'), min_delta, patience + 1)
 
     def before_fit(self):
-        self.monitor = self.learn.recorder.column(self.monitor)
+        self.monitor = self.recorder.column(self.monitor)
         super().before_fit()
-
-# %% ../nbs/api/09_learner.ipynb #4f1790cf
-class EarlyStoppingCallback(_Watching, tracker.EarlyStoppingCallback):
-    "Stop when more than `patience` epochs in a row were no better."
 
 # %% ../nbs/api/09_learner.ipynb #317b90a3
 class ReduceLROnPlateauCallback(EarlyStoppingCallback):
@@ -970,7 +909,7 @@ class CSVLogger(Callback):
         self.before = self.file.read_text() if self.append and self.file.exists() else ''
 
     def after_epoch(self):
-        if not self.learn.fitting or hasattr(self.learn, 'lr_finder') or rank_distrib(): return
+        if not self.learn.fitting or rank_distrib(): return
         rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
         write_atomically(self.file, self.before + rows.to_csv(index=False, header=not self.before))
 
@@ -982,7 +921,7 @@ class ShowGraph(Callback):
     order = 73
     def __init__(self, learn=None): pass
     def after_fit(self):
-        if self.learn.fitting and not hasattr(self.learn, 'lr_finder'): self.recorder.plot_losses()
+        if self.learn.fitting: self.recorder.plot_losses()
 
 # %% ../nbs/api/09_learner.ipynb #825daf20
 @patch
@@ -999,7 +938,7 @@ def _named_bytes(tensors):
     "Texts and bytes that say everything about named tensors: their names, types, shapes and numbers."
     for name,tensor in sorted(tensors.items()):
         yield f'{name} {tensor.dtype} {tuple(tensor.shape)}'
-        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        yield tensor.cpu().ravel().view(torch.uint8).numpy()
 
 # %% ../nbs/api/09_learner.ipynb #d9df04c4
 def weights_hash(
@@ -1014,59 +953,51 @@ def learner_facts(
 )->dict: # Plain lists, numbers and names
     "What a file says of the learner that wrote it: what its weights mean, how they lie, and what trains them."
     data,opt = learn.dls,learn.opt_func
-    named = getattr(opt, 'func', opt)
-    words = {name: str(value) for name,value in getattr(opt, 'keywords', {}).items()}
-    last = any(p.ndim == 4 and not p.is_contiguous() for p in learn.model.parameters())
-    return dict(classes=[*data.classes], stats=data.stats and [[*values] for values in data.stats],
-                layout='channels last' if last else 'channels first',
-                optimizer=dict(name=getattr(named, '__name__', type(opt).__name__), **words))
-
-
-def _flat(value, name=''):
-    "A dict of dicts as one dict, its keys joined by dots."
-    if not isinstance(value, dict): return {name: value}
-    found = {}
-    for key,part in value.items(): found |= _flat(part, f'{name}.{key}' if name else str(key))
-    return found
+    made,words = getattr(opt, 'func', opt),getattr(opt, 'keywords', {})
+    steps = f"{getattr(made, '__name__', made)} {words}, layer groups: {len(learn.splitter(learn.model))}"
+    first = all(p.is_contiguous() for p in learn.model.parameters())
+    return dict(data=dict(classes=[*data.classes], stats=data.stats), optimizer=steps,
+                layout='channels first' if first else 'channels last')
 
 
 def differences(
-    then:dict, # What a file says
-    now:dict   # What is so here
+    then,  # What a file says, also as a dict of dicts
+    now,   # What is so here
+    *names # Where in the dict that is
 )->str: # A line for each, or nothing
     "What differs between a file and a learner: the one place that compares them."
-    then,now = _flat(then),_flat(now)
-    names = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-    return ''.join(f'\n  {name}: {then.get(name)} then, {now.get(name)} now' for name in names)
+    if then == now: return ''
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return f"\n  {'.'.join(names)}: {then} then, {now} now"
+    return ''.join(differences(then.get(name), now.get(name), *names, name) for name in sorted(then | now))
 
 # %% ../nbs/api/09_learner.ipynb #bc61cccb
+_FACTS = 'malaria_fastai 2' # Where a file of weights has them
+
+
 def checkpoint(
-    learn:Learner,      # What is to be saved
-    with_opt:bool=True  # The state of the optimizer too
+    learn:Learner, # What is to be saved
+    with_opt=True  # The state of the optimizer too
 )->dict: # What a file of weights holds, fastai's way
     "Weights, with what they mean, and the state of the optimizer, if there is one."
     weights = named_weights(learn.model)
-    weights._metadata['malaria_fastai'] = learner_facts(learn)
-    return dict(model=weights, opt=learn.opt.state_dict()) if with_opt and learn.opt is not None else weights
+    weights._metadata[_FACTS] = learner_facts(learn)
+    return dict(model=weights, opt=learn.opt.state_dict()) if with_opt and learn.opt else weights
 
 
 def set_opt_state(
-    learn:Learner,       # Whose optimizer
-    state:dict|None=None # What its `state_dict` gave, which is not changed; None begins anew
+    learn:Learner, # Whose optimizer
+    state=None     # What the `state_dict` of one of its kind gave, which it takes over; None begins anew
 ):
-    "Let the optimizer go on from a state, its averages in the layout of the weights; what is frozen stays so."
-    if learn.opt is None or state is None:
-        frozen = learn.opt and learn.opt.frozen_idx
-        learn.create_opt()
-        learn.opt.frozen_idx = frozen or 0
+    "Let an optimizer go on from a state, its averages in the layout of the weights; what is frozen stays so."
+    frozen = getattr(learn.opt, 'frozen_idx', 0)
+    learn.create_opt()
+    learn.opt.frozen_idx = frozen
     if state is None: return
-    then,now = (said.get('param_groups') or said['hypers'] for said in (state, learn.opt.state_dict()))
-    if len(then) != len(now) or not {*chain(*then)} <= {*chain(*now)}:
-        raise ValueError("it holds the averages of another optimizer, or of other layer groups")
-    learn.opt.load_state_dict(deepcopy(state))
+    learn.opt.load_state_dict(state)
     for p,averages in getattr(learn.opt, 'opt', learn.opt).state.items():
         for name,value in averages.items():
-            if torch.is_tensor(value) and value.shape == p.shape: averages[name] = torch.empty_like(p).copy_(value)
+            if getattr(value, 'shape', None) == p.shape: averages[name] = torch.empty_like(p).copy_(value)
 
 
 @contextmanager
@@ -1076,17 +1007,15 @@ def writing(
     "Say of a folder that cannot be written to how to name another."
     try: yield
     except OSError as error:
-        failed = OSError(f"{file} cannot be written ({error.strerror or error}). Name another folder with path= or "
-                         "model_dir= of cnn_learner, or set learn.path or learn.model_dir")
-        failed.errno = error.errno
-        raise failed from error
+        raise OSError(error.errno, f"{file} cannot be written ({error.strerror}). Name another folder with path= or "
+                                   "model_dir= of cnn_learner, or set learn.path or learn.model_dir") from error
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
 def save(self:CNNLearner,
-    file:str|Path,       # A name under `models/`, without its ending
+    file:str,            # A name under `models/`, without its ending
     *,
-    with_opt:bool=True   # The state of the optimizer too
+    with_opt=True   # The state of the optimizer too
 )->Path:
     "Write the weights, whole or not at all."
     target = Path(self.path)/self.model_dir/f'{file}.pth'
@@ -1100,61 +1029,52 @@ class _Read:
     state = None
     def load_state_dict(self, state, strict=None): self.state = state
 
-
-def _load_weights(model, state, strict=True):
-    "Load weights, or none of them: torch loads those that fit, and then complains of the others."
-    before = {name: value.clone() for name,value in model.state_dict().items()}
-    try: model.load_state_dict(state, strict=strict)
-    except RuntimeError:
-        model.load_state_dict(before)
-        raise
-
 # %% ../nbs/api/09_learner.ipynb #7eec2847
 @patch
 def load(self:CNNLearner,
-    file:str|Path,          # A name under `models/`, without its ending
-    device=None,            # Where to; None is that of the data
+    file:str,    # A name under `models/`, without its ending
+    device=None, # A word of v1's: weights go where the network is
     *,
-    with_opt:bool|None=None,# The optimizer too: True says so where there is none; None takes it if it is there
-    strict:bool=True,       # Every weight must match
-    weights_only:bool=True  # A word of fastai's callbacks: whatever it says, only numbers are read
+    with_opt=None,    # The optimizer too: True says so where there is none; None takes it if it is there
+    strict=True,      # Every weight must match
+    weights_only=True # A word of fastai's callbacks: whatever it says, only numbers are read
 )->CNNLearner:
     "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
-    folder = Path(self.path)/self.model_dir
-    if not (folder/f'{file}.pth').is_file():
-        there = sorted(path.stem for path in folder.glob('*.pth'))[-6:]
-        raise FileNotFoundError(f"{file}.pth: no such file in {folder.name}; there is {', '.join(there) or 'none'}")
     weights,opt = _Read(),_Read() # fastai's reader knows what may stand in a file
     distrib_barrier()
     with warnings.catch_warnings():
         if with_opt is None: warnings.simplefilter('ignore')
-        load_model(folder/f'{file}.pth', weights, opt, with_opt is not False, device or self.dls.device)
-    then,now = getattr(weights.state, '_metadata', {}).get('malaria_fastai'),learner_facts(self)
-    if then is None: print(f"{file}.pth does not say for which classes and normalisation: they were not compared")
-    elif lines := differences(*({name: said[name] for name in ('classes', 'stats')} for said in (then, now))):
+        load_model(Path(self.path)/self.model_dir/f'{file}.pth', weights, opt, with_opt is not False)
+    then,now = getattr(weights.state, '_metadata', {}).get(_FACTS, {}),learner_facts(self)
+    if not then: print(f"{file}.pth does not say for which classes and normalisation: they were not compared")
+    elif lines := differences(then['data'], now['data']):
         raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"
                          "Make the bunch with the same classes= and normalize=")
-    _load_weights(self.model, weights.state, strict)
-    try:
-        if then and opt.state and (lines := differences(then['optimizer'], now['optimizer'])):
-            raise ValueError(f"it holds the averages of another optimizer:{lines}")
-        set_opt_state(self, opt.state)
-    except ValueError as error:
-        if with_opt: raise
-        print(f"{file}.pth: {error}. The averages begin anew")
-        set_opt_state(self)
+    before = deepcopy(self.model.state_dict())
+    try: self.model.load_state_dict(weights.state, strict=strict)
+    except RuntimeError: # torch takes those that fit, and then complains of the others
+        self.model.load_state_dict(before)
+        raise
+    steps = then.get('optimizer', 'not named')
+    if opt.state and steps != now['optimizer']:
+        if with_opt: raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
+        print(f"{file}.pth: another optimizer trained it. The averages begin anew")
+        opt.state = None
+    set_opt_state(self, opt.state)
     return self
 
 # %% ../nbs/api/09_learner.ipynb #3dd9381d
-class _Forecast(Callback):
-    "Say after three batches how long all of them will take."
-    order,run_valid = 80,False
-    def __init__(self, n): self.n = n
+class _Finder(LRFinder):
+    "fastai's finder without its file: `_put_back` keeps the weights. It says how long all batches will take."
+    name = 'lr_finder'
+    before_fit,best_loss = ParamScheduler.before_fit,np.inf
     def after_batch(self):
         if self.train_iter == 1: self.began = time.time()
-        if self.train_iter != 3: return
-        seconds = (time.time() - self.began)/2*self.n
-        if seconds > 5: print(f"{self.n} batches, a rate for each: {format_time(seconds)} at most")
+        if self.train_iter == 3 and (seconds := (time.time() - self.began)/2*self.num_it) > 5:
+            print(f"{self.num_it} batches, a rate for each: {format_time(seconds)} at most")
+        super().after_batch()
+
+    def after_fit(self): self.model.zero_grad()
 
 # %% ../nbs/api/09_learner.ipynb #b2bbef33
 def _suggested(lrs, losses, beta):
@@ -1164,13 +1084,13 @@ def _suggested(lrs, losses, beta):
     means = losses*(1 - beta**np.arange(1, n + 1))
     each = (means - beta*np.append(0, means[:-1]))/(1 - beta) # the loss of every batch
     smooth,first = np.convolve(each, np.ones(width)/width, 'valid'),n//10 # each mean begins at its batch
-    low = int(smooth[first+width:].argmin()) + first + width
+    low = smooth[first+width:].argmin() + first + width
     falls = smooth[first:low-width+1] - smooth[first+width:low+1] # from one mean to the next, which shares no batch
     noise = np.median(np.abs(np.diff(each[:low+width])))/.954*(2/width)**.5 # deviation of such a difference
     if falls.max() < 4*noise: return None
-    begin = first + int(falls.argmax()) # the running loss follows later
-    steep = begin + int((losses[begin:-width] - losses[begin+width:]).argmax()) + width//2
-    return float(lrs[steep]),float(lrs[begin + int(losses[begin:].argmin())]/10)
+    begin = first + falls.argmax() # the running loss follows later
+    steep = begin + (losses[begin:-width] - losses[begin+width:]).argmax() + width//2
+    return float(lrs[steep]),float(lrs[begin + losses[begin:].argmin()]/10)
 
 
 @patch
@@ -1183,28 +1103,16 @@ def suggested(self:Recorder)->tuple: # Two rates: of the steepest fall, a tenth 
 def _put_back(learn):
     "Weights, optimizer, stage and history are after the block what they were before, also where it fails."
     rec,stage = learn.recorder,learn.stage
-    weights = {name: value.clone() for name,value in learn.model.state_dict().items()}
-    opt = deepcopy(learn.opt.state_dict()) if learn.opt is not None else None
-    history,smooth = {name: getattr(rec, name) for name in rec.kept},{**vars(rec.smooth_loss)}
+    weights,opt = deepcopy((learn.model.state_dict(), learn.opt and learn.opt.state_dict()))
+    kept = {**vars(rec), 'smooth_loss': copy(rec.smooth_loss)}
     rec.clear()
     try: yield
     finally:
         learn.model.load_state_dict(weights)
-        if opt is None: learn.opt = None
-        else: set_opt_state(learn, opt)
+        if opt: set_opt_state(learn, opt)
+        else: learn.opt = None
         learn.stage = stage
-        vars(rec).update(history)
-        vars(rec.smooth_loss).update(smooth)
-
-
-class _Finder(LRFinder):
-    "fastai's finder without its file: `_put_back` keeps the weights, so no disk is needed."
-    name = 'lr_finder'
-    def before_fit(self):
-        ParamScheduler.before_fit(self)
-        self.best_loss = float('inf')
-
-    def after_fit(self): _drop_gradients(self.model)
+        vars(rec).update(kept)
 
 # %% ../nbs/api/09_learner.ipynb #422585a5
 @patch
@@ -1216,12 +1124,12 @@ def lr_find(self:CNNLearner,
     wd:float|None=None   # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
     "Try rising rates and return a good one; `recorder.plot()` shows the curve. Weights and history stay."
-    savers = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch')]
-    cbs = [_Finder(start_lr, end_lr, num_it, stop_div), _Forecast(num_it)]
-    with _put_back(self), self.no_bar(), self.no_logging(), self.removed_cbs(savers), seeded(self.seed, 0):
-        self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=cbs)
-        rec = self.recorder
-        rec.found = [*map(float, rec.lrs)],[*map(float, rec.losses)]
+    away = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch') or isinstance(cb, (CSVLogger, ShowGraph))]
+    with _put_back(self), self.no_bar(), self.no_logging(), self.removed_cbs(away), seeded(self.seed, 0):
+        finder,rec = _Finder(start_lr, end_lr, num_it, stop_div),self.recorder
+        self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=finder)
+        found = rec.lrs,[*map(float, rec.losses)]
+    rec.found = found
     return rec.suggested()[0]
 
 # %% ../nbs/api/09_learner.ipynb #9ac3763f
@@ -1235,12 +1143,11 @@ def plot(self:Recorder,
     "Plot what `lr_find` found: the loss against the rate."
     unmeant('plot', v1)
     if not hasattr(self, 'found'): raise ValueError("nothing to plot yet: call learn.lr_find() first")
-    lrs,losses = (np.array(values[skip_start:len(values)-skip_end]) for values in self.found)
-    if len(lrs) < 4: raise ValueError(f"{len(lrs)} rates are left: let skip_start and skip_end leave out fewer")
-    ax, = _row_of_axes(self, width=5.5, height=3.2)
-    ax.plot(lrs, losses, color='#0072B2')
-    ax.set(xscale='log', xlabel='Learning rate', ylabel='Loss')
-    ax.grid(alpha=.25)
+    lrs,losses = self.found
+    curve = _shown(pd.Series(losses, lrs), skip_start, skip_end)
+    if len(curve) < 4: raise ValueError(f"{len(curve)} rates are left: let skip_start and skip_end leave out fewer")
+    ax, = _row_of_axes(self)
+    curve.plot(ax=ax, logx=True, xlabel='Learning rate', ylabel='Loss', color='#0072B2', grid=True)
     if suggestion:
         self.min_grad_lr,tenth = self.suggested()
         if tenth is None: print("No clear slope: the loss falls at none of these rates by more than chance")
@@ -1254,22 +1161,22 @@ def plot(self:Recorder,
 def _loader(self:CNNLearner, of, with_loss):
     "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
     dl = self.dls.fixed_dl(of)
-    if [*dl.dataset.classes] != [*self.dls.classes]:
-        raise ValueError(f"the loader's classes are {dl.dataset.classes}, the learner's {self.dls.classes}")
+    if dl.dataset.classes != self.dls.classes:
+        raise ValueError(f"the loader has other classes than the learner: {dl.dataset.classes}")
     if with_loss and not dl.dataset.labelled: raise ValueError("these pictures have no labels, so they have no loss")
     return dl
 
 
 @patch
 def get_preds(self:CNNLearner,
-    ds_type:DatasetType|None=None, # v1's way to name the part
-    ds_idx:int=1,                  # fastai 2's way: 0 training, 1 validation, 2 test
-    dl=None,                       # A loader instead
-    with_input:bool=False,         # The pictures too, first
-    with_loss:bool=False,          # The loss of each picture too, last
-    with_decoded:bool=False,       # The likeliest class of each picture too, after the targets
-    act=None,                      # What makes probabilities of outputs; None is what the loss says
-    **kwargs                       # As in fastai 2
+    ds_type=None,       # v1's way to name the part
+    ds_idx=1,           # fastai 2's way: 0 training, 1 validation, 2 test
+    dl=None,            # A loader instead
+    with_input=False,   # The pictures too, first
+    with_loss=False,    # The loss of each picture too, last
+    with_decoded=False, # The likeliest class of each picture too, after the targets
+    act=None,           # What makes probabilities of outputs; None is what the loss says
+    **kwargs            # As in fastai 2
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets, …), in file order
     "Probabilities and targets of one part, in file order and untransformed, the training part too."
     if dl is None: dl = ds_idx if ds_type is None else ds_type
@@ -1278,9 +1185,9 @@ def get_preds(self:CNNLearner,
     with _session(self):
         found = [*Learner.get_preds(self, dl=dl, with_input=with_input, with_loss=with_loss,
                                     act=act or self._probabilities, **kwargs)]
-    if ours and not dl.dataset.labelled: found[with_input+1] = torch.zeros(len(dl.dataset), dtype=torch.long) # as in v1
+    if ours and not dl.dataset.labelled: found[with_input+1] = dl.dataset.targets # zeros, as in v1
     if with_decoded: found.insert(with_input+2, found[with_input].argmax(1))
-    return tuple(x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in found)
+    return tuple(found)
 
 # %% ../nbs/api/09_learner.ipynb #e5d26440
 @patch
@@ -1292,11 +1199,10 @@ def validate(self:CNNLearner,
 )->L: # The loss, then the metrics
     "Loss and metrics of one part, over all its pictures as they are."
     of = _one_of(dl=dl, ds_idx=ds_idx)
-    dl,before = self._loader(DatasetType.Valid if of is None else of, True),self.metrics
-    try:
+    dl = self._loader(DatasetType.Valid if of is None else of, True)
+    with _session(self):
         if metrics is not None: self.metrics = metrics
-        with _session(self): return Learner.validate(self, dl=dl, cbs=L(callbacks) + L(cbs))
-    finally: self.metrics = before
+        return Learner.validate(self, dl=dl, cbs=L(callbacks) + L(cbs))
 
 # %% ../nbs/api/09_learner.ipynb #dd76f2af
 @patch
@@ -1331,9 +1237,9 @@ class _View(Transform):
 
 @patch
 def TTA(self:CNNLearner,
-    beta:float|None=.4,  # Weight of the plain prediction, in [0, 1]; None returns (plain, averaged, targets)
-    ds_type:DatasetType=DatasetType.Valid, # Which part
-    dl=None              # A loader instead of `ds_type`
+    beta=.4, # Weight of the plain prediction, in [0, 1]; None returns (plain, averaged, targets)
+    ds_type=DatasetType.Valid, # Which part
+    dl=None  # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
     "Average the predictions over the dihedral views."
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
@@ -1348,29 +1254,28 @@ def TTA(self:CNNLearner,
 # %% ../nbs/api/09_learner.ipynb #416544a2
 @patch
 def tta(self:CNNLearner,
-    ds_idx:int=1,        # 1 validation, 2 test
-    dl=None,             # A loader instead
-    beta:float|None=.25  # Weight of the plain prediction, in [0, 1]
+    ds_idx=1, # 1 validation, 2 test
+    dl=None,  # A loader instead
+    beta=.25  # Weight of the plain prediction, in [0, 1]
 )->tuple: # As `TTA`
     "fastai 2's name for `TTA`; it averages the dihedral views, not random augmentations, so it takes no `n`."
-    return self.TTA(beta, DatasetType(ds_idx), dl)
+    return self.TTA(beta, ds_idx, dl)
 
 # %% ../nbs/api/09_learner.ipynb #29396634
 @patch
 def show_results(self:CNNLearner,
-    ds_type:DatasetType=DatasetType.Valid, # Which part
-    rows:int=5,                            # Rows, and columns, of the grid
-    figsize:tuple|None=None                # Inches
+    ds_type=DatasetType.Valid, # Which part
+    rows=5,      # Rows, and columns, of the grid
+    figsize=None # Inches
 )->plt.Figure:
     "Show pictures with truth and prediction, right in green and wrong in red."
-    data,dataset = self.dls,self.dls.dl(ds_type or DatasetType.Fix).dataset
-    idxs = np.random.default_rng(self.seed).permutation(len(dataset))[:rows**2]
-    with self.no_bar():
-        x,probs,y = self.get_preds(dl=data.cells_dl(dataset.cells.iloc[idxs]), with_input=True)
-    pred = probs.argmax(1)
-    titles = [f'{data.vocab[int(t)]}\npredicted {data.vocab[int(p)]}' for t,p in zip(y, pred)]
+    data,cells = self.dls,self.dls.dl(ds_type).dataset.cells
+    drawn = np.random.default_rng(self.seed).permutation(len(cells))[:rows**2]
+    with self.no_bar(): x,probs,y = self.get_preds(dl=data.cells_dl(cells.iloc[drawn]), with_input=True)
+    truth,pred = np.take(data.classes, y),np.take(data.classes, probs.argmax(1))
+    titles = [f'{label}\npredicted {said}' for label,said in zip(truth, pred)]
     fig = show_grid(data.denormalize(x), titles, rows, figsize, data.drawn_note)
-    for ax,right in zip(fig.axes, y == pred): ax.title.set_color('#007a55' if right else '#b5120f')
+    for ax,right in zip(fig.axes, truth == pred): ax.title.set_color('#007a55' if right else '#b5120f')
     return fig
 
 # %% ../nbs/api/09_learner.ipynb #a41fp16c
@@ -1381,12 +1286,9 @@ class HalfPrecision(MixedPrecision):
         super().before_fit()
         # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
         if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
-
-    @property
-    def _step_supports_amp_scaling(self):
-        "What the scaler asks of an optimizer. Callbacks that come before the step, such as clipping, read unscaled gradients."
+        # what the scaler asks of an optimizer: callbacks before the step, such as clipping, read unscaled gradients
         others = [cb for cb in self.learn.cbs if cb.order > self.order and hasattr(cb, 'before_step')]
-        return isinstance(self.opt, _FusedAdam) and not others
+        self._step_supports_amp_scaling = isinstance(self.opt, _FusedAdam) and not others
 
     def before_step(self):
         self.skipped = True
@@ -1396,46 +1298,38 @@ class HalfPrecision(MixedPrecision):
     def step(self):
         "The scaler takes this for the optimizer: what it found is handed on, and used up by the step that follows."
         self.skipped = False
-        if self._step_supports_amp_scaling: self.opt.amp = dict(grad_scale=self.grad_scale, found_inf=self.found_inf)
-
-# %% ../nbs/api/09_learner.ipynb #5a40ce01
-@cache
-def _say_once(sentence):
-    "Print a sentence the first time."
-    print(sentence)
+        if not self._step_supports_amp_scaling: return
+        self.opt.opt.grad_scale,self.opt.opt.found_inf = self.grad_scale,self.found_inf
 
 # %% ../nbs/api/09_learner.ipynb #4f2caf04
 @patch
 def to_fp16(self:CNNLearner, **kwargs):
     "Train in mixed precision where there is a CUDA device; elsewhere say so and change nothing."
     if torch.cuda.is_available(): return self.add_cb(HalfPrecision(**kwargs))
-    _say_once("to_fp16: no CUDA device here, training goes on in single precision")
+    print("to_fp16: no CUDA device here, training goes on in single precision")
     return self
 
 # %% ../nbs/api/09_learner.ipynb #52834a17
 class Bfloat16(Callback):
     "Multiply in bfloat16; weights, sums and losses stay in single precision."
-    order,name,amp_mode,now = 10,'mixed_precision','bf16',None # fastai's name, under which a state writes it down
+    order,name,amp_mode = 10,'mixed_precision','bf16' # fastai's name, under which a state writes it down
+    now = ExitStack()
     def before_batch(self):
-        self.now = torch.autocast(self.dls.device.type, torch.bfloat16)
-        self.now.__enter__()
+        self.now = ExitStack()
+        self.now.enter_context(torch.autocast(self.dls.device.type, torch.bfloat16))
 
     def after_pred(self):
         self.learn.pred = to_float(self.pred)
-        self._end()
+        self.now.close()
 
-    def _end(self):
-        if self.now is not None: self.now.__exit__(None, None, None)
-        self.now = None
-    after_cancel_batch = after_cancel_fit = _end
+    def after_cancel_batch(self): self.now.close()
 
 # %% ../nbs/api/09_learner.ipynb #615f0a36
 @patch
 def to_bf16(self:CNNLearner):
     "Train and predict with products in bfloat16, on a CPU or a GPU."
     if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-        card = torch.cuda.get_device_name()
-        raise ValueError(f"{card} does not multiply bfloat16 by itself (nor does a T4): use `to_fp16`")
+        raise ValueError("this card does not multiply bfloat16 by itself (nor does a T4): use `to_fp16`")
     return self.add_cb(Bfloat16)
 
 # %% ../nbs/api/09_learner.ipynb #877ac25e
@@ -1463,13 +1357,9 @@ def alone(
 @contextmanager
 def writer_first():
     "Let the first of several processes do this before the others, who find what it wrote and repeat nothing."
-    if num_distrib() < 2: yield
-    elif is_writer():
-        yield
-        torch.distributed.barrier()
-    else:
-        torch.distributed.barrier()
-        with redirect_stdout(StringIO()): yield
+    if not is_writer(): distrib_barrier()
+    with nullcontext() if is_writer() else redirect_stdout(StringIO()): yield
+    if is_writer(): distrib_barrier()
 
 # %% ../nbs/api/09_learner.ipynb #2abadcd0
 @patch
@@ -1485,8 +1375,8 @@ _MODEL_FORMAT = 'malaria_fastai model 1'
 
 @patch
 def export(self:CNNLearner,
-    file:str|Path='export.pkl', # Name under `learn.path`
-    extra:dict|None=None        # More facts for the description, as plain JSON values
+    file='export.pkl', # Name under `learn.path`
+    extra=None         # More facts for the description, under other names, as plain JSON values
 )->Path:
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
     if self.spec is None:
@@ -1495,12 +1385,10 @@ def export(self:CNNLearner,
     if not torch.allclose(self.activation(example), example.softmax(1)):
         raise ValueError("the loss has an activation of its own, which a model file does not know: "
                          "set learn.loss_func to a cross entropy before, or save the weights with learn.save")
-    tensors = {name: value.detach().cpu().contiguous() for name,value in named_weights(self.model).items()}
+    tensors = {name: value.cpu().contiguous() for name,value in named_weights(self.model).items()}
     versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
-    about = dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
-                 pretrained=self.pretrained, versions=versions)
-    if about.keys() & (extra or {}).keys(): raise ValueError(f"extra: the names {', '.join(about)} are taken")
-    text = json.dumps({**about, **(extra or {})})
+    text = json.dumps(dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
+                           pretrained=self.pretrained, versions=versions, **(extra or {})))
     header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
     target = Path(self.path)/file
     with writing(target), replacing(target) as part: save_file(tensors, part, metadata=header)
@@ -1508,53 +1396,44 @@ def export(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #cc0481f9
 def read_model(
-    file:str|Path # A file that `learn.export` wrote
+    file:Path # A file that `learn.export` wrote
 )->tuple: # (description, {name: tensor})
     "Read and check a model file; nothing in it is run."
-    file = Path(file)
     try:
-        with safe_open(file, 'pt') as opened:
-            header,tensors = opened.metadata() or {},{name: opened.get_tensor(name) for name in opened.keys()}
+        with safe_open(file, 'pt') as opened: header = opened.metadata() or {}
+        tensors,text = load_file(file),header.get('malaria_fastai', '')
+        if digest(text, *_named_bytes(tensors)) != header.get('sha256'):
+            raise ValueError("its header does not describe what it holds. It is not what was written; copy it again")
+        about = json.loads(text)
+        if about['format'] == _MODEL_FORMAT: return about,tensors
+        raise ValueError(f"made by another version of this library ({about['format']})")
     except (SafetensorError, ValueError) as error:
-        raise ModelRefused(f"{file.name}: not a model file that `learn.export` wrote, or damaged ({error})") from error
-    text = header.get('malaria_fastai', '')
-    if not text: raise ModelRefused(f"{file.name}: its header does not describe a model of this library")
-    if digest(text, *_named_bytes(tensors)) != header.get('sha256'):
-        raise ModelRefused(f"{file.name}: it is not what was written; copy it again")
-    about = json.loads(text)
-    if about['format'] == _MODEL_FORMAT: return about,tensors
-    raise ModelRefused(f"{file.name}: made by another version of this library ({about['format']})")
+        raise ModelRefused(
+            f"{Path(file).name} is no model file that `learn.export` wrote, or damaged: {error}. If it is a pickle, "
+            "loading it runs whatever code it contains: for one of your own, call load_learner with "
+            "trust_pickle=True, and export it anew") from error
 
 # %% ../nbs/api/09_learner.ipynb #19b7a066
-def _is_pickle(file):
-    "Whether a file begins as a zip of torch's or a pickle does."
-    with open(file, 'rb') as opened: head = opened.read(2)
-    return head == b'PK' or head[:1] == b'\x80'
-
-
 def load_learner(
-    path:str|Path,              # The folder that `learn.export` wrote to, or the file itself
-    file:str='export.pkl',      # Name of the file, where `path` is a folder
-    trust_pickle:bool=False,    # Load a real pickle too: this runs the code it contains
-    test=None,                  # Pictures to predict as the test part, as in v1: an `ImageList`, or a list of paths
-    **kwargs                    # As in `ImageDataBunch.from_cells`, such as `bs`
+    path:Path,          # The folder that `learn.export` wrote to, or the file itself
+    file='export.pkl',  # Name of the file, where `path` is a folder
+    trust_pickle=False, # Load a real pickle too: this runs the code it contains
+    test=None,          # Pictures to predict as the test part, as in v1: an `ImageList`, or a list of paths
+    **kwargs            # As in `ImageDataBunch.from_cells`, such as `bs`
 )->CNNLearner:
     "Load a model; `learn.data = data` then gives it pictures to train on, layer groups and all."
     file = Path(path)/file if Path(path).is_dir() else Path(path)
-    if not file.is_file(): raise FileNotFoundError(f"{file}: no such model file; `learn.export()` writes one")
     try: about,tensors = read_model(file)
-    except ModelRefused as error:
-        if not _is_pickle(file): raise
+    except ModelRefused:
         if trust_pickle: return _load_pickle(file)
-        raise ModelRefused(f"{file.name} is a pickle: loading it runs whatever code it contains. "
-                           "If you made it yourself, pass trust_pickle=True, and export it anew") from error
+        raise
     said,words = about['data'],about['spec']
     spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words.items()})
+    kept = {name: said[name] for name in ('size', 'padding_mode', 'bs', 'val_bs', 'seed')}
     data = ImageDataBunch.single_from_classes(
-        file.parent, said['classes'], size=tuple(said['size']) if said['size'] else None,
-        resize_method=ResizeMethod[said['resize_method']], normalize=said['stats'] or False,
-        **{**{name: said[name] for name in ('padding_mode', 'bs', 'val_bs', 'seed')}, **kwargs})
-    if test is not None: data.loaders.append(data.test_dl([*getattr(test, 'items', test)]))
+        file.parent, said['classes'], resize_method=ResizeMethod[said['resize_method']],
+        normalize=said['stats'] or False, **{**kept, **kwargs})
+    if test: data.loaders.append(data.test_dl(getattr(test, 'items', test)))
     model = spec.build()
     model.load_state_dict(tensors)
     learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_USUAL[spec.log_softmax])

@@ -1,6 +1,5 @@
 "What a notebook cannot say about learners: many backbones, v1's schedule against its own formula, damaged and hostile model files."
 import inspect, math, os, pickle
-import malaria_fastai.learner
 import fastai.learner, fastai.vision.learner, numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, Datasets
@@ -302,7 +301,7 @@ def test_defaults_are_v1s():
     assert ' '.join(p).startswith('self cyc_len max_lr moms div_factor pct_start final_div wd callbacks tot_epochs start_epoch')
     assert (p['moms'].default, p['pct_start'].default) == ((.95, .85), .3)
     cycle = OneCycle([1.])
-    assert cycle.start[0] == 1/25 and cycle.end[0] == 1/25e4
+    assert cycle.points[:, 0].tolist() == [1/25, 1., 1/25e4]
 
 def test_fastai_2s_names(data):
     a = watched(data, 2, 1e-2, (.9, .8), 5., .4, 50.)
@@ -608,7 +607,6 @@ def test_show_results(learn):
 def test_half_precision_without_cuda(data, capsys):
     if torch.cuda.is_available(): pytest.skip('there is a CUDA device')
     l = new(data)
-    malaria_fastai.learner._say_once.cache_clear()
     assert l.to_fp16() is l and 'no CUDA' in capsys.readouterr().out
 
 def test_half_precision_with_cuda(data, monkeypatch):
@@ -679,7 +677,7 @@ def test_save_and_load(data, tmp_path):
     assert read_model(b.load('one').export())[0]['spec']['arch'] == 'squeezenet1_1' and weights_hash(load_learner(tmp_path).model) == weights_hash(a.model) # in one line
     a.save('bare', with_opt=False)
     with pytest.warns(UserWarning, match='optimizer'): b.load('bare', with_opt=True)
-    with pytest.raises(FileNotFoundError, match='three.pth.*bare, one'): b.load('three')
+    with pytest.raises(FileNotFoundError, match='three.pth'): b.load('three')
     with pytest.raises(RuntimeError): new(data, 'resnet18', path=tmp_path).load('one')
     other = new(data, lin_ftrs=[], path=tmp_path)
     with pytest.raises(RuntimeError): other.load('one', with_opt=False)
@@ -719,8 +717,8 @@ def test_loaded_models_keep_their_data(root, data, tmp_path):
     with pytest.raises(ValueError, match='nothing to train on'): l.fit(1)
     with pytest.raises(ValueError, match='classes: '): l.data = bunch(root, classes=[*CLASSES, 'x'])
     with pytest.raises(ValueError, match='stats: '): l.data = bunch(root, normalize=False)
-    with pytest.raises(FileNotFoundError, match='export'): load_learner(tmp_path/'nowhere')
-    with pytest.raises(ValueError, match='taken'): new(data, path=tmp_path).export(extra=dict(spec=1))
+    with pytest.raises(FileNotFoundError, match='nowhere'): load_learner(tmp_path/'nowhere')
+    with pytest.raises(TypeError, match='spec'): new(data, path=tmp_path).export(extra=dict(spec=1))
 
 @pytest.fixture(scope='module')
 def model_file(data, tmp_path_factory): return new(data, path=tmp_path_factory.mktemp('model')).export()
