@@ -198,6 +198,30 @@ def test_a_name_that_leads_elsewhere_is_found(fault, copy, plant):
     plant('tutorials/split_by_patient.html', *NAMES[fault])
     assert ['leakage' in o for o in unlinked(copy, 'tutorials/split_by_patient.html')[0]]==[True]
 
+def test_pages_are_woven_together(site):
+    "Terms lead to the glossary, once a page; functions to lessons that use them; lessons to their files; each page has what a shared link shows."
+    import zipfile
+    for page in pages(site):
+        text = (site/page).read_text(encoding='utf-8')
+        terms = re.findall(r'class="term" href="[^"]*#([^"]+)"', text)
+        assert len(terms)==len({*terms}), page
+        if not page.startswith('try/'): assert 'property="og:title"' in text and 'images/preview.png' in text, page
+    leads = lambda page, text: text in (site/page).read_text(encoding='utf-8')
+    assert leads('tutorials/split_by_patient.html', 'glossary.html#fold') and leads('index.html', '<a href="api/split.html"><rect')
+    used = re.search(r'id="split_patient".*?<p class="used">(.*?)</p>', (site/'api/split.html').read_text(encoding='utf-8'), re.S)[1]
+    assert '../tutorials/split_by_patient.html' in used
+    with zipfile.ZipFile(site/'notebooks/all_lessons.zip') as archive:
+        for lesson in LESSONS:
+            assert archive.read(lesson.name)==(site/'notebooks'/lesson.name).read_bytes()==lesson.read_bytes()
+            assert leads(page_of(lesson), f'href="../notebooks/{lesson.name}" download')
+    assert leads('index.html', 'malaria_fastai '+re.search(r"'(.*)'", (ROOT/'malaria_fastai/__init__.py').read_text())[1])
+
+def test_a_term_is_linked_once_and_not_in_code():
+    from weave_pages import link_terms
+    page = '<head><main><h2>Threshold</h2><pre>threshold</pre><p>A <code>threshold</code> and <a href="x">threshold</a>, two Thresholds, a threshold.</p></main>'
+    linked = link_terms(page, ['threshold', 'cell'], 'g.html')
+    assert linked==page.replace('two Thresholds', 'two <a class="term" href="g.html#threshold">Thresholds</a>')
+
 def test_formulae_need_nothing(site):
     text = (site/'api/evaluate.html').read_text(encoding='utf-8')
     assert text.count('<math')>5 and 'katex' not in text and 'class="math' not in text

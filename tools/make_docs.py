@@ -15,6 +15,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from try_page import build as build_try
+from weave_pages import weave
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,11 +48,13 @@ def rename(text, names):
     for old,new in names.items(): text = re.sub(rf'(https?://[^\s"\')]*)?(?<![\w-]){re.escape(old)}', lambda m: m[0] if m[1] else new, text)
     return text
 
-def arrange(stage, site):
-    "Make what nbdev staged fit smalldocs: page names, sidebar, relative links to our own pages. Returns which notebook got which name."
+def arrange(stage, site, version):
+    "Make what nbdev staged fit smalldocs: page names, sidebar, version, relative links to our own pages. Returns which notebook got which name."
     config = yaml.safe_load((stage/'_quarto.yml').read_text(encoding='utf-8'))
     side = config['website']['sidebar']
     side['contents'] = prune([*spell_out(side['contents'], stage)], stage)
+    footer = config['website']['page-footer']
+    footer['left'] = footer['left'].replace('malaria_fastai', f'malaria_fastai {version}', 1)
     (stage/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
     moved = {o.relative_to(stage).as_posix(): staged(o).relative_to(stage).as_posix() for o in stage.rglob('*.ipynb') if staged(o)!=o}
     names = {Path(k).name: Path(v).name for k,v in moved.items()}
@@ -72,10 +75,11 @@ def main():
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage, ignore=shutil.ignore_patterns('runs')) # what lessons wrote
     (stage/'try/model/MODEL_CARD.md').unlink(missing_ok=True) # no page of the site: `try_page` brings it
-    moved = arrange(stage, cfg.doc_url)
+    moved = arrange(stage, cfg.doc_url, cfg.version)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
     finish(stage/built.name, moved)
+    weave(stage/built.name, sorted((cfg.nbs_path/'tutorials').glob('*.ipynb')), cfg.doc_url.rstrip('/'))
     write_twins(stage, stage/built.name, cfg.doc_url.rstrip('/'))
     if not build_try(stage/built.name/'try') and os.environ.get('WHOLE_SITE'): sys.exit('The site is not whole: mend what the line above names.')
     shutil.rmtree(built, ignore_errors=True)

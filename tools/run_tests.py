@@ -22,12 +22,12 @@ def slow_notebooks():
 
 def quick():
     yield [*PYTEST, '-q', '-x', '--no-header', 'tests/test_repo.py']
-    # tests/test_colab.py runs the tutorials; the home page trains for a minute
-    yield [*NBDEV_TEST, 'nbs', '--n-workers', '2', '--timing', '--skip-folder-re', r'^([_.]|tutorials$)', '--skip-file-re', r'^(\.|_|index)']
+    # tests/test_colab.py runs the tutorials; the home page trains for a minute, and so do two others
+    yield [*NBDEV_TEST, 'nbs', '--n-workers', '2', '--timing', '--skip-folder-re', r'^([_.]|tutorials$)', '--skip-file-re', r'^(\.|_|index|trouble|01_your_own)']
     yield [*PYTEST, '-m', f'not ({LEFT_OUT})', *PARALLEL]
 
 def rest():
-    yield [*NBDEV_TEST, 'nbs/index.ipynb', '--timing']
+    for page in 'index', 'trouble', 'howto/01_your_own_cells': yield [*NBDEV_TEST, f'nbs/{page}.ipynb', '--timing']
     for path in slow_notebooks(): yield [*NBDEV_TEST, str(path), '--flags', 'slow', '--timing']
     yield [*PYTEST, '-m', LEFT_OUT, *PARALLEL]
 
