@@ -25,9 +25,9 @@ from .backbone import WeightsUnavailable, arch_name, create_body, layer_groups, 
 from .cells import (
     BadPicture, ChangedCells, NoCells, NoPatients, ResizeMethod, describe, locate, open_picture, plot_sizes,
     read_cells, verify, data_hash)
-from .data import DatasetType, ImageDataBunch, LabelList, Pictures, load_data, show_grid
-from .datablock import (
-    Image, ImageList, ItemLists, get_files, get_image_files, open_image)
+from .data import (
+    DatasetType, ImageDataBunch, LabelList, Pictures, get_files, get_image_files, load_data, show_grid)
+from .datablock import Image, ImageList, ItemLists, open_image
 from .evaluate import (
     apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
     paired_difference, per_patient, read_predictions, with_and_without_disputed)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from itertools import cycle
 from pathlib import Path
 from posixpath import basename
 
@@ -35,29 +36,24 @@ from .sample import draw_sample
 from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root, counted,
                                    download, extract, facts, progress as bar)
 
-# %% ../nbs/api/03_cells.ipynb #b6521695
-def _unknown_source(text):
-    "What to say to a word that means nothing here, with a name like it among the records and the files beside it."
-    near = get_close_matches(text, [*RECORDS, *map(str, Path(text).parent.glob('*'))], 1)
-    hint = f'; did you mean {near[0]}?' if near else '.'
-    return (f"{text or 'an empty name'}: no such folder or file, and no data set of this "
-            f"name{hint} Give a folder with one folder per class, a zip, an http(s) address, "
-            f"or one of: {', '.join(RECORDS)}")
-
 # %% ../nbs/api/03_cells.ipynb #f0b1a6a2
 def locate(
-    source:str|Path,       # A folder, a zip, an http(s) address, or the name of a record: 'nih', 'cxr', 'sample'
-    folder:str|Path='data' # Where archives are downloaded and extracted, and the sample is drawn
+    source,       # A folder, a zip, an http(s) address, or the name of a record: 'nih', 'cxr', 'sample'
+    folder='data' # Where archives are downloaded and extracted, and the sample is drawn
 )->Path: # The folder that holds the class folders, or train, valid and test folders
     "Get a data set ready, whatever it is given as."
-    text = str(source)
-    path,name = Path(text),text.lower()
-    if text and path.is_dir(): return class_root(path)
-    if path.is_file(): archive = path
-    elif name == 'sample': return draw_sample(Path(folder, 'drawn-sample'))
-    elif name in RECORDS or name.startswith(('http://', 'https://')):
-        archive = download(RECORDS.get(name, text), folder)
-    else: raise DataNotFound(_unknown_source(text))
+    archive = Path(source)
+    name = str(source).lower()
+    if name and archive.is_dir(): return class_root(archive)
+    if name == 'sample': return draw_sample(Path(folder, 'drawn-sample'))
+    if name in RECORDS or name.startswith(('http://', 'https://')):
+        archive = download(RECORDS.get(name, source), folder)
+    if not archive.is_file():
+        near = get_close_matches(name, [*RECORDS, *map(str, archive.parent.glob('*'))], 1)
+        hint = f'; did you mean {near[0]}?' if near else '.'
+        raise DataNotFound(
+            f"{source or 'an empty name'}: no such folder or file, and no data set of this name{hint} Give a folder "
+            f"with one folder per class, a zip, an http(s) address, or one of: {', '.join(RECORDS)}")
     done = extract(archive, folder)
     print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
     return class_root(done.root)
@@ -69,26 +65,26 @@ def default_source()->str: # 'sample', 'nih', or whatever MALARIA_DATA holds
     return os.environ.get('MALARIA_DATA') or usual
 
 # %% ../nbs/api/03_cells.ipynb #64cbb8ac
-# One photograph: all of the name before the cell's number
+# One photograph: all of the name before the cell's number; its patient: P and a number, else C and a number
 _PHOTO = re.compile(r'(?P<photo>(?P<slide>.+?)_IMG_.+)_cell_\d+\.\w+')
+_PATIENT = re.compile(r'P\d+|C\d+(?!.*P\d)')
 
 def identity(
     name:str # File name of a picture, without folders
 )->dict: # `patient`, `slide` and `photo`: str, or `pd.NA` each when the name does not fit
     "Read patient, slide and photo from a file name of the NIH cells."
     match = _PHOTO.fullmatch(name)
-    slide = match['slide'] if match else ''
-    patient = re.search(r'P\d+', slide) or re.search(r'C\d+', slide)
+    patient = match and _PATIENT.search(match['slide'])
     if not patient: return dict.fromkeys(('patient', 'slide', 'photo'), pd.NA)
-    return dict(patient=patient[0], slide=slide, photo=match['photo'])
+    return dict(patient=patient[0], slide=match['slide'], photo=match['photo'])
 
 # %% ../nbs/api/03_cells.ipynb #41c58f5d
 class BadPicture(ValueError):
     "A file that cannot be read as one picture, or several such files."
     def __init__(self,
-        name:str,   # The file
-        reason:str, # What is wrong with it
-        remedy:str='Get the file again, or leave it out' # What to do
+        name,   # The file
+        reason, # What is wrong with it
+        remedy='Get the file again, or leave it out' # What to do
     ):
         self.name,self.reason,self.remedy = str(name),reason,remedy
         super().__init__(self.name, reason, remedy)
@@ -98,7 +94,8 @@ class BadPicture(ValueError):
 # %% ../nbs/api/03_cells.ipynb #07aa381d
 def _check_png(data, name):
     "Refuse a PNG with a missing end or a wrong checksum."
-    pos,kind = 8,b''
+    pos = 8
+    kind = b''
     while kind != b'IEND':
         try:
             n,kind = struct.unpack_from('>I4s', data, pos)
@@ -111,42 +108,29 @@ def _check_png(data, name):
 # %% ../nbs/api/03_cells.ipynb #639b753c
 # More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
 _MAX_SCANS = 200
-
-def _check_jpeg(data, name):
-    "Refuse a JPEG whose scans or EXIF blocks are too many to be honest; counted roughly, and at most too high."
-    for mark,what in ((b'\xff\xda', 'scans'), (b'Exif\0\0', 'EXIF blocks')):
-        if data.count(mark) <= _MAX_SCANS: continue
-        reason = f"more than {_MAX_SCANS} {what}, made to keep a program busy"
-        raise BadPicture(name, reason, "Save it again as a plain JPEG or PNG")
+_COSTLY = {b'\xff\xda': 'scans', b'Exif\0\0': 'EXIF blocks'} # Counted roughly, and at most too high
 
 # %% ../nbs/api/03_cells.ipynb #00c0596f
 # What a picture may be, whatever its extension says, and how files of these formats begin
 _FORMATS = 'PNG', 'JPEG', 'TIFF', 'BMP'
-_EXPECTED = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+_EXPECTED = 'expected PNG, JPEG, TIFF or BMP'
 _SIGNED = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'II*\0', b'MM\0*', b'BM'
 _KNOWN = {
-    b'GIF8': 'a GIF',
-    b'RIFF': 'a WebP or another RIFF file',
-    b'PK\x03\x04': 'a zip archive',
-    b'%PDF': 'a PDF',
-    b'<': 'a web page or another text',
-    b'version https://git-lfs': 'a Git LFS pointer (`git lfs pull` gets the picture)'}
-
-def _refuse_other(data, name):
-    "Say what a file that is no picture seems to be."
-    reason = "the content is no picture"
-    if data.startswith(_SIGNED): reason = "damaged near its beginning"
-    for start,kind in _KNOWN.items():
-        if data.lstrip().startswith(start): reason = f"it is {kind}"
-    raise BadPicture(name, f"{reason}; expected {_EXPECTED}")
+    b'GIF8': 'it is a GIF',
+    b'RIFF': 'it is a WebP or another RIFF file',
+    b'PK\x03\x04': 'it is a zip archive',
+    b'%PDF': 'it is a PDF',
+    b'<': 'it is a web page or another text',
+    b'version https://git-lfs': 'it is a Git LFS pointer (`git lfs pull` gets the picture)',
+    **dict.fromkeys(_SIGNED, 'damaged near its beginning'),
+    b'': 'the content is no picture'}
 
 # %% ../nbs/api/03_cells.ipynb #8ebe2400
 def _to_bytes(values, name):
     "Bring an array of numbers of any type to 8 bits, exactly or not at all."
     kind = values.dtype.kind
     if values.dtype == np.uint8: return values
-    if kind == 'b': return values*np.uint8(255)
-    if kind == 'f':
+    if kind in 'bf':
         scaled = values.astype(float)*255
         whole = scaled.round().clip(0, 255)
         if np.all(abs(scaled - whole) < .001): return whole.astype(np.uint8)
@@ -154,18 +138,31 @@ def _to_bytes(values, name):
     elif kind not in 'iu' or values.ndim > 2:
         reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
     else:
-        low,high = int(values.min()),int(values.max()) # 16-bit grey: 0 to 65,535
-        if low >= 0 and (high == 0 or 4095 < high < 65536):
-            return ((values.astype(int) + 128)//257).astype(np.uint8)
-        reason = f"grey values from {low} to {high} are beyond 16 bits"
-        if 0 <= low and high < 4096:
-            reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
+        low = int(values.min()) # 16-bit grey: 0 to 65,535
+        high = int(values.max())
+        reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
+        if low < 0 or high > 65535: reason = f"grey values from {low} to {high} are beyond 16 bits"
+        elif high == 0 or high > 4095: return ((values.astype(int) + 128)//257).astype(np.uint8)
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
-# %% ../nbs/api/03_cells.ipynb #62a89925
-def _to_rgb(im, name):
-    "Bring any colour mode to RGB."
-    if im.mode[0] in 'FI': # 32 and 16 bits
+# %% ../nbs/api/03_cells.ipynb #5fcd73d3
+def _upright(im, name, max_pixels):
+    "An RGB picture, upright, of one that Pillow has opened."
+    width,height = im.size
+    deep = im.mode[0] in 'FI' # 32 and 16 bits
+    if im.format not in (None, 'MPO', *_FORMATS):
+        raise BadPicture(name, f"it is a {im.format}; {_EXPECTED}", "Save it as PNG")
+    if not 0 < width*height <= max_pixels:
+        reason = f"{width} x {height} pixels are none, or more than {max_pixels:,}"
+        raise BadPicture(name, reason, "Make it smaller, or raise `max_pixels`")
+    if getattr(im, 'is_animated', False) and im.format != 'MPO': # `n_frames` would walk along all pages
+        reason = "animated or paged: more than one picture in the file"
+        raise BadPicture(name, reason, "Save each picture in a file of its own")
+    if deep and getattr(im, 'tag_v2', {}).get(262) == 0: # Pillow turns it round for 8 bits alone
+        raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white", "Save it with 8 bits per colour")
+    im.load()
+    im = ImageOps.exif_transpose(im)
+    if deep:
         values = np.array(im)
         values[values == im.info.get('transparency')] = 0
         im = Image.fromarray(_to_bytes(values, name))
@@ -173,45 +170,33 @@ def _to_rgb(im, name):
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im).convert('RGB')
 
-# %% ../nbs/api/03_cells.ipynb #5fcd73d3
-def _upright(im, name, max_pixels):
-    "An RGB picture, upright, of one that Pillow has opened."
-    if im.format not in (None, 'MPO', *_FORMATS):
-        raise BadPicture(name, f"it is a {im.format}; expected {_EXPECTED}", "Save it as PNG")
-    width,height = im.size
-    if not 0 < width*height <= max_pixels:
-        reason = f"{width} x {height} pixels are {'more than' if width*height else 'not 1 to'} {max_pixels:,}"
-        raise BadPicture(name, reason, "Make it smaller, or raise `max_pixels`")
-    animated = getattr(im, 'is_animated', False) # `n_frames` would walk along all pages
-    if animated and im.format != 'MPO':
-        reason = "animated or paged: more than one picture in the file"
-        raise BadPicture(name, reason, "Save each picture in a file of its own")
-    if im.mode[0] in 'FI' and getattr(im, 'tag_v2', {}).get(262) == 0: # Pillow turns it round for 8 bits alone
-        raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white", "Save it with 8 bits per colour")
-    im.load()
-    return _to_rgb(ImageOps.exif_transpose(im), name)
-
 # %% ../nbs/api/03_cells.ipynb #d67720be
 def _decode(data, name):
-    "Open the bytes of one picture, or refuse what is damaged or something else."
+    "Open the bytes of one picture, or refuse what is damaged, made to keep a program busy, or something else."
     if not data: raise BadPicture(name, "the file is empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         reason = "Pillow is told to accept cut-off pictures"
         raise BadPicture(name, reason, "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
-    if data.startswith(_SIGNED[1]): _check_jpeg(data, name)
+    for mark,what in _COSTLY.items():
+        if data.startswith(_SIGNED[1]) and data.count(mark) > _MAX_SCANS:
+            reason = f"more than {_MAX_SCANS} {what}, made to keep a program busy"
+            raise BadPicture(name, reason, "Save it again as a plain JPEG or PNG")
     try: return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.UnidentifiedImageError, SyntaxError): _refuse_other(data, name)
     except Image.DecompressionBombError as error:
         raise BadPicture(name, "far too many pixels", "Make it smaller") from error
+    except (Image.UnidentifiedImageError, SyntaxError): pass
+    reason = next(reason for start,reason in _KNOWN.items() if data.lstrip().startswith(start))
+    raise BadPicture(name, f"{reason}; {_EXPECTED}")
 
 # %% ../nbs/api/03_cells.ipynb #5cffcc08
 def _from_array(pixels, name):
     "A Pillow picture of an array or of a tensor."
-    shape,remedy = tuple(pixels.shape),"Pass (h, w), (h, w, 3) or a tensor (3, h, w)"
+    shape = tuple(pixels.shape)
+    remedy = "Pass (h, w), (h, w, 3) or a tensor (3, h, w)"
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
-        first,last = (len(shape) == 3 and shape[i] in range(1, 5) for i in (0, -1))
+        first,last = (len(shape) == 3 and 1 <= shape[i] <= 4 for i in (0, -1))
         if first and last: raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
         if first: pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
@@ -274,54 +259,47 @@ class Resizing:
     @classmethod
     def of(cls, size, method=None, padding_mode='zeros'):
         "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
-        pair = isinstance(size, (tuple, list))
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
         if method is None and size is None: method = ResizeMethod.NO
-        if method is None: method = ResizeMethod.SQUISH if pair else ResizeMethod.CROP
+        if method is None: method = ResizeMethod.SQUISH if sides is size else ResizeMethod.CROP
         if not isinstance(method, ResizeMethod):
             raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
         if padding_mode not in _PADDING:
             raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
         if method == ResizeMethod.NO: return cls(None, method, padding_mode)
-        sides = size if pair else (size, size)
         if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
             raise ValueError(f"size: a number of pixels or a pair (height, width), got {size!r}")
         return cls(tuple(map(int, sides)), method, padding_mode)
 
     @property
-    def one_shape(self)->bool:
-        "Whether the deterministic part already gives every picture the final shape."
-        return self.method in (ResizeMethod.SQUISH, ResizeMethod.PAD)
+    def one_shape(self): return self.method in (ResizeMethod.SQUISH, ResizeMethod.PAD)
 
     def fixed(self,
         im:Image.Image # An RGB picture
     )->np.ndarray: # uint8 (height, width, 3), RGB in 0..255
         "Apply the part of the rule that is the same in every epoch."
         if self.method == ResizeMethod.NO: return np.asarray(im)
-        pixels = np.asarray(im.resize(self._target(*im.size), Image.Resampling.BILINEAR))
+        high,wide = self.size
+        if self.method != ResizeMethod.SQUISH: # both sides by one ratio, before it is cut or padded
+            fit = max if self.method == ResizeMethod.CROP else min
+            ratio = fit(wide/im.width, high/im.height)
+            wide,high = (max(1, fit(side, round(own*ratio))) for side,own in zip((wide, high), im.size))
+        pixels = np.asarray(im.resize((wide, high), Image.Resampling.BILINEAR))
         if self.method != ResizeMethod.PAD: return pixels
         gaps = np.subtract(self.size, pixels.shape[:2])
         around = [(gap//2, gap - gap//2) for gap in gaps]
         return np.pad(pixels, [*around, (0, 0)], mode=_PADDING[self.padding_mode])
 
-    def _target(self, width, height):
-        "Width and height of the scaled picture, before it is cut or padded."
-        high,wide = self.size
-        if self.method == ResizeMethod.SQUISH: return wide,high
-        fit = max if self.method == ResizeMethod.CROP else min
-        ratio = fit(wide/width, high/height)
-        return max(1, fit(wide, round(width*ratio))),max(1, fit(high, round(height*ratio)))
-
     def crop(self,
         x:np.ndarray, # uint8 (height, width, 3)
-        row:float=.5, # Where to cut, from 0 (top) to 1 (bottom)
-        col:float=.5  # Where to cut, from 0 (left) to 1 (right)
+        row=.5,       # Where to cut, from 0 (top) to 1 (bottom)
+        col=.5        # Where to cut, from 0 (left) to 1 (right)
     )->np.ndarray: # uint8 of `self.size`
         "Cut the final shape out of `x`; does nothing unless the method is CROP."
         if self.method != ResizeMethod.CROP: return x
-        high,wide = self.size
         free = np.subtract(x.shape[:2], self.size) # every place is as likely as any other, as in v1
         top,left = np.minimum(((free + 1)*[row, col]).astype(int), free)
-        return x[top:top+high, left:left+wide]
+        return x[top:, left:][:self.size[0], :self.size[1]]
 
 # %% ../nbs/api/03_cells.ipynb #a90fe7b7
 class NoCells(ValueError):
@@ -334,33 +312,32 @@ class NoPatients(ValueError):
 # %% ../nbs/api/03_cells.ipynb #d5b29651
 def _find(root):
     "The pictures as (relative path, label, part), sorted by path, and the count of what is left out."
-    parts = dict(_class_folders(root))
-    found,left_out = [],Counter()
-    walked = [*os.walk(root)] # without the folders behind links
-    for linked in parts.keys() - {Path(folder) for folder,_,_ in walked}: walked += os.walk(linked)
-    for folder,below,names in walked:
-        for link in (Path(folder, name) for name in below):
-            followed = any(link in (path, *path.parents) for path in parts)
-            if link.is_symlink() and not followed: left_out[f'linked folder {link.name}'] += 1
-        for path in (Path(folder, name) for name in names):
-            reason = _no_picture(path.name)
-            if reason is None and path.parent in parts:
-                name = path.relative_to(root).as_posix()
-                found.append((name, path.parent.name, parts[path.parent]))
-            else: left_out[reason or 'picture outside a class folder'] += 1
-    return sorted(found),dict(sorted(left_out.items()))
+    parts = _class_folders(root)
+    paths = {*root.rglob('*')} # without what lies behind links
+    for folder in parts: paths.update(folder.rglob('*'))
+    found = []
+    left_out = Counter()
+    for path in paths:
+        if path.is_dir():
+            followed = any(path in (folder, *folder.parents) for folder in parts)
+            left_out[f'linked folder {path.name}'] += path.is_symlink() and not followed
+            continue
+        reason = _no_picture(path.name)
+        if not reason and path.parent not in parts: reason = 'picture outside a class folder'
+        if reason: left_out[reason] += 1
+        else: found.append((path.relative_to(root).as_posix(), path.parent.name, parts[path.parent]))
+    return sorted(found),dict(sorted((+left_out).items()))
 
 # %% ../nbs/api/03_cells.ipynb #0fa18f33
 @lru_cache(1)
 def _manifest():
     "Read the manifest once."
     known = read_table(facts('manifest.csv.gz'), types=dict(width=int, height=int, bytes=int, disputed=bool))
-    ids = pd.DataFrame(map(identity, known.filename), dtype='string')
-    return pd.concat([known.iloc[:, :2], ids, known.iloc[:, 2:]], axis=1)
+    return known.join(pd.DataFrame(map(identity, known.filename), dtype='string'))
 
 # %% ../nbs/api/03_cells.ipynb #e0b03944
 def manifest(
-)->pd.DataFrame: # filename, label, patient, slide, photo, width, height (pixels), bytes, sha256, disputed (bool)
+)->pd.DataFrame: # filename, label, width, height (pixels), bytes, sha256, disputed (bool), patient, slide, photo
     "The facts of all 27,558 original NIH cells, one row per cell."
     return _manifest().copy()
 
@@ -368,11 +345,10 @@ def manifest(
 def _disputed(cells):
     "Look up `disputed` by name and label, else by content; NA for a cell that is not in the manifest."
     known = _manifest()
-    names = pd.MultiIndex.from_arrays([cells.path.map(basename), cells.label])
-    by_name = known.set_index(['filename', 'label']).disputed.reindex(names)
-    by_name = pd.Series(by_name.to_numpy(), cells.index, 'boolean')
-    by_content = cells.sha256.map(known.set_index('sha256').disputed)
-    return by_name.fillna(by_content.astype('boolean'))
+    by_name = known.set_index(known.label + '/' + known.filename).disputed
+    by_content = known.set_index('sha256').disputed
+    names = cells.label + '/' + cells.path.map(basename)
+    return names.map(by_name).fillna(cells.sha256.map(by_content)).astype('boolean')
 
 # %% ../nbs/api/03_cells.ipynb #7a862992
 def _look(root, path, max_pixels):
@@ -380,40 +356,29 @@ def _look(root, path, max_pixels):
     try:
         data,_ = _read(root/path)
         width,height = _open(data, path, max_pixels).size
-    except BadPicture as error:
-        return dict(width=0, height=0, bytes=0, sha256='', reason=error.reason)
+    except BadPicture as error: return dict(width=0, height=0, bytes=0, sha256='', reason=error.reason)
     return dict(width=width, height=height, bytes=len(data), sha256=digest(data), reason=None)
 
 # %% ../nbs/api/03_cells.ipynb #466a2444
-def _two_labels(cells):
-    "For each picture whose bytes stand under two labels: the sentence that says so, by its SHA-256."
-    labels = cells.drop_duplicates(['sha256', 'label']).sort_values('label')
-    labels = labels.groupby('sha256').label
-    both = labels.agg(' and in '.join)[labels.size() > 1]
-    return {sha256: f'the same picture is in {names}' for sha256,names in both.items()}
+def _several(labels, by):
+    "What stands under several labels, and these, joined."
+    names = labels.groupby(by).unique()
+    return names[names.str.len() > 1].str.join(' and in ')
 
 # %% ../nbs/api/03_cells.ipynb #95081ddf
 def _look_at_all(root, found, max_pixels, progress):
     "Decode all pictures in threads, since Pillow lets several run at once: a table, with a `reason` where one is bad."
     table = pd.DataFrame(found, columns=['path', 'label', 'folder_split'])
     table['folder_split'] = table.folder_split.astype('string')
-    ids = pd.DataFrame([identity(basename(path)) for path in table.path], dtype='string')
+    ids = pd.DataFrame(map(identity, table.path.map(basename)), dtype='string')
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(lambda path: _look(root, path, max_pixels), table.path)
         looks = bar(looks, 'checking pictures', len(table), quiet=not progress)
         looks = pd.DataFrame(looks).astype(dict(reason=object))
     table = pd.concat([table, ids, looks], axis=1)
-    two_labels = table.sha256.map(_two_labels(table[table.reason.isna()]))
-    table['reason'] = table.reason.fillna(two_labels.astype(object))
+    twice = 'the same picture is in ' + _several(table.label, table.sha256)
+    table['reason'] = table.reason.fillna(table.sha256.map(twice))
     return table
-
-# %% ../nbs/api/03_cells.ipynb #17e94126
-def _warn_same_names(cells):
-    "Warn of a file name that occurs in two classes."
-    labels = cells.label.groupby(cells.path.map(basename)).nunique()
-    twice = labels.index[labels > 1]
-    said = f"{len(twice):,} file names occur in more than one class: {', '.join(twice[:5])}"
-    if len(twice): warnings.warn(said, stacklevel=3)
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
 def _check_classes(root, labels, left_out):
@@ -423,28 +388,18 @@ def _check_classes(root, labels, left_out):
     raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of pictures "
                   "per class, for example `Parasitized` and `Uninfected`.")
 
-# %% ../nbs/api/03_cells.ipynb #42b5c41b
-def _report(cells, left_out, bad):
-    "One line: what is in the table and what is not."
-    patients = cells.patient.nunique()
-    who = f" of {patients} patient{'s'*(patients > 1)}" if patients else ""
-    if bad: left_out = left_out | {'bad': len(bad)}
-    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {counted(left_out)}")
-    for line in bad[:10]: print(f"  bad: {line}")
-
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
 _COLUMNS = ['path', 'label', 'patient', 'slide', 'photo', 'width', 'height', 'bytes',
             'sha256', 'disputed', 'folder_split']
 
 def read_cells(
-    root, # Folder that holds the class folders, or train, valid and test folders above them
-    on_bad:str='raise', # With bad pictures: 'raise' a `BadPicture` that lists them, or 'skip' and report them
-    progress:bool=True, # Show a progress bar with the time left
-    max_pixels:int=MAX_PIXELS # A picture with more pixels is bad
+    root,           # Folder that holds the class folders, or train, valid and test folders above them
+    on_bad='raise', # With bad pictures: 'raise' a `BadPicture` that lists them, or 'skip' and report them
+    progress=True,  # Show a progress bar with the time left
+    max_pixels=MAX_PIXELS # A picture with more pixels is bad
 )->pd.DataFrame: # One row per picture, with the columns of the table above: path, label, patient, slide, photo, …
     "Check every picture below `root` and list them in one table, sorted by path."
-    if on_bad not in ('raise', 'skip'):
-        raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
+    if on_bad not in ('raise', 'skip'): raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
     root = Path(root)
     if not root.is_dir():
         raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
@@ -453,19 +408,27 @@ def read_cells(
     _check_classes(root, sorted({label for _,label,_ in found}), left_out)
     table = _look_at_all(root, found, max_pixels, progress)
     good = table.reason.isna()
-    bad = table[~good]
+    cells = table[good].reset_index(drop=True)
+    bad = table.loc[~good, ['path', 'reason']]
     lines = [*(bad.path + ': ' + bad.reason)]
     if lines and on_bad == 'raise':
-        if len(lines) > 10: lines = [*lines[:10], f'and {len(bad)-10:,} more']
+        few = [*lines[:10], f'and {len(lines)-10} more'][:len(lines)]
         raise BadPicture(
-            f"{len(bad):,} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
+            f"{len(lines)} bad picture{'s'*(len(lines) > 1)}", '\n  '.join(['', *few]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
-    cells = table[good].reset_index(drop=True)
     _check_classes(root, cells.label.unique(), left_out)
     cells = cells.assign(disputed=_disputed(cells))[_COLUMNS]
-    cells.attrs.update(left_out=left_out, bad=bad[['path', 'reason']].to_dict('records'))
-    _warn_same_names(cells)
-    _report(cells, left_out, lines)
+    cells.attrs.update(left_out=left_out, bad=bad.to_dict('records'))
+    twice = [*_several(cells.label, cells.path.map(basename)).index]
+    if twice:
+        said = f"{len(twice)} file names occur in more than one class: {', '.join(twice[:5])}"
+        warnings.warn(said, stacklevel=2)
+    patients = cells.patient.nunique()
+    labels = cells.label.nunique()
+    who = f" of {patients} patients" if patients else ""
+    rest = counted(+Counter(left_out, bad=len(lines))) # without zeros
+    print(f"{len(cells):,} cells{who} in {labels} classes; left out: {rest}")
+    for line in lines[:10]: print(f"  bad: {line}")
     return cells
 
 # %% ../nbs/api/03_cells.ipynb #818728cb
@@ -483,63 +446,55 @@ class _Verified:
     changed:list # Paths with other bytes or another label than the original of this name
 
     @property
-    def complete(self)->bool: # True for the full original set and nothing else
+    def complete(self): # True for the full original set and nothing else
         "Is it all of the original set, unchanged?"
-        return self.same == self.total and not (self.missing or self.extra or self.changed)
+        return not self.missing + self.extra + self.changed
 
     def __repr__(self):
         changed,extra,missing = map(len, (self.changed, self.extra, self.missing))
-        if not self.same+changed:
-            return f"not the NIH cells: none of {extra:,} file names is in the manifest"
+        if not self.same + changed: return f"not the NIH cells: none of {extra:,} file names is in the manifest"
         kind = f"a part: {missing:,} missing" if missing else "all names present"
         if self.complete: kind = "complete"
-        return (f"{self.same:,} of {self.total:,} original cells ({kind}), "
-                f"{changed:,} changed, {extra:,} extra")
+        return f"{self.same:,} of {self.total:,} original cells ({kind}), {changed:,} changed, {extra:,} extra"
 
 # %% ../nbs/api/03_cells.ipynb #1c6f63a8
 def verify(
     cells, # Cells table, or a folder to read first
-    strict:bool=True # Raise `ChangedCells` if a cell is not what the manifest says; else only report it
+    strict=True # Raise `ChangedCells` if a cell is not what the manifest says; else only report it
 )->_Verified: # Counts and names; prints as one line
     "Hold cells against the manifest of the 27,558 originals."
     if not isinstance(cells, pd.DataFrame): cells = read_cells(cells)
-    known = _manifest().set_index('filename')[['sha256', 'label']].astype(object)
+    known = _manifest().set_index('filename')
     names = cells.path.map(basename)
-    is_extra = ~names.isin(known.index)
-    same = (known.reindex(names, fill_value='').to_numpy() == cells[['sha256', 'label']].to_numpy()).all(1)
-    found = _Verified(
-        total=len(known),
-        same=int(same.sum()),
-        missing=sorted({*known.index} - {*names}),
-        extra=[*cells.path[is_extra]],
-        changed=[*cells.path[~is_extra & ~same]])
-    if found.changed and strict:
-        raise ChangedCells(
-            f"{found}: {', '.join(found.changed[:5])}. These are not the original files: "
-            "get the archive again, or pass strict=False to look at them.")
-    return found
-
-# %% ../nbs/api/03_cells.ipynb #a27791b9
-_QUANTILES = dict(min=0, p5=.05, p50=.5, p95=.95, max=1)
+    is_known = names.isin(known.index)
+    same = (names.map(known.sha256) == cells.sha256) & (names.map(known.label) == cells.label)
+    missing = sorted({*known.index} - {*names})
+    found = _Verified(len(known), int(same.sum()), missing, [*cells.path[~is_known]], [*cells.path[is_known & ~same]])
+    if not found.changed or not strict: return found
+    raise ChangedCells(
+        f"{found}: {', '.join(found.changed[:5])}. These are not the original files: "
+        "get the archive again, or pass strict=False to look at them.")
 
 # %% ../nbs/api/03_cells.ipynb #cdcaf96e
+_QUANTILES = {0: 'min', .05: 'p5', .5: 'p50', .95: 'p95', 1: 'max'}
+
 def describe(
     cells:pd.DataFrame # Cells table
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
     rows = {}
     for label,table in (*cells.groupby('label'), ('total', cells)):
-        extensions = table.path.str.rsplit('.', n=1).str[-1].str.lower().value_counts()
-        sizes = table[['width', 'height']].quantile([*_QUANTILES.values()]).astype(int)
+        extensions = table.path.str.rsplit('.', n=1).str[-1].str.lower()
+        sizes = table[['width', 'height']].quantile([*_QUANTILES]).astype(int).unstack()
         rows[label] = dict(
             n=len(table),
             patients=table.patient.nunique() or pd.NA,
             photos=table.photo.nunique() or pd.NA,
             disputed=table.disputed.sum(min_count=1),
             megabytes=round(table.bytes.sum()/1e6, 1),
-            extensions=', '.join(f'{name} {n:,}' for name,n in extensions.items()))
-        for side in sizes: rows[label] |= {f'{side}_{name}': n for name,n in zip(_QUANTILES, sizes[side])}
-    types = dict(patients='Int64', photos='Int64', disputed='Int64')
+            extensions=counted(extensions.value_counts()),
+            **{f'{side}_{_QUANTILES[share]}': n for (side,share),n in sizes.items()})
+    types = dict.fromkeys(('patients', 'photos', 'disputed'), 'Int64')
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('label').astype(types)
 
 # %% ../nbs/api/03_cells.ipynb #4957770d
@@ -553,7 +508,8 @@ def _show_figure(figure):
     older = drawn[:drawn.index(figure)] if figure in drawn else []
     for one in [*older, figure]:
         if getattr(one, 'shown_in', cell) == cell: continue # no figure of ours, or shown already
-        one.shown_in,one._ipython_display_ = cell,None
+        one.shown_in = cell
+        one._ipython_display_ = None
         display(one)
         leave_open(one, cell)
 
@@ -563,27 +519,24 @@ def leave_open(
     shown_in=0   # The number of the notebook's cell that has shown it
 ): # The same figure
     "Leave a figure open as pyplot's current one; a notebook shows it once, also where it is the value of a cell."
-    figure.shown_in,figure._ipython_display_ = shown_in,partial(_show_figure, figure)
+    figure.shown_in = shown_in
+    figure._ipython_display_ = partial(_show_figure, figure)
     return figure
 
 # %% ../nbs/api/03_cells.ipynb #9ed15520
-# Okabe and Ito (2008): colours that colour-blind readers can tell apart
-_OKABE_ITO = '#0072B2 #E69F00 #009E73 #CC79A7 #D55E00 #56B4E9 #F0E442 #000000'.split()
-
 def plot_sizes(
-    cells:pd.DataFrame, # Cells table
-    sizes:tuple=(64, 96, 128), # Sides in pixels to compare with, drawn as lines
-    title:str='' # Say here what the cells are, for example that they are drawn
+    cells:pd.DataFrame,  # Cells table
+    sizes=(64, 96, 128), # Sides in pixels to compare with, drawn as lines
+    title=''             # Say here what the cells are, for example that they are drawn
 ): # The two matplotlib axes
     "Plot width, height and longer side of the cells by class, with the sizes one may choose."
     import matplotlib.pyplot as plt
-    figure = plt.figure(figsize=(8, 3.2), dpi=72, layout='constrained')
-    shapes,longest = figure.subplots(1, 2)
-    for i,(label,table) in enumerate(cells.groupby('label')):
-        colour,mark,dashes = _OKABE_ITO[i%8],'o^sDvPX*'[i%8],('-', '--', ':', '-.')[i%4]
-        some = table.sample(min(len(table), 300), random_state=42)
-        shapes.scatter(some.width, some.height, s=12, alpha=.5, lw=0, c=colour, marker=mark)
-        longest.ecdf(table[['width', 'height']].max(axis=1), c=colour, ls=dashes, label=label)
+    with plt.style.context('tableau-colorblind10'): # colours that colour-blind readers can tell apart
+        figure,(shapes,longest) = plt.subplots(1, 2, figsize=(8, 3.2), dpi=72, layout='constrained')
+        for (label,table),mark in zip(cells.groupby('label'), cycle('o^sDvPX*')):
+            some = table.sample(min(len(table), 300), random_state=42)
+            shapes.scatter(some.width, some.height, s=12, alpha=.5, lw=0, marker=mark)
+            longest.ecdf(table[['width', 'height']].max(axis=1), label=label)
     for side in sizes:
         shapes.plot([0, side, side], [side, side, 0], c='.4', lw=.8, ls='--')
         longest.axvline(side, c='.4', lw=.8, ls='--')

@@ -32,7 +32,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device, to_detach
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid
-from fastcore.basics import chunked, patch
+from fastcore.basics import chunked, patch, store_attr
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from PIL import Image
@@ -98,7 +98,7 @@ class Pictures:
         root=None,     # The folder that `files` are relative to
         verify=False   # Compare the picture file with the pictures, and mend it
     ):
-        self.files,self.rule,self.num_workers,self.root = list(files),rule,num_workers,root
+        store_attr('rule,num_workers,root', files=list(files))
         if cache and self.files: self._open_or_make(Path(cache), verify)
 
     def __len__(self): return len(self.files)
@@ -183,7 +183,8 @@ def _decode_all(self:Pictures, file, keys, store, rows):
 @patch
 def _open_or_make(self:Pictures, folder, verify):
     "Open the picture file, or make it if it lacks a picture; to `verify` it is to decode what is in it again."
-    file,keys = folder/_cache_name(self.rule, self.root, folder),self.keys()
+    file = folder/_cache_name(self.rule, self.root, folder)
+    keys = self.keys()
     try:
         store,rows = _opened_pictures(file, keys)
         if verify:
@@ -194,7 +195,8 @@ def _open_or_make(self:Pictures, folder, verify):
             self._decode_all(file, keys, store, rows)
             store,rows = _opened_pictures(file, keys)
         if rows.min() < 0: raise OSError("another process made it of other pictures")
-        self.store,self.rows = store,rows
+        self.store = store
+        self.rows = rows
     except OSError as error:
         print(f"No picture cache: {error.strerror or error}. Training goes on, and decodes every picture "
               "in every epoch. Free some space, mend the permissions, or name another folder: cache='folder'.")
@@ -202,7 +204,7 @@ def _open_or_make(self:Pictures, folder, verify):
 # %% ../nbs/api/06_data.ipynb #d5a1c001
 class _Side:
     "The pictures or the labels of a part, as v1's lists: `items`, `[i]`, `len` and `classes`."
-    def __init__(self, items, get, classes): self.items,self.get,self.classes,self.c = items,get,classes,len(classes)
+    def __init__(self, items, get, classes): store_attr('items,get,classes', c=len(classes))
     def __len__(self): return len(self.items)
     def __getitem__(self, i): return self.get(i)
     def __iter__(self): return map(self.get, range(len(self)))
@@ -216,7 +218,8 @@ def _v1_list(n, pictures, labels, kind='CategoryList'):
 # %% ../nbs/api/06_data.ipynb #8feee3f3
 class LabelList:
     "One part of the data: pictures and their labels, in file order."
-    n_inp,loss_func = 1,CrossEntropyLossFlat()
+    n_inp = 1
+    loss_func = CrossEntropyLossFlat()
     def __init__(self,
         pictures:Pictures, # The decoded pictures of the whole set
         cells,             # Table of this part; its index gives the positions in `pictures`
@@ -224,8 +227,8 @@ class LabelList:
         split_idx,         # 0: training (transforms draw), 1: not
         random_crop=False  # Cut at a random place while `split_idx` is 0 (only with `ResizeMethod.CROP`)
     ):
-        self.pictures,self.rule,self.cells,self.split_idx = pictures,pictures.rule,cells,split_idx
-        self.classes,self.c,self.vocab = classes,len(classes),CategoryMap(classes, sort=False)
+        store_attr('pictures,cells,classes,split_idx', rule=pictures.rule, c=len(classes))
+        self.vocab = CategoryMap(classes, sort=False)
         self.random_crop = random_crop and self.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
         self.labelled = 'label' in cells and bool(cells.label.notna().all())
@@ -245,17 +248,19 @@ class LabelList:
     def __getitem__(self, i): return self._picture(i),self._label(i)
 
     def __repr__(self):
-        few,kind = range(min(5, len(self))),'CategoryList' if self.labelled else 'EmptyLabelList'
+        few = range(min(5, len(self)))
+        kind = 'CategoryList' if self.labelled else 'EmptyLabelList'
         return _v1_list(len(self), map(self._picture, few), map(self._label, few), kind)
 
 # %% ../nbs/api/06_data.ipynb #b8551bce
 class PictureLoader(TfmdDL):
     "Batches straight from `Pictures`; all chance follows from (seed, stage, epoch, batch)."
     share = 0, 1 # Which part of every batch is made here: the rank of this process, and how many there are
+    stage = epoch = first_batch = 0
     def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, seed=42, device=None, **kwargs):
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, device=device,
                          do_setup=False, **kwargs)
-        self.seed,self.stage,self.epoch,self.first_batch = seed,0,0,0
+        self.seed = seed
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with other arguments, as fastai's loaders make it."
@@ -288,7 +293,8 @@ def load(self:PictureLoader,
 )->tuple: # (TensorImage float32 (n, 3, h, w), TensorCategory int64 (n,)), on the device
     "Make one batch, or this process's share of it."
     part,idxs,(rank,_) = self.dataset,np.asarray(idxs, np.int64),self.share
-    mine,cropped = self.mine(idxs),part.random_crop and not part.split_idx
+    mine = self.mine(idxs)
+    cropped = part.random_crop and not part.split_idx
     drawn = cropped or any(type(step) not in (IntToFloatTensor, Normalize) for step in self.after_batch.fs)
     key = self.seed,self.stage,self.epoch,1+i,*([rank] if rank else [])
     with seeded(*key) if drawn else nullcontext():
@@ -307,7 +313,8 @@ DatasetType = IntEnum('DatasetType', 'Train Valid Test Fix', start=0)
 
 class ImageDataBunch(DataLoaders):
     "Training, validation and, if there are any, test pictures in batches: v1's `data`."
-    train_dl,valid_dl = DataLoaders.train,DataLoaders.valid
+    train_dl = DataLoaders.train
+    valid_dl = DataLoaders.valid
     @property
     def fix_dl(self): return self.dl(DatasetType.Fix)
     @property
@@ -396,6 +403,11 @@ def _class_name(label):
 # %% ../nbs/api/06_data.ipynb #4c1d8e20
 def _spoken(names): return ', '.join(sorted(map(str, names)))
 
+
+def _refuse_pictures(paths, why, remedy, error=ValueError):
+    "Say why pictures are refused, if there are any, and name some of them."
+    if len(paths): raise error(f"{len(paths)} {why}: {_spoken(paths[:5])}. {remedy}")
+
 # %% ../nbs/api/06_data.ipynb #d5a1c007
 def whole_numbers(labels):
     "A column of text as numbers, where all of it is: what v1 found in a CSV file."
@@ -408,8 +420,7 @@ def _labelled(cells):
     for name in ('path', 'label'):
         if name in cells: continue
         raise ValueError(f"the table of cells needs the columns path and label; {name} is missing")
-    twice = cells.path[cells.path.duplicated()]
-    if len(twice): raise ValueError(f"{len(twice)} pictures are listed twice, for example {twice.iloc[0]}")
+    _refuse_pictures(cells.path[cells.path.duplicated()], "pictures are listed twice", "Name each once")
     labels = pd.Series([*map(_class_name, cells.label)], cells.index, object)
     cells = cells.assign(label=labels, split=cells.get('split'))
     test = cells.split.isin(['test'])
@@ -431,7 +442,8 @@ def _with_parts(cells, valid_pct, seed):
 # %% ../nbs/api/06_data.ipynb #d5a1c009
 def _checked_classes(cells, classes):
     "The class names in their order: two at least, and none that only validation or test knows."
-    found,trained = {*cells.label.dropna()},{*cells.label[cells.split == 'train']}
+    found = {*cells.label.dropna()}
+    trained = {*cells.label[cells.split == 'train']}
     if len({isinstance(name, str) for name in found}) > 1:
         raise ValueError("some labels are numbers and some are text: make all of them one or the other")
     if classes is not None: names = [*map(_class_name, classes)]
@@ -458,9 +470,8 @@ def _check_sizes(cells, bs, val_bs):
         unknown = own.path[own.label.isna()]
         if part == 'test' and len(unknown) == len(own): continue
         if not len(own): raise NoCells(f"there are no cells in the part {part!r}")
-        if len(unknown):
-            raise ValueError(f"{len(unknown)} of {len(own)} cells in the part {part!r} are without a label: "
-                             f"{_spoken(unknown[:5])}. Give them one, or leave them out (NA and None are no labels)")
+        _refuse_pictures(unknown, f"of {len(own)} cells in the part {part!r} are without a label",
+                "Give them one, or leave them out (NA and None are no labels)")
     if bs > len(own):
         raise NoCells(f"a batch of {bs} cannot be filled from the training cells: choose bs={len(own)} or less")
 
@@ -520,7 +531,8 @@ def from_cells(cls:ImageDataBunch,
     train,valid = ds_tfms or ((), ())
     loaders = []
     for part,n,tfms in (('train', bs, train), ('valid', val_bs, valid), ('test', val_bs, valid)):
-        own,training = cells[cells.split == part],part == 'train'
+        own = cells[cells.split == part]
+        training = part == 'train'
         if part == 'test' and not len(own): continue
         items = LabelList(pictures, own, classes, int(not training), random_crop=ds_tfms is not None)
         loaders.append(PictureLoader(items, n, training, training, seed, device,
@@ -580,7 +592,8 @@ def normalize(self:ImageDataBunch,
 @patch
 def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
     "Mean and deviation of the colours, in [0, 1], of a drawn, untransformed training batch that holds every class."
-    drawn,loader = np.random.default_rng(self.seed).permutation(len(self.train_ds)),self.fix_dl
+    drawn = np.random.default_rng(self.seed).permutation(len(self.train_ds))
+    loader = self.fix_dl
     _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
     loader.before_iter()
     x = self._in_colour(loader.load(0, np.union1d(drawn[:max(self.bs, 64)], drawn[first]))[0])
@@ -603,7 +616,7 @@ def resized(self:ImageDataBunch,
     "The same cells, split and transforms with pictures of another size."
     now = dict(cells=self.cells, size=size, resize_method=self.rule.method, normalize=self.stats or False,
                classes=self.classes, device=self.device, bs=self.bs, val_bs=self.valid.bs)
-    new = type(self).from_cells(**{**self._given, **now, **kwargs})
+    new = type(self).from_cells(**(self._given | now | kwargs))
     new._normalize_chosen = self._normalize_chosen
     return new
 
@@ -650,10 +663,8 @@ def _listed(path, named):
 # %% ../nbs/api/06_data.ipynb #d5a1c00e
 def _check_folders(cells, path):
     "Refuse folders that can be read in two ways."
-    loose = cells.path[cells.label.isna() & (cells.split != 'test')]
-    if len(loose):
-        raise ValueError(f"{len(loose)} pictures lie in no class folder, for example {loose.iloc[0]}. A folder of "
-                         "this name is a part; if it is a class, give it another name, or use from_name_func")
+    _refuse_pictures(cells.path[cells.label.isna() & (cells.split != 'test')], "pictures lie in no class folder",
+            "A folder of this name is a part; if it is a class, give it another name, or use from_name_func")
     inside = cells[cells.top != '']
     for part,tops in inside.groupby('split').top.unique().items():
         if len(tops) > 1: raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
@@ -675,14 +686,16 @@ def from_folder(cls:ImageDataBunch,
     **kwargs        # As in `from_cells`
 )->ImageDataBunch:
     "Pictures whose class is the name of their folder."
-    path,drawn = Path(path),valid_pct is not None
+    path = Path(path)
+    drawn = valid_pct is not None
     if drawn:
         if train not in ('train', '.'): print(f"train='{train}' means nothing beside valid_pct, as in fastai 1")
         train = 'train'
     given = dict(train=train, valid=valid, test=test).items() - dict(train='train', valid='valid', test=None).items()
     named = {os.path.relpath(path/folder, path): part for part,folder in given if folder != part}
     cells = _listed(path, named)
-    parts,own = {*cells.split},cells.split == 'test'
+    parts = {*cells.split}
+    own = cells.split == 'test'
     for part,folder in given:
         if part not in parts: raise FileNotFoundError(f"{part}='{folder}': no such folder with pictures in {path}")
     out = own & (test is None)
@@ -707,8 +720,8 @@ def _relative(name, path):
 def _check_files(path, names):
     "Refuse names without a file."
     missing = [name for name in names if not (Path(path)/name).is_file()]
-    if not missing: return
-    raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures are not under {path}: {', '.join(missing[:3])}")
+    _refuse_pictures(missing, f"of {len(names)} pictures are not under {path}", "Mend their names, or `path`",
+                     FileNotFoundError)
 
 # %% ../nbs/api/06_data.ipynb #99b1c1de
 @patch(cls_method=True)
@@ -901,7 +914,8 @@ def test_dl(self:ImageDataBunch,
 )->PictureLoader:
     "A loader over other pictures, prepared like the validation part."
     if isinstance(test_items, pd.DataFrame):
-        cells,files = test_items.reset_index(drop=True),[self.path/name for name in test_items.path]
+        cells = test_items.reset_index(drop=True)
+        files = [self.path/name for name in test_items.path]
     else: cells,files = pd.DataFrame(dict(path=[*map(str, range(len(test_items)))])),test_items
     if not with_labels: cells = cells.drop(columns='label', errors='ignore')
     pictures = Pictures(files, self.rule, num_workers=self.pictures.num_workers)
@@ -920,8 +934,8 @@ def cells_dl(self:ImageDataBunch,
 @patch
 def fingerprint(self:ImageDataBunch)->str: # 64 hex digits
     "A digest of which picture, with which label, is on which side: two runs agree on it, or must not be mixed."
-    path,label,split = (self.cells[name].astype('string').fillna('') for name in ('path', 'label', 'split'))
-    return digest('\n'.join([*(path + '|' + label + '|' + split), *map(str, self.classes)]))
+    rows = self.cells[['path', 'label', 'split']].astype('string').fillna('')
+    return digest('\n'.join([*rows.path.str.cat(rows[['label', 'split']], '|'), *map(str, self.classes)]))
 
 
 @patch
@@ -933,8 +947,9 @@ def content_digest(self:ImageDataBunch)->str: # 64 hex digits
 @patch
 def config(self:ImageDataBunch)->dict:
     "What a batch depends on beside the cells, in plain numbers and names."
-    rule,tfms = self.rule,self.ds_tfms
-    if tfms is not None: tfms = getattr(tfms, 'args', None) or [_tfm_name(tfm) for tfm in chain(*tfms)]
+    rule = self.rule
+    tfms = self.ds_tfms
+    if tfms is not None: tfms = getattr(tfms, 'args', None) or [*map(_tfm_name, chain(*tfms))]
     return dict(classes=self.classes, size=rule.size and list(rule.size), resize_method=rule.method.name,
                 padding_mode=rule.padding_mode, bs=self.bs, val_bs=self.valid.bs, seed=self.seed, stats=self.stats,
                 tfms=tfms)
@@ -972,7 +987,8 @@ def load_data(
     if not isinstance(saved, dict) or saved.get('format') != _SAVED:
         raise ValueError(f"{file}: not a file that `data.save` of this library wrote; "
                          "make the bunch anew and save it again")
-    cells,tfms = pd.DataFrame(saved['cells']),saved['tfms']
+    cells = pd.DataFrame(saved['cells'])
+    tfms = saved['tfms']
     _check_files(path, cells.path)
     same = {name: saved[name] for name in ('seed', 'size', 'padding_mode', 'classes')}
     data = ImageDataBunch.from_cells(

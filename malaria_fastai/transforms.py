@@ -12,6 +12,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import (
     AffineCoordTfm, RandTransform, Rotate, Warp, Zoom, _WarpCoord, aug_transforms, find_coeffs)
+from fastcore.basics import store_attr
 from fasttransform.transform import compose_tfms
 from torch.nn import functional
 
@@ -31,7 +33,7 @@ def derive_seed(
 
 # %% ../nbs/api/05_transforms.ipynb #238024c1
 def seed_torch(
-    seed:int # In [0, 2**63)
+    seed # In [0, 2**63)
 ):
     "Seed torch's generators that are in use, as `torch.manual_seed` does."
     torch.default_generator.manual_seed(seed)
@@ -44,7 +46,8 @@ def seeded(
 ):
     "Let all random numbers inside follow from `key`, and leave the global streams as they were."
     seed = derive_seed(*key)
-    of_python,of_numpy = random.getstate(),np.random.get_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -65,9 +68,9 @@ def n_views(
 
 # %% ../nbs/api/05_transforms.ipynb #f5034c5c
 def view(
-    x,       # Pictures or maps (…, h, w), a tensor or an array
-    k:int,   # Which view: 1 mirrors left to right, 2 top to bottom, 4 swaps rows and columns; 0 is the picture itself
-    back:bool=False # Turn a view back
+    x, # Pictures or maps (…, h, w), a tensor or an array
+    k, # Which view: 1 mirrors left to right, 2 top to bottom, 4 swaps rows and columns; 0 is the picture itself
+    back=False # Turn a view back
 ):
     "One of the eight views of a picture: four turns, each mirrored or not."
     flip = np.flip if isinstance(x, np.ndarray) else torch.flip
@@ -79,8 +82,8 @@ def view(
 # %% ../nbs/api/05_transforms.ipynb #13432594
 class _Views(RandTransform):
     "Show each picture in a view of its own, which the method `draw` names."
-    order,split_idx = 1,0
-    def __init__(self): super().__init__(p=1.)
+    order = 1
+    split_idx = 0
     def encodes(self, x:TensorImage):
         drawn = self.draw(x)[:, None, None, None]
         for k in (1, 2, 4)[:n_views(x.shape[-2:]).bit_length()-1]: x = torch.where(drawn & k > 0, view(x, k), x)
@@ -89,7 +92,7 @@ class _Views(RandTransform):
 # %% ../nbs/api/05_transforms.ipynb #ec8a5244
 class Flip(_Views):
     "Mirror each picture left to right with probability `p`."
-    def __init__(self, p:float=.5): # Probability, in [0, 1]
+    def __init__(self, p=.5): # Probability, in [0, 1]
         super().__init__()
         self.flip_p = p
     def draw(self, x):
@@ -112,19 +115,22 @@ def _drawn_brightness(most, p, n, channels, device):
 # %% ../nbs/api/05_transforms.ipynb #1c18f67b
 class Lighting(RandTransform):
     "Change brightness by up to `max_lighting` and contrast by up to 1/(1-`max_lighting`), each with probability `p`."
-    order,split_idx = 20,0
+    order = 20
+    split_idx = 0
     def __init__(self,
-        max_lighting:float=.2, # Brightness: .5±max_lighting/2; contrast: 1-max_lighting to its reciprocal; in (0, 1)
-        p:float=.75            # Probability of each, in [0, 1]
+        max_lighting=.2, # Brightness: .5±max_lighting/2; contrast: 1-max_lighting to its reciprocal; in (0, 1)
+        p=.75            # Probability of each, in [0, 1]
     ):
-        super().__init__(p=1.)
-        self.max_lighting,self.light_p = max_lighting,p
+        super().__init__()
+        store_attr('max_lighting', light_p=p)
+
     def draw(self, n, device):
         "The shift and the scale of the logit, float32 (n, 1, 1, 1) each, as v1 drew them."
         shift = _drawn_brightness(self.max_lighting, self.light_p, n, 1, device)
         place,chance = (torch.rand(n, 1, 1, 1, device=device) for _ in range(2))
         log_scale = np.log(1-self.max_lighting)*(1 - 2*place)*(chance < self.light_p)
         return shift,log_scale.exp()
+
     def encodes(self, x:TensorImage):
         shift,scale = self.draw(len(x), x.device)
         return torch.sigmoid((torch.logit(x, 1e-7) + shift)*scale)
@@ -132,16 +138,19 @@ class Lighting(RandTransform):
 # %% ../nbs/api/05_transforms.ipynb #975f8cf2
 class Stain(RandTransform):
     "Change the brightness of red, green and blue, each for itself, by up to `max_stain`: another stain, another lamp."
-    order,split_idx = 20,0
+    order = 20
+    split_idx = 0
     def __init__(self,
-        max_stain:float=.2, # Brightness of a channel is drawn from .5±max_stain/2, as that of `Lighting`; in (0, 1)
-        p:float=.75         # Probability that a picture is changed, in [0, 1]
+        max_stain=.2, # Brightness of a channel is drawn from .5±max_stain/2, as that of `Lighting`; in (0, 1)
+        p=.75         # Probability that a picture is changed, in [0, 1]
     ):
-        super().__init__(p=1.)
-        self.max_stain,self.stain_p = max_stain,p
+        super().__init__()
+        store_attr('max_stain', stain_p=p)
+
     def draw(self, n, device):
         "The shift of the logit, float32 (n, 3, 1, 1)."
         return _drawn_brightness(self.max_stain, self.stain_p, n, 3, device)
+
     def encodes(self, x:TensorImage): return torch.sigmoid(torch.logit(x, 1e-7) + self.draw(len(x), x.device))
 
 # %% ../nbs/api/05_transforms.ipynb #e370ea8f
@@ -157,7 +166,7 @@ def _looked_up(table, pictures, drawn):
     def fill(block):
         for i in block:
             turned = view(pictures[i], drawn[i])
-            for channel in range(3): np.take(table[i, channel], turned[channel], out=filled[i, channel], mode='clip')
+            for values,seen,to in zip(table[i], turned, filled[i]): np.take(values, seen, out=to, mode='clip')
     list(_threads().map(fill, np.array_split(range(len(out)), -(-len(out)//16))))
     return TensorImage(out)
 
@@ -170,13 +179,15 @@ def transformed(
     pipe     # A fastai pipeline of batch transforms
 )->tuple: # (TensorImage float32 (n, 3, h, w), …)
     "What `pipe(b)` gives; on the CPU, transforms of single values are looked up."
-    steps,split = list(pipe.fs),pipe.split_idx
-    kinds = [type(step) for step in steps]
+    steps = list(pipe.fs)
+    split = pipe.split_idx
+    kinds = [*map(type, steps)]
     if IntToFloatTensor not in kinds or b[0].device.type != 'cpu': return pipe(b)
-    first = last = kinds.index(IntToFloatTensor)
-    while kinds[last:] and kinds[last] in _BY_VALUE: last += 1
-    before,by_value,after = steps[:first],steps[first:last],steps[last:]
-    turn = before.pop() if before and split == 0 and isinstance(before[-1], _Views) else None
+    first = kinds.index(IntToFloatTensor)
+    by_value = [*takewhile(lambda step: type(step) in _BY_VALUE, steps[first:])]
+    before = steps[:first]
+    after = steps[first + len(by_value):]
+    turn = before.pop() if split == 0 and before and isinstance(before[-1], _Views) else None
     x,*labels = compose_tfms(b, before, split_idx=split)
     drawn = turn.draw(x).tolist() if turn else [0]*len(x)
     values = TensorImage(torch.arange(256, dtype=torch.uint8).expand(len(x), 3, 1, 256))
@@ -225,40 +236,42 @@ def _tfm_name(tfm):
 
 # %% ../nbs/api/05_transforms.ipynb #f950e452
 def get_transforms(
-    do_flip:bool=True,        # Mirror left to right with probability .5
-    flip_vert:bool=False,     # With `do_flip`: all eight views of the dihedral group instead
-    max_rotate:float|None=10.,  # Degrees either way; None or 0 is off
-    max_zoom:float|None=1.1,    # Largest magnification; None, and what is not above 1, is off
-    max_lighting:float|None=.2, # Largest change of brightness and contrast, in [0, 1); None or 0 is off
-    max_warp:float|None=.2,     # Largest perspective warp; None or 0 is off
-    p_affine:float=.75,       # Probability of each of rotation, zoom and warp, in [0, 1]
-    p_lighting:float=.75,     # Probability of brightness and of contrast, in [0, 1]
-    xtra_tfms:list|None=None, # fastai batch transforms to add, or those of `V1_TFMS`
-    padding_mode:str='zeros', # What rotation, zoom and warp fill in: 'zeros', 'border' or 'reflection' (v1)
-    max_stain:float|None=None # Largest change of each channel for itself, in [0, 1), with `p_lighting`; v1 had none
+    do_flip=True,     # Mirror left to right with probability .5
+    flip_vert=False,  # With `do_flip`: all eight views of the dihedral group instead
+    max_rotate=10.,   # Degrees either way; None or 0 is off
+    max_zoom=1.1,     # Largest magnification; None, and what is not above 1, is off
+    max_lighting=.2,  # Largest change of brightness and contrast, in [0, 1); None or 0 is off
+    max_warp=.2,      # Largest perspective warp; None or 0 is off
+    p_affine=.75,     # Probability of each of rotation, zoom and warp, in [0, 1]
+    p_lighting=.75,   # Probability of brightness and of contrast, in [0, 1]
+    xtra_tfms=None,   # fastai batch transforms to add, or those of `V1_TFMS`
+    padding_mode='zeros', # What rotation, zoom and warp fill in: 'zeros', 'border' or 'reflection' (v1)
+    max_stain=None    # Largest change of each channel for itself, in [0, 1), with `p_lighting`; v1 had none
 )->tuple: # (for training, for validation)
     "v1's data augmentation: a pair of lists of transforms, `None` meaning off."
-    args = {name: value for name,value in locals().items() if name != 'xtra_tfms'}
-    rotate,zoom,warp = max_rotate or 0.,max_zoom or 0.,max_warp or 0.
-    for name in ('p_affine', 'p_lighting'):
-        if not 0 <= args[name] <= 1: raise ValueError(f"{name} is a probability, in [0, 1]; got {args[name]}")
-    for name in ('max_lighting', 'max_stain'):
-        if not 0 <= (args[name] or 0) < 1: raise ValueError(f"{name} must lie in [0, 1), got {args[name]}")
+    args = dict(locals())
+    del args['xtra_tfms']
+    for name in ('p_affine', 'p_lighting', 'max_rotate', 'max_zoom', 'max_warp', 'max_lighting', 'max_stain'):
+        value = args[name] or 0
+        if value < 0 or value > 1 and name[0] == 'p' or value >= 1 and name in ('max_lighting', 'max_stain'):
+            raise ValueError(f"{name}={value}: a probability lies in [0, 1], max_lighting and max_stain in [0, 1), "
+                             "and nothing is negative")
     if padding_mode not in ('zeros', 'border', 'reflection'):
         raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
-    if min(rotate, zoom, warp) < 0: raise ValueError("max_rotate, max_zoom and max_warp must not be negative")
-    if max_zoom is not None and zoom < 1: print(f"max_zoom={max_zoom} is below 1: nothing is zoomed, as in fastai 1")
+    rotate,zoom,warp = max_rotate or 0.,max(max_zoom or 0., 1.),max_warp or 0.
+    if max_zoom is not None and max_zoom < 1:
+        print(f"max_zoom={max_zoom} is below 1: nothing is zoomed, as in fastai 1")
     train = [Dihedral() if flip_vert else Flip()] if do_flip else []
     if max_lighting: train.append(Lighting(max_lighting, p_lighting))
     if max_stain: train.append(Stain(max_stain, p_lighting))
-    if rotate or zoom > 1 or warp:
+    if rotate or warp or zoom > 1:
         moved = _Moved(coord_fs=[_Warp(warp, p=p_affine)] if warp else None, pad_mode=padding_mode)
-        stock = aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=max(zoom, 1.), max_warp=0.,
-                               p_affine=p_affine)
-        for tfm in stock: moved.compose(tfm)
+        for tfm in aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0.,
+                                  p_affine=p_affine): moved.compose(tfm)
         train.append(moved)
+    if xtra_tfms: args['xtra_tfms'] = [*map(_tfm_name, xtra_tfms)]
     pair = _Pair((train + list(xtra_tfms or []), []))
-    pair.args = args | dict(xtra_tfms=[*map(_tfm_name, xtra_tfms)]) if xtra_tfms else args
+    pair.args = args
     return pair
 
 # %% ../nbs/api/05_transforms.ipynb #e5a1c102

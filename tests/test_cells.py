@@ -435,7 +435,7 @@ def test_another_set_is_not_an_error(tmp_path):
 def test_describe(tmp_path):
     df = describe(read(tree(tmp_path, 'a/1.png', 'a/2.jpg', 'b/3.png', 'c/4.png')))
     assert df.n.to_dict() == dict(a=2, b=1, c=1, total=4)
-    assert df.extensions['total'] == 'png 3, jpg 1' and df.width_p50['total'] == 8 and df.height_max['total'] == 6
+    assert df.extensions['total'] == '3 png, 1 jpg' and df.width_p50['total'] == 8 and df.height_max['total'] == 6
     assert df[['patients','photos','disputed']].isna().all(axis=None)
 
 def test_plot_sizes(tmp_path):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from malaria_fastai.data import DatasetType,ImageDataBunch
-from malaria_fastai.datablock import Image,ImageList,ItemLists,get_files,get_image_files,open_image
+from malaria_fastai.data import DatasetType,ImageDataBunch,get_files,get_image_files
+from malaria_fastai.datablock import Image,ImageList,ItemLists,open_image
 from malaria_fastai.transforms import get_transforms
 from malaria_fastai.v1 import Picture,v1_words
 from properties import cases
