@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 UNREAD = re.compile(r'"output-file: [\w.-]+\\n",\s*|^format-links:.*\Z', re.M|re.S) # what nbdev writes for Quarto alone
 
+FIGURE = re.compile(r'https://raw\.githubusercontent\.com/[\w.-]+/malaria_fastai/main/results/(?=\w+\.svg)') # lessons run without a checkout
+
 def staged(notebook):
     "Where `notebook` lies while it is rendered: nbdev drops the number from the page's name, smalldocs names pages by file."
     return nbpath2html(notebook).with_suffix('.ipynb')
@@ -61,6 +63,7 @@ def arrange(stage, site, version):
     for page in [*stage.rglob('*.ipynb'), stage/'_quarto.yml', stage/'nbdev.yml']:
         up = '../'*(len(page.relative_to(stage).parts)-1)
         text = rename(page.read_text(encoding='utf-8'), names).replace(f'{site}/', up)
+        text = FIGURE.sub(f'{up}results/', text)
         text = UNREAD.sub('', text)
         page.write_text(text, encoding='utf-8')
         if page.suffix=='.ipynb': page.rename(staged(page))
@@ -78,6 +81,7 @@ def main():
     moved = arrange(stage, cfg.doc_url, cfg.version)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
+    shutil.copytree(ROOT/'results', stage/built.name/'results', ignore=shutil.ignore_patterns('*.csv', '*.md', '*.txt'))
     finish(stage/built.name, moved)
     weave(stage/built.name, sorted((cfg.nbs_path/'tutorials').glob('*.ipynb')), cfg.doc_url.rstrip('/'))
     write_twins(stage, stage/built.name, cfg.doc_url.rstrip('/'))
