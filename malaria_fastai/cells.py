@@ -100,7 +100,8 @@ def _check_png(data, name):
         try:
             n,kind = struct.unpack_from('>I4s', data, pos)
             checksum, = struct.unpack_from('>I', data, pos + 8 + n)
-        except struct.error: raise BadPicture(name, "truncated: the end of the picture is missing") from None
+        except struct.error:
+            raise BadPicture(name, "truncated: the end of the picture is missing") from None
         if zlib.crc32(memoryview(data)[pos+4:pos+8+n]) != checksum:
             raise BadPicture(name, "damaged: a checksum in the file is wrong")
         pos += 12 + n
@@ -141,8 +142,10 @@ def _to_bytes(values, name):
         low = int(values.min()) # 16-bit grey: 0 to 65,535
         high = int(values.max())
         reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
-        if low < 0 or high > 65535: reason = f"grey values from {low} to {high} are beyond 16 bits"
-        elif high == 0 or high > 4095: return ((values.astype(int) + 128)//257).astype(np.uint8)
+        if low < 0 or high > 65535:
+            reason = f"grey values from {low} to {high} are beyond 16 bits"
+        elif high == 0 or high > 4095:
+            return ((values.astype(int) + 128)//257).astype(np.uint8)
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
 # %% ../nbs/api/03_cells.ipynb #5fcd73d3
@@ -197,7 +200,8 @@ def _from_array(pixels, name):
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
         first,last = (len(shape) == 3 and 1 <= shape[i] <= 4 for i in (0, -1))
-        if first and last: raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
+        reason = f"the channels of a tensor {shape} may come first or last"
+        if first and last: raise BadPicture(name, reason, remedy)
         if first: pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
         raise BadPicture(name, f"an array {shape} is not one picture", remedy)
@@ -226,7 +230,8 @@ def _read(file):
     kept = isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly) # its pixels are still in its file
     if kept and os.path.isfile(file.filename): file = file.filename
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
-    if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
+    if not isinstance(file, (str, os.PathLike)):
+        return file,getattr(file, 'filename', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
         reason = f"it cannot be read ({error.strerror or error})"
@@ -261,7 +266,8 @@ class Resizing:
         "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
         sides = size if isinstance(size, (tuple, list)) else (size, size)
         if method is None and size is None: method = ResizeMethod.NO
-        if method is None: method = ResizeMethod.SQUISH if sides is size else ResizeMethod.CROP
+        if method is None:
+            method = ResizeMethod.SQUISH if sides is size else ResizeMethod.CROP
         if not isinstance(method, ResizeMethod):
             raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
         if padding_mode not in _PADDING:
@@ -323,7 +329,8 @@ def _find(root):
             left_out[f'linked folder {path.name}'] += path.is_symlink() and not followed
             continue
         reason = _no_picture(path.name)
-        if not reason and path.parent not in parts: reason = 'picture outside a class folder'
+        if not reason and path.parent not in parts:
+            reason = 'picture outside a class folder'
         if reason: left_out[reason] += 1
         else: found.append((path.relative_to(root).as_posix(), path.parent.name, parts[path.parent]))
     return sorted(found),dict(sorted((+left_out).items()))
@@ -350,15 +357,6 @@ def _disputed(cells):
     names = cells.label + '/' + cells.path.map(basename)
     return names.map(by_name).fillna(cells.sha256.map(by_content)).astype('boolean')
 
-# %% ../nbs/api/03_cells.ipynb #7a862992
-def _look(root, path, max_pixels):
-    "Decode one picture: its measures, or the reason why it is bad."
-    try:
-        data,_ = _read(root/path)
-        width,height = _open(data, path, max_pixels).size
-    except BadPicture as error: return dict(width=0, height=0, bytes=0, sha256='', reason=error.reason)
-    return dict(width=width, height=height, bytes=len(data), sha256=digest(data), reason=None)
-
 # %% ../nbs/api/03_cells.ipynb #466a2444
 def _several(labels, by):
     "What stands under several labels, and these, joined."
@@ -368,13 +366,19 @@ def _several(labels, by):
 # %% ../nbs/api/03_cells.ipynb #95081ddf
 def _look_at_all(root, found, max_pixels, progress):
     "Decode all pictures in threads, since Pillow lets several run at once: a table, with a `reason` where one is bad."
+    def look(path):
+        try:
+            data,_ = _read(root/path)
+            width,height = _open(data, path, max_pixels).size
+        except BadPicture as error: return 0,0,0,'',error.reason
+        return width,height,len(data),digest(data),None
     table = pd.DataFrame(found, columns=['path', 'label', 'folder_split'])
     table['folder_split'] = table.folder_split.astype('string')
     ids = pd.DataFrame(map(identity, table.path.map(basename)), dtype='string')
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = pool.map(lambda path: _look(root, path, max_pixels), table.path)
-        looks = bar(looks, 'checking pictures', len(table), quiet=not progress)
-        looks = pd.DataFrame(looks).astype(dict(reason=object))
+        looks = bar(pool.map(look, table.path), 'checking pictures', len(table), quiet=not progress)
+        looks = pd.DataFrame(looks, columns=['width', 'height', 'bytes', 'sha256', 'reason'])
+    looks['reason'] = looks.reason.astype(object)
     table = pd.concat([table, ids, looks], axis=1)
     twice = 'the same picture is in ' + _several(table.label, table.sha256)
     table['reason'] = table.reason.fillna(table.sha256.map(twice))
@@ -399,7 +403,8 @@ def read_cells(
     max_pixels=MAX_PIXELS # A picture with more pixels is bad
 )->pd.DataFrame: # One row per picture, with the columns of the table above: path, label, patient, slide, photo, …
     "Check every picture below `root` and list them in one table, sorted by path."
-    if on_bad not in ('raise', 'skip'): raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
+    if on_bad not in ('raise', 'skip'):
+        raise ValueError(f"on_bad is 'raise' or 'skip', got {on_bad!r}")
     root = Path(root)
     if not root.is_dir():
         raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
@@ -452,7 +457,8 @@ class _Verified:
 
     def __repr__(self):
         changed,extra,missing = map(len, (self.changed, self.extra, self.missing))
-        if not self.same + changed: return f"not the NIH cells: none of {extra:,} file names is in the manifest"
+        if not self.same + changed:
+            return f"not the NIH cells: none of {extra:,} file names is in the manifest"
         kind = f"a part: {missing:,} missing" if missing else "all names present"
         if self.complete: kind = "complete"
         return f"{self.same:,} of {self.total:,} original cells ({kind}), {changed:,} changed, {extra:,} extra"
@@ -507,7 +513,8 @@ def _show_figure(figure):
     drawn = [manager.canvas.figure for manager in Gcf.get_all_fig_managers()]
     older = drawn[:drawn.index(figure)] if figure in drawn else []
     for one in [*older, figure]:
-        if getattr(one, 'shown_in', cell) == cell: continue # no figure of ours, or shown already
+        if getattr(one, 'shown_in', cell) == cell:
+            continue # no figure of ours, or shown already
         one.shown_in = cell
         one._ipython_display_ = None
         display(one)

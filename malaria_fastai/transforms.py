@@ -11,7 +11,7 @@ __all__ = ['seeded', 'n_views', 'view', 'Flip', 'Dihedral', 'Lighting', 'Stain',
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from itertools import takewhile
 
 import numpy as np
@@ -154,10 +154,6 @@ class Stain(RandTransform):
     def encodes(self, x:TensorImage): return torch.sigmoid(torch.logit(x, 1e-7) + self.draw(len(x), x.device))
 
 # %% ../nbs/api/05_transforms.ipynb #e370ea8f
-@cache
-def _threads(): return ThreadPoolExecutor(torch.get_num_threads())
-
-
 def _looked_up(table, pictures, drawn):
     "Each value of each picture becomes what its table (n, 3, 256) says; a view costs nothing, only another order."
     table,pictures = (x.detach().as_subclass(torch.Tensor).numpy() for x in (table, pictures))
@@ -167,7 +163,8 @@ def _looked_up(table, pictures, drawn):
         for i in block:
             turned = view(pictures[i], drawn[i])
             for values,seen,to in zip(table[i], turned, filled[i]): np.take(values, seen, out=to, mode='clip')
-    list(_threads().map(fill, np.array_split(range(len(out)), -(-len(out)//16))))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, np.array_split(range(len(out)), -(-len(out)//16))))
     return TensorImage(out)
 
 # %% ../nbs/api/05_transforms.ipynb #4d194754
