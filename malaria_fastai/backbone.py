@@ -29,7 +29,7 @@ def arch_name(
     arch # A torchvision function, a name ('timm:NAME' forces timm), or a function of your own
 )->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
-    home = getattr(arch, '__module__', '').partition('.')[0]
+    home = str(getattr(arch, '__module__', '')).partition('.')[0]
     if callable(arch) and home not in ('torchvision', 'timm'): return arch
     name = getattr(arch, '__name__', str(arch))
     known = torchvision.models.list_models() + timm.list_models()
@@ -51,18 +51,25 @@ def _is_torchvision(net): return type(net).__module__.startswith('torchvision')
 def _make_network(name, pretrained=False, weights=None):
     "A whole torchvision network, or a timm network without its classifier."
     theirs = name in torchvision.models.list_models()
-    if weights and not pretrained: raise ValueError(f"weights={weights!r} goes with pretrained=True")
+    if weights and not pretrained:
+        raise ValueError(f"weights={weights!r} goes with pretrained=True")
     if weights == 'packaged': return _with_packaged(name)
-    if weights and not theirs: raise ValueError("weights= names torchvision's; a timm network has its own name for each")
+    if weights and not theirs:
+        raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
-        if theirs: return torchvision.models.get_model(name, weights=(weights or 'DEFAULT') if pretrained else None)
-        return timm.create_model(name.removeprefix('timm:'), pretrained=pretrained, num_classes=0, global_pool='')
-    except KeyError as error: raise ValueError(f"{name} has no weights called {weights!r}") from error
+        if theirs:
+            weights = (weights or 'DEFAULT') if pretrained else None
+            return torchvision.models.get_model(name, weights=weights)
+        name = name.removeprefix('timm:')
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='')
+    except KeyError as error:
+        raise ValueError(f"{name} has no weights called {weights!r}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained: raise
         raise WeightsUnavailable(
-            f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). Connect to the network once, "
-            "or train from scratch with pretrained=False (on the command line: --pretrained no); "
+            f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). "
+            "Connect to the network once, or train from scratch with pretrained=False "
+            "(on the command line: --pretrained no); "
             f"a Python package (weights='packaged') brings those of {[*PACKAGED]}") from error
 
 
@@ -114,12 +121,6 @@ def _parts_kept(net, body, cut):
     raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {len(tops)}")
 
 
-def _own_body(net, cut):
-    "The parts of any network before its last one with a pooling, or up to `cut`."
-    if not isinstance(net, nn.Module): raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
-    try: return fastai_learner.create_body(net, cut=cut)
-    except StopIteration: raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends") from None
-
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
     arch,                   # A torchvision function, a name of torchvision's or timm's, or a function of your own
@@ -131,9 +132,15 @@ def create_body(
     name = arch_name(arch)
     net = name(pretrained) if callable(name) else _make_network(name, pretrained, weights)
     if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
-    if callable(name): return _own_body(net, cut)
-    if cut is None: return _TimmBody(net)
-    raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
+    if isinstance(name, str):
+        if cut is None: return _TimmBody(net)
+        raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
+    kind = type(net).__name__
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"base_arch gave a {kind}: a network is needed")
+    try: return fastai_learner.create_body(net, cut=cut)
+    except StopIteration:
+        raise ValueError(f"{kind} has no pooling: say with cut= where it ends") from None
 
 # %% ../nbs/api/08_backbone.ipynb #2bb2f1b5
 @torch.no_grad()
@@ -151,7 +158,8 @@ def n_features(
                          "choose a convolutional network") from refused
     body.train(was)
     if out.ndim == 4 and out.shape[2] == out.shape[3]: return out.shape[1]
-    raise ValueError(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): choose a convolutional network")
+    raise ValueError(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): "
+                     "choose a convolutional network")
 
 # %% ../nbs/api/08_backbone.ipynb #71a97f56
 def _n_convs(module): return sum(isinstance(part, nn.Conv2d) for part in module.modules())
@@ -164,7 +172,8 @@ def layer_blocks(
     parts = [*(body.model if isinstance(body, _TimmBody) else body).children()]
     while sum(_n_convs(part) > 0 for part in parts) < 4:
         if not any(isinstance(part, nn.Sequential) for part in parts): break
-        parts = [inner for part in parts for inner in (part if isinstance(part, nn.Sequential) else [part])]
+        opened = [part if isinstance(part, nn.Sequential) else [part] for part in parts]
+        parts = [inner for part in opened for inner in part]
     return parts
 
 # %% ../nbs/api/08_backbone.ipynb #b29457ec
@@ -178,13 +187,15 @@ class OwnHead(nn.Module):
         top = next(getattr(net, name) for name in ('classifier', 'fc', 'head') if hasattr(net, name))
         layers = [*top.children()] or [top]
         i = max(i for i,layer in enumerate(layers) if hasattr(layer, 'weight'))
-        old,before = layers[i],[]
+        old = layers[i]
+        before = []
         if isinstance(old, nn.Linear):
             self.last = nn.Linear(old.in_features, n_out)
             before = [getattr(net, 'avgpool', nn.AdaptiveAvgPool2d(1))]
             if nn.Flatten not in map(type, layers): before.append(nn.Flatten())
         else: self.last = nn.Conv2d(old.in_channels, n_out, old.kernel_size)
-        self.kept,self.rest = nn.Sequential(*before, *layers[:i]),nn.Sequential(*layers[i+1:])
+        self.kept = nn.Sequential(*before, *layers[:i])
+        self.rest = nn.Sequential(*layers[i+1:])
 
     def forward(self, x): return self.rest(self.last(self.kept(x))).flatten(1)
 
@@ -199,8 +210,9 @@ def layer_groups(
     before = convs.cumsum() - convs
     starts = np.flatnonzero(convs)[1:] # a late body begins with a convolution
     cut = starts[np.abs(before[starts] - convs.sum()/2).argmin()]
-    kept,new = ([head.kept], head.last) if isinstance(head, OwnHead) else ([], head)
-    return L(blocks[:cut], blocks[cut:] + kept, [new])
+    late = blocks[cut:]
+    if isinstance(head, OwnHead): late,head = [*late, head.kept],head.last
+    return L(blocks[:cut], late, [head])
 
 # %% ../nbs/api/08_backbone.ipynb #75eb4870
 def split_params(
@@ -225,22 +237,14 @@ class ModelSpec:
     cut: int|None=None          # Parts of the body that are kept, from the front; None keeps all
 
 # %% ../nbs/api/08_backbone.ipynb #2b4175cd
-def _plain_head(spec, nf):
-    "Linear layers with ReLU and dropout between them, drawn by PyTorch's rule."
-    side = dict(dense=1, flat=7)[spec.kind]
-    widths = [nf*side**2, *(spec.lin_ftrs or ()), spec.n_out]
-    layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
-    for pair in zip(widths, widths[1:]): layers += [nn.Linear(*pair), nn.ReLU(), nn.Dropout(spec.ps)]
-    return nn.Sequential(*layers[:-2])
-
-
 def _fastai_head(spec, nf):
     "fastai's head, its linear layers drawn by He et al.'s rule."
     head = fastai_learner.create_head(
-        nf, spec.n_out, spec.lin_ftrs and [*spec.lin_ftrs], spec.ps,
+        nf, spec.n_out, None if spec.lin_ftrs is None else [*spec.lin_ftrs], spec.ps,
         concat_pool=spec.concat_pool, bn_final=spec.bn_final)
     for layer in head:
-        if spec.head_bias and isinstance(layer, nn.Linear): layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+        if spec.head_bias and isinstance(layer, nn.Linear):
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features))
     apply_init(head, nn.init.kaiming_normal_)
     return head
 
@@ -249,9 +253,15 @@ def _fastai_head(spec, nf):
 def head(self:ModelSpec,
     nf:int # Channels of the body's last map
 )->nn.Sequential: # From (n, nf, h, w) to logits, or log-probabilities, (n, n_out)
-    "Build the head."
-    made = _fastai_head(self, nf) if self.kind == 'fastai' else _plain_head(self, nf)
-    return nn.Sequential(*made, nn.LogSoftmax(1)) if self.log_softmax else made
+    "Build the head: fastai's, or linear layers with ReLU and dropout between them, drawn by PyTorch's rule."
+    layers = _fastai_head(self, nf) if self.kind == 'fastai' else []
+    if not layers:
+        side = dict(dense=1, flat=7)[self.kind]
+        widths = [nf*side**2, *(self.lin_ftrs or ()), self.n_out]
+        layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(*widths[:2])]
+        for pair in zip(widths[1:], widths[2:]):
+            layers += [nn.ReLU(), nn.Dropout(self.ps), nn.Linear(*pair)]
+    return nn.Sequential(*layers, *[nn.LogSoftmax(1)]*self.log_softmax)
 
 # %% ../nbs/api/08_backbone.ipynb #a91fc2f8
 @patch
@@ -268,7 +278,8 @@ def build(self:ModelSpec,
         net = _make_network(self.arch, pretrained, weights)
         if self.log_softmax or self.cut:
             raise ValueError("log_softmax and cut go with the heads fastai, dense and flat")
-        if not _is_torchvision(net): raise ValueError(f"{self.arch}: kind='own' takes a torchvision network")
+        if not _is_torchvision(net):
+            raise ValueError(f"{self.arch}: kind='own' takes a torchvision network")
         return nn.Sequential(_torchvision_body(net), OwnHead(net, self.n_out))
 
 # %% ../nbs/api/08_backbone.ipynb #7a1d0c31

@@ -8,8 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/api/learner.html.md"""
 __all__ = ['Precision', 'Recall', 'FBeta', 'AUROC', 'KappaScore', 'MatthewsCorreff', 'FASTAI_V1', 'create_cnn', 'OneCycle',
            'Recorder', 'accuracy', 'error_rate', 'CNNLearner', 'NLLLossFlat', 'cnn_learner', 'StepDecay',
            'AverageWeights', 'EarlyStoppingCallback', 'ReduceLROnPlateauCallback', 'CSVLogger', 'ShowGraph',
-           'weights_hash', 'HalfPrecision', 'Bfloat16', 'half_precision', 'is_writer', 'alone', 'writer_first',
-           'read_model', 'load_learner']
+           'weights_hash', 'half_precision', 'is_writer', 'alone', 'writer_first', 'read_model', 'load_learner']
 
 # %% ../nbs/api/09_learner.ipynb #e80b0c17
 import json
@@ -22,7 +21,6 @@ from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from io import StringIO
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -30,10 +28,8 @@ import fastai.callback.progress  # noqa: F401  (gives Learner.no_bar)
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from fastai.callback import tracker
 from fastai.callback.core import (
     Callback, CancelEpochException, CancelFitException, CancelStepException, TrainEvalCallback)
@@ -73,12 +69,12 @@ class OneCycle(Callback):
     "v1's one-cycle schedule over `tot_epochs` epochs, wherever in them the training starts."
     order,run_valid = 60,False
     def __init__(self,
-        lr_max,                # float (groups,): peak rate of each layer group
-        div_factor:float=25.,  # The first rate is lr_max/div_factor
-        pct_start:float=.3,    # Share of the batches before the peak, in (0, 1)
-        final_div:float|None=None, # The last rate is lr_max/final_div; None is div_factor*1e4
-        moms:tuple=(.95, .85), # Momentum at the ends and at the peak; a third number is that of the end; one is all
-        tot_epochs:int=1       # Length of the whole cycle
+        lr_max,          # float (groups,): peak rate of each layer group
+        div_factor=25.,  # The first rate is lr_max/div_factor
+        pct_start=.3,    # Share of the batches before the peak, in (0, 1)
+        final_div=None,  # The last rate is lr_max/final_div; None is div_factor*1e4
+        moms=(.95, .85), # Momentum at the ends and at the peak; a third number is that of the end; one is all
+        tot_epochs=1     # Length of the whole cycle
     ):
         if final_div is None: final_div = div_factor*1e4
         if not 0 < pct_start < 1: raise ValueError("pct_start is a share of the batches, in (0, 1)")
@@ -158,16 +154,6 @@ class Recorder(_Recorder):
         super().after_epoch()
         self.iters[-1] = len(self.losses) # of all stages
 
-    def column(self,
-        monitor:str # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
-    )->str:
-        "The column that a callback shall watch."
-        if monitor == 'val_loss': monitor = 'valid_loss' # what v1 called it until 1.0.52
-        names = self.metric_names[1:-1]
-        found = [name for name in names if name == monitor or name.startswith(f'{monitor}_')]
-        if len(found) == 1: return found[0]
-        raise ValueError(f"monitor={monitor!r} is not measured here; there is {', '.join(names)}")
-
     @property
     def _valid_mets(self): # as fastai's, which calls the learner's metrics its own
         return L() if self.cancel_valid else L(self.loss) + self.learn.metrics
@@ -184,6 +170,18 @@ class Recorder(_Recorder):
     def to_frame(self)->pd.DataFrame: # One row an epoch: stage, epoch, train_loss, valid_loss, the metrics, seconds
         "The history as a table."
         return pd.DataFrame(self.history)
+
+# %% ../nbs/api/09_learner.ipynb #c01a7e5d
+@patch
+def column(self:Recorder,
+    monitor:str # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
+)->str:
+    "The column that a callback shall watch."
+    if monitor == 'val_loss': monitor = 'valid_loss' # what v1 called it until 1.0.52
+    names = self.metric_names[1:-1]
+    found = [name for name in names if name == monitor or name.startswith(f'{monitor}_')]
+    if len(found) == 1: return found[0]
+    raise ValueError(f"monitor={monitor!r} is not measured here; there is {', '.join(names)}")
 
 # %% ../nbs/api/09_learner.ipynb #7e4d108b
 class _WholePart(AvgMetric):
@@ -310,8 +308,8 @@ class _Draws(Callback):
 
     def before_batch(self):
         if not self.training: return
-        rank = self.dl.share[0]
-        seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1+rank))
+        key = self.learn.seed, self.learn.stage, self.epoch, self.iter, 1 + self.dl.share[0]
+        seed_torch(derive_seed(*key))
 
 # %% ../nbs/api/09_learner.ipynb #1a114fd5
 _WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'OptimizedModule'} # the last is what torch.compile gives
@@ -331,19 +329,19 @@ class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
     stage,first_epoch,first_batch,pretrained = -1,0,0,False
     def __init__(self,
-        data:ImageDataBunch,   # Where batches come from
-        model:nn.Module,       # The network: (body, head)
-        spec:ModelSpec|None=None, # How to build `model` again; None: it cannot be exported
-        cbs=None,              # More callbacks
-        callbacks=None,        # The same, by v1's name
-        callback_fns=None,     # What makes a callback of a learner, such as a class of v1's or a `partial`
-        opt_func='adam',       # As in `cnn_learner`
-        **kwargs               # As in fastai's `Learner`, or v1's
+        data:ImageDataBunch, # Where batches come from
+        model:nn.Module,     # The network: (body, head)
+        spec=None,           # How to build `model` again; None: it cannot be exported
+        cbs=None,            # More callbacks
+        callbacks=None,      # The same, by v1's name
+        callback_fns=None,   # What makes a callback of a learner, such as a class of v1's or a `partial`
+        opt_func='adam',     # As in `cnn_learner`
+        **kwargs             # As in fastai's `Learner`, or v1's
     ):
         self.spec,self.seed,self.fitting = spec,data.seed,False
-        own = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws)
-        super().__init__(data, model, cbs=own + L(cbs) + L(callbacks), default_cbs=False,
-                         opt_func=_optimizer(opt_func), **{'wd': 1e-2, **_in_new_words('Learner', kwargs)})
+        words = {'wd': 1e-2, **_in_new_words('Learner', kwargs)}
+        cbs = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws) + L(cbs) + L(callbacks)
+        super().__init__(data, model, cbs=cbs, default_cbs=False, opt_func=_optimizer(opt_func), **words)
         self.add_cbs([make(self) for make in L(callback_fns)])
         if spec or not data.rule.size: return
         with torch.no_grad(): out = self.model.eval()(torch.zeros(1, 3, *data.rule.size, device=data.device))
@@ -354,7 +352,7 @@ class CNNLearner(Learner):
     def data(self): return self.dls
     @data.setter
     def data(self, data):
-        then,now = (dict(classes=[*d.classes], stats=d.stats) for d in (self.dls, data))
+        then,now = (dict(classes=[*some.classes], stats=some.stats) for some in (self.dls, data))
         if lines := differences(then, now): raise ValueError(f"the new data differ from those so far:{lines}")
         self.dls = data
 
@@ -374,13 +372,7 @@ class CNNLearner(Learner):
     def loss_func(self): return vars(self).get('loss_func')
     @loss_func.setter
     def loss_func(self, loss):
-        if not self.fitting: # inside, callbacks may mix it
-            loss = _by_name(loss, _LOSS_FUNCS, 'loss_func')
-            if isinstance(loss, type): loss = loss()
-            activation,spec = _activation(loss),self.spec
-            if spec and not spec.log_softmax and abs(activation(torch.tensor([[1., 2.]])).sum() - 1) > 1e-3:
-                raise ValueError("loss_func needs log-probabilities: pass log_softmax=True, or a cross entropy")
-            self.activation = activation
+        if not self.fitting: loss,self.activation = _checked_loss(loss, self.spec) # inside, callbacks may mix it
         vars(self)['loss_func'] = loss
 
     def __getattr__(self, name):
@@ -455,14 +447,15 @@ def _session(learn):
     "A training or a prediction; however it ends, precision, network, loss, metrics and callbacks are as they were."
     names = 'model', 'loss_func', 'activation', 'logger', 'fitting', '_metrics'
     kept,cbs = {name: getattr(learn, name) for name in names},{*learn.cbs}
-    halves = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ('cpu', 'cuda')]
+    halves = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+              for kind in ('cpu', 'cuda')]
     depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     try: yield
     except BaseException:
         learn.model.zero_grad()
         learn.remove_cbs({*learn.cbs} - cbs)
-        learn.lock = Lock() # else a prediction that fails at its beginning keeps it, and the next one waits for ever
+        learn.lock = Lock() # a prediction that fails at its beginning keeps it, and the next would wait
         raise
     finally:
         vars(learn).update(kept)
@@ -477,8 +470,10 @@ def _session(learn):
 @patch
 def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
     "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
-    if n_epoch < 1 or n_epoch % 1: raise ValueError(f"the number of epochs must be at least 1, got {n_epoch}")
-    if not len(self.dls.train): raise ValueError("there is nothing to train on: this bunch has no training batch")
+    if n_epoch < 1 or n_epoch % 1:
+        raise ValueError(f"the number of epochs must be at least 1, got {n_epoch}")
+    if not len(self.dls.train):
+        raise ValueError("there is nothing to train on: this bunch has no training batch")
     if start_epoch not in ['last', *range(n_epoch)]:
         raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
     cbs = L(cbs) + L(callbacks)
@@ -496,15 +491,6 @@ def begin_stage(self:CNNLearner):
     self.stage += 1
     self.model.zero_grad()
     self.recorder.begin_stage()
-
-
-@patch
-def _do_fit(self:CNNLearner):
-    "The epochs of a fit, from the first that is to be trained."
-    if self.first_epoch == 0: self.begin_stage() # here, so that a refused fit leaves no trace
-    else: self._go_on()
-    for self.epoch in range(self.first_epoch, self.n_epoch):
-        self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../nbs/api/09_learner.ipynb #2987cb7c
 @patch
@@ -525,9 +511,11 @@ def check_losses(self:CNNLearner):
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
     lr = self.opt.hypers[-1]['lr']
-    self.unseen.append((f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}', self.loss.detach()))
+    place = f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}'
+    self.unseen.append((place, self.loss.detach()))
     if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
-    if self.spec is None and self.train_iter == 0: self._probabilities(self.pred.detach()) # a head of one's own
+    if self.spec is None and self.train_iter == 0: # a head of one's own
+        self._probabilities(self.pred.detach())
     Learner._do_grad_opt(self)
 
 
@@ -543,18 +531,19 @@ def _do_epoch(self:CNNLearner):
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
 @patch
-def _go_on(self:CNNLearner):
-    "Bring back what was reached."
-    back = [cb.jump_to_epoch(self.first_epoch) for cb in self.cbs.sorted('order') if hasattr(cb, 'jump_to_epoch')]
-    if self.dls.train.share[1] > 1: torch.distributed.barrier() # no process writes while another one looks for states
-    if any(back): return
-    if self.first_epoch == 'last' and False in back: return self.begin_stage()
-    rec = self.recorder
-    for last in rec.history[-1:]:
-        just_done = (last['stage'], last['epoch'] + 1, rec.iters[-1])
-        if just_done == (self.stage, self.first_epoch, len(rec.losses)): return
-    raise ValueError(f"start_epoch={self.first_epoch}: nothing to continue from. Pass callbacks=["
-                     "SaveModelCallback(learn, every='epoch', name=…)] with the name the run was saved under")
+def _do_fit(self:CNNLearner):
+    "The epochs of a fit, from the first that is to be trained: a stage begins, or what was reached comes back."
+    rec,first = self.recorder,self.first_epoch
+    savers = [cb for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
+    back = [cb.jump_to_epoch(first) for cb in savers]
+    if self.dls.train.share[1] > 1: torch.distributed.barrier() # no process writes while another one looks
+    done = [(row['stage'], row['epoch'] + 1, rec.iters[-1]) for row in rec.history[-1:]]
+    if first == 0 or (first == 'last' and savers and not any(back)): self.begin_stage()
+    elif not any(back) and done != [(self.stage, first, len(rec.losses))]:
+        raise ValueError(f"start_epoch={first}: nothing to continue from. Pass callbacks=[SaveModelCallback("
+                         "learn, every='epoch', name=…)] with the name the run was saved under")
+    for self.epoch in range(self.first_epoch, self.n_epoch):
+        self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
 # %% ../nbs/api/09_learner.ipynb #70102f14
 class _FusedAdam(OptimWrapper):
@@ -603,6 +592,16 @@ def _activation(loss):
     if hasattr(loss, 'func'): return _activation(loss.func)
     raise ValueError("loss_func: how its outputs become probabilities is not known. Pass a cross entropy, "
                      "or say it: loss_func.activation = lambda x: x.softmax(1)")
+
+
+def _checked_loss(loss, spec):
+    "A loss, and what makes probabilities of outputs with it; it must fit the end of the network."
+    loss = _by_name(loss, _LOSS_FUNCS, 'loss_func')
+    if isinstance(loss, type): loss = loss()
+    activation = _activation(loss)
+    if spec and not spec.log_softmax and abs(activation(torch.tensor([[1., 2.]])).sum() - 1) > 1e-3:
+        raise ValueError("loss_func needs log-probabilities: pass log_softmax=True, or a cross entropy")
+    return loss,activation
 
 # %% ../nbs/api/09_learner.ipynb #49a77a7f
 @patch
@@ -654,38 +653,37 @@ def _lay_out(model, device, channels_last=None):
 
 # %% ../nbs/api/09_learner.ipynb #807d1f0f
 def cnn_learner(
-    data:ImageDataBunch,      # Where batches come from
-    base_arch,                # A torchvision function, a name of torchvision's or timm's, or a function of your own
-    pretrained:bool=True,     # Start from ImageNet weights, the body frozen; False: from random ones, all trained
-    lin_ftrs:list|None=None,  # Widths of the head's hidden layers; None is [512]
-    ps:float|list=.5,         # Dropout, in [0, 1): before the last layer, or one per layer
-    custom_head:nn.Module|None=None, # A head of your own; such a model cannot be exported
-    bn_final:bool=False,      # Batch norm after the last layer
-    concat_pool:bool=True,    # Average and maximum pooling side by side
-    head_bias:bool=True,      # Biases in the head's linear layers (v1); fastai 2 leaves them out
-    head:str='fastai',        # 'fastai', 'dense', 'flat' or 'own', as in `ModelSpec.kind`
-    log_softmax:bool=False,   # The head ends in a log-softmax
-    weights:str|None=None,    # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the usual ones
-    cut:int|None=None,        # Keep so many parts of the body; below 0: leave out so many of the network's, as in v1
-    normalize:bool=True,      # False: pictures in [0, 1], as the 2019 tutorial left them
-    metrics=None,             # fastai metrics, such as `accuracy`
-    loss_func=None,           # A loss, 'cross_entropy' or 'nll'; None is the one that fits `log_softmax`
-    opt_func='adam',          # 'adam', 'adam_v1', 'sgd', a class such as `torch.optim.SGD`, or fastai 2's
-    wd:float=1e-2,            # Weight decay
-    wd_bn_bias:bool=False,    # Decay batch norm and biases too (v1)
-    train_bn:bool=True,       # Batch norm of a frozen body learns, as in both versions; False: it stays, averages too
-    channels_last:bool|None=None, # Channels last in memory; None: where it was seen to be faster
-    path:str|Path|None=None,  # Models are saved under it; None is the folder of the data
-    model_dir:str='models',   # Name of the folder for models, under `path`
-    callbacks=None,           # Callbacks for every fit
-    cbs=None,                 # The same, by fastai 2's name
-    callback_fns=None,        # What makes a callback of a learner, such as `ShowGraph` or a `partial` (v1)
-    **kwargs                  # Other words of v1: `bn_wd` is `wd_bn_bias`
+    data:ImageDataBunch, # Where batches come from
+    base_arch,           # A torchvision function, a name of torchvision's or timm's, or a function of your own
+    pretrained=True,     # Start from ImageNet weights, the body frozen; False: from random ones, all trained
+    lin_ftrs=None,       # Widths of the head's hidden layers; None is [512]
+    ps=.5,               # Dropout, in [0, 1): before the last layer, or one per layer
+    custom_head=None,    # A head of your own; such a model cannot be exported
+    bn_final=False,      # Batch norm after the last layer
+    concat_pool=True,    # Average and maximum pooling side by side
+    head_bias=True,      # Biases in the head's linear layers (v1); fastai 2 leaves them out
+    head='fastai',       # 'fastai', 'dense', 'flat' or 'own', as in `ModelSpec.kind`
+    log_softmax=False,   # The head ends in a log-softmax
+    weights=None,        # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the usual ones
+    cut=None,            # Keep so many parts of the body; below 0: leave out so many of the network's, as in v1
+    normalize=True,      # False: pictures in [0, 1], as the 2019 tutorial left them
+    metrics=None,        # fastai metrics, such as `accuracy`
+    loss_func=None,      # A loss, 'cross_entropy' or 'nll'; None is the one that fits `log_softmax`
+    opt_func='adam',     # 'adam', 'adam_v1', 'sgd', a class such as `torch.optim.SGD`, or fastai 2's
+    wd=1e-2,             # Weight decay
+    train_bn=True,       # Batch norm of a frozen body learns, as in both versions; False: it stays, averages too
+    channels_last=None,  # Channels last in memory; None: where it was seen to be faster
+    path=None,           # Models are saved under it; None is the folder of the data
+    model_dir='models',  # Name of the folder for models, under `path`
+    callbacks=None,      # Callbacks for every fit
+    cbs=None,            # The same, by fastai 2's name
+    callback_fns=None,   # What makes a callback of a learner, such as `ShowGraph` or a `partial` (v1)
+    **kwargs             # `wd_bn_bias=True`, v1's `bn_wd`: decay batch norm and biases too
 )->CNNLearner:
     "A learner with a new head on a body of `base_arch`."
     if not isinstance(pretrained, (bool, np.bool_)):
         raise ValueError("pretrained is True or False; v1's third argument goes by its name: cut=")
-    words = dict(wd_bn_bias=wd_bn_bias) | _in_new_words('cnn_learner', kwargs)
+    words = _in_new_words('cnn_learner', kwargs)
     if not normalize: data = data.unnormalized()
     spec = ModelSpec(arch_name(base_arch), data.c, None if lin_ftrs is None else tuple(lin_ftrs),
                      tuple(ps) if isinstance(ps, list) else ps, concat_pool,
@@ -717,16 +715,16 @@ def _one_of(**pairs):
 # %% ../nbs/api/09_learner.ipynb #2e9ed8df
 @patch
 def fit_one_cycle(self:CNNLearner,
-    cyc_len:int|None=None,       # Last epoch, exclusive, counted from 0; the length of the cycle
-    max_lr=None,                 # Peak rate: a float, slice(first, last) or slice(last) over groups; None is `rate()`
-    moms:tuple=(.95, .85),       # Momentum at the ends and at the peak; a third number is that of the end
-    div_factor:float|None=None,  # First rate = peak/div_factor; None is 25
-    pct_start:float=.3,          # Share of batches before the peak, in (0, 1)
-    final_div:float|None=None,   # Last rate = peak/final_div; None is div_factor*1e4
-    wd:float|None=None,          # Weight decay; None is the learner's
-    callbacks=None,              # Callbacks of this fit
-    tot_epochs:int|None=None,    # Length of the whole cycle, where this fit is a piece of it
-    start_epoch:int|str|None=None, # First epoch to train, or 'last': the cycle goes on as if it never stopped
+    cyc_len=None,     # Last epoch, exclusive, counted from 0; the length of the cycle
+    max_lr=None,      # Peak rate: a float, slice(first, last) or slice(last) over groups; None is `rate()`
+    moms=(.95, .85),  # Momentum at the ends and at the peak; a third number is that of the end
+    div_factor=None,  # First rate = peak/div_factor; None is 25
+    pct_start=.3,     # Share of batches before the peak, in (0, 1)
+    final_div=None,   # Last rate = peak/final_div; None is div_factor*1e4
+    wd=None,          # Weight decay; None is the learner's
+    callbacks=None,   # Callbacks of this fit
+    tot_epochs=None,  # Length of the whole cycle, where this fit is a piece of it
+    start_epoch=None, # First epoch to train, or 'last': the cycle goes on as if it never stopped
     *, n_epoch=None, lr_max=None, div=None, div_final=None, cbs=None, reset_opt=False # fastai 2's names
 ):
     "Train with v1's one-cycle schedule."
@@ -769,9 +767,9 @@ def _draw_curves(rec, table, **style):
 # %% ../nbs/api/09_learner.ipynb #f28870e3
 @patch
 def plot_losses(self:Recorder,
-    skip_start:int=0, # Batches to leave out at the beginning
-    skip_end:int=0,   # Batches to leave out at the end
-    **v1              # Words of v1, such as `return_fig`: the figure is always returned
+    skip_start=0, # Batches to leave out at the beginning
+    skip_end=0,   # Batches to leave out at the end
+    **v1          # Words of v1, such as `return_fig`: the figure is always returned
 ):
     "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
     unmeant('plot_losses', v1)
@@ -786,25 +784,23 @@ def plot_losses(self:Recorder,
 # %% ../nbs/api/09_learner.ipynb #3c055f1b
 @patch
 def plot_lr(self:Recorder,
-    show_moms:bool=False, # Show the momentum beside the rate
-    skip_start:int=0,     # Batches to leave out at the beginning
-    skip_end:int=0,       # Batches to leave out at the end
-    **v1                  # As in `plot_losses`
+    show_moms=False, # Show the momentum beside the rate
+    skip_start=0,    # Batches to leave out at the beginning
+    skip_end=0,      # Batches to leave out at the end
+    return_fig=True  # A word of v1: the figure is always returned
 ):
     "Plot the rate of the last layer group, batch by batch."
-    unmeant('plot_lr', v1)
     table = pd.DataFrame({'Learning rate': self.lrs, 'Momentum': self.momenta})
     return _draw_curves(self, _shown(table if show_moms else table[['Learning rate']], skip_start, skip_end))
 
 # %% ../nbs/api/09_learner.ipynb #47b30fd9
 @patch
 def plot_metrics(self:Recorder,
-    skip_start:int=0, # Epochs to leave out at the beginning
-    skip_end:int=0,   # Epochs to leave out at the end
-    **v1              # As in `plot_losses`
+    skip_start=0,   # Epochs to leave out at the beginning
+    skip_end=0,     # Epochs to leave out at the end
+    return_fig=True # A word of v1: the figure is always returned
 ):
     "Plot each metric over the epochs."
-    unmeant('plot_metrics', v1)
     others = ['stage', 'epoch', 'train_loss', 'valid_loss', 'seconds']
     table = self.to_frame().drop(columns=others, errors='ignore').set_axis(self.iters)
     if table.empty: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
@@ -813,14 +809,14 @@ def plot_metrics(self:Recorder,
 # %% ../nbs/api/09_learner.ipynb #a7b3a4dc
 @patch
 def fit_flat_cos(self:CNNLearner,
-    n_epoch:int,             # Number of epochs
-    lr=None,                 # The rate, or a slice over layer groups; None is `rate()`
-    div_final:float=1e5,     # Last rate = rate/div_final
-    pct_start:float=.75,     # Share of the batches at the flat rate, in (0, 1)
-    wd:float|None=None,      # Weight decay; None is the learner's
-    cbs=None,                # Callbacks of this fit
-    reset_opt:bool=False,    # Forget the optimizer's averages
-    start_epoch:int|str=0    # First epoch to train, or 'last'; fastai 2 ignores it here
+    n_epoch:int,     # Number of epochs
+    lr=None,         # The rate, or a slice over layer groups; None is `rate()`
+    div_final=1e5,   # Last rate = rate/div_final
+    pct_start=.75,   # Share of the batches at the flat rate, in (0, 1)
+    wd=None,         # Weight decay; None is the learner's
+    cbs=None,        # Callbacks of this fit
+    reset_opt=False, # Forget the optimizer's averages
+    start_epoch=0    # First epoch to train, or 'last'; fastai 2 ignores it here
 ):
     "Train at a flat rate, then let it fall along a cosine."
     rates = np.array(self._group_rates(lr, reset_opt))
@@ -832,9 +828,9 @@ class StepDecay(Callback):
     "A rate that drops to `factor` of itself after each `every` epochs."
     order,run_valid = 60,False
     def __init__(self,
-        lr,             # Rate of the first epochs: a number or a slice
-        every:int=7,    # Epochs between two drops
-        factor:float=.1 # What is left of the rate after a drop
+        lr,       # Rate of the first epochs: a number or a slice
+        every=7,  # Epochs between two drops
+        factor=.1 # What is left of the rate after a drop
     ):
         self.lr,self.every,self.factor = lr,every,factor
 
@@ -895,9 +891,9 @@ class ReduceLROnPlateauCallback(EarlyStoppingCallback):
         tracker.TrackerCallback.after_epoch(self)
         self.wait = 0 if self.new_best else self.wait + 1
         if self.wait < self.patience: return
-        self.wait = 0
-        self.opt.set_hyper('lr', [group['lr']*self.factor for group in self.opt.hypers])
-        print(f"Epoch {self.epoch}: reducing lr to {self.opt.hypers[-1]['lr']}")
+        self.wait,rates = 0,[group['lr']*self.factor for group in self.opt.hypers]
+        self.opt.set_hyper('lr', rates)
+        print(f"Epoch {self.epoch}: reducing lr to {rates[-1]}")
 
 # %% ../nbs/api/09_learner.ipynb #7d85fa84
 class CSVLogger(Callback):
@@ -926,8 +922,8 @@ class ShowGraph(Callback):
 # %% ../nbs/api/09_learner.ipynb #825daf20
 @patch
 def mixup(self:CNNLearner,
-    alpha:float=.4, # How far from one of the two the mixtures go
-    **v1            # `stack_x`, `stack_y`
+    alpha=.4, # How far from one of the two the mixtures go
+    **v1      # `stack_x`, `stack_y`
 )->CNNLearner:
     "Mix pictures and labels of a training batch in pairs."
     unmeant('mixup', v1)
@@ -956,7 +952,7 @@ def learner_facts(
     made,words = getattr(opt, 'func', opt),getattr(opt, 'keywords', {})
     steps = f"{getattr(made, '__name__', made)} {words}, layer groups: {len(learn.splitter(learn.model))}"
     first = all(p.is_contiguous() for p in learn.model.parameters())
-    return dict(data=dict(classes=[*data.classes], stats=data.stats), optimizer=steps,
+    return dict(data=dict(classes=data.classes, stats=data.stats), optimizer=steps,
                 layout='channels first' if first else 'channels last')
 
 
@@ -969,7 +965,8 @@ def differences(
     if then == now: return ''
     if not (isinstance(then, dict) and isinstance(now, dict)):
         return f"\n  {'.'.join(names)}: {then} then, {now} now"
-    return ''.join(differences(then.get(name), now.get(name), *names, name) for name in sorted(then | now))
+    inside = [differences(then.get(name), now.get(name), *names, name) for name in sorted(then | now)]
+    return ''.join(inside)
 
 # %% ../nbs/api/09_learner.ipynb #bc61cccb
 _FACTS = 'malaria_fastai 2' # Where a file of weights has them
@@ -997,7 +994,8 @@ def set_opt_state(
     learn.opt.load_state_dict(state)
     for p,averages in getattr(learn.opt, 'opt', learn.opt).state.items():
         for name,value in averages.items():
-            if getattr(value, 'shape', None) == p.shape: averages[name] = torch.empty_like(p).copy_(value)
+            if getattr(value, 'shape', None) != p.shape: continue
+            averages[name] = torch.empty_like(p).copy_(value)
 
 
 @contextmanager
@@ -1007,8 +1005,9 @@ def writing(
     "Say of a folder that cannot be written to how to name another."
     try: yield
     except OSError as error:
-        raise OSError(error.errno, f"{file} cannot be written ({error.strerror}). Name another folder with path= or "
-                                   "model_dir= of cnn_learner, or set learn.path or learn.model_dir") from error
+        told = f"{file} cannot be written ({error.strerror}). Name another folder: "
+        remedy = "path= or model_dir= of cnn_learner, or set learn.path or learn.model_dir"
+        raise OSError(error.errno, told + remedy) from error
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
@@ -1046,7 +1045,7 @@ def load(self:CNNLearner,
         if with_opt is None: warnings.simplefilter('ignore')
         load_model(Path(self.path)/self.model_dir/f'{file}.pth', weights, opt, with_opt is not False)
     then,now = getattr(weights.state, '_metadata', {}).get(_FACTS, {}),learner_facts(self)
-    if not then: print(f"{file}.pth does not say for which classes and normalisation: they were not compared")
+    if not then: print(f"{file}.pth does not say for which classes and normalisation: not compared")
     elif lines := differences(then['data'], now['data']):
         raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"
                          "Make the bunch with the same classes= and normalize=")
@@ -1117,11 +1116,11 @@ def _put_back(learn):
 # %% ../nbs/api/09_learner.ipynb #422585a5
 @patch
 def lr_find(self:CNNLearner,
-    start_lr:float=1e-7, # First rate
-    end_lr:float=10.,    # Last rate
-    num_it:int=100,      # Batches, at most
-    stop_div:bool=True,  # Stop when the loss explodes
-    wd:float|None=None   # Weight decay; None is the learner's
+    start_lr=1e-7, # First rate
+    end_lr=10.,    # Last rate
+    num_it=100,    # Batches, at most
+    stop_div=True, # Stop when the loss explodes
+    wd=None        # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
     "Try rising rates and return a good one; `recorder.plot()` shows the curve. Weights and history stay."
     away = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch') or isinstance(cb, (CSVLogger, ShowGraph))]
@@ -1135,17 +1134,16 @@ def lr_find(self:CNNLearner,
 # %% ../nbs/api/09_learner.ipynb #9ac3763f
 @patch
 def plot(self:Recorder,
-    skip_start:int=10,     # Rates to leave out at the low end
-    skip_end:int=5,        # Rates to leave out at the high end
-    suggestion:bool=False, # Print v1's two suggestions, and mark the steepest slope
-    **v1                   # As in `plot_losses`
+    skip_start=10,    # Rates to leave out at the low end
+    skip_end=5,       # Rates to leave out at the high end
+    suggestion=False, # Print v1's two suggestions, and mark the steepest slope
+    return_fig=True   # A word of v1: the figure is always returned
 ):
     "Plot what `lr_find` found: the loss against the rate."
-    unmeant('plot', v1)
     if not hasattr(self, 'found'): raise ValueError("nothing to plot yet: call learn.lr_find() first")
     lrs,losses = self.found
     curve = _shown(pd.Series(losses, lrs), skip_start, skip_end)
-    if len(curve) < 4: raise ValueError(f"{len(curve)} rates are left: let skip_start and skip_end leave out fewer")
+    if len(curve) < 4: raise ValueError("too few rates are left: let skip_start and skip_end leave out fewer")
     ax, = _row_of_axes(self)
     curve.plot(ax=ax, logx=True, xlabel='Learning rate', ylabel='Loss', color='#0072B2', grid=True)
     if suggestion:
@@ -1163,7 +1161,7 @@ def _loader(self:CNNLearner, of, with_loss):
     dl = self.dls.fixed_dl(of)
     if dl.dataset.classes != self.dls.classes:
         raise ValueError(f"the loader has other classes than the learner: {dl.dataset.classes}")
-    if with_loss and not dl.dataset.labelled: raise ValueError("these pictures have no labels, so they have no loss")
+    if with_loss and not dl.dataset.labelled: raise ValueError("pictures without labels have no loss")
     return dl
 
 
@@ -1222,10 +1220,11 @@ def predict_cells(self:CNNLearner,
 )->pd.DataFrame: # `cells` with `pred` (class name), `p` in [0, 1] and `loss`
     "The predictions table of some cells."
     classes,cells = self.dls.classes,cells.reset_index(drop=True)
-    if positive not in classes: raise ValueError(f"positive={positive!r} is none of the classes {classes}")
+    if positive not in classes:
+        raise ValueError(f"positive={positive!r} is none of the classes {classes}")
     probs,_,loss = self.get_preds(dl=self.dls.cells_dl(cells), with_loss=True)
-    pred = [classes[i] for i in probs.argmax(1)]
-    return cells.assign(pred=pred, p=probs[:, classes.index(positive)].double().numpy(), loss=loss.numpy(), p_is='raw')
+    pred,p = np.take(classes, probs.argmax(1)),probs[:, classes.index(positive)].double()
+    return cells.assign(pred=pred, p=p.numpy(), loss=loss.numpy(), p_is='raw')
 
 # %% ../nbs/api/09_learner.ipynb #b2cbcacd
 class _View(Transform):
@@ -1270,12 +1269,13 @@ def show_results(self:CNNLearner,
 )->plt.Figure:
     "Show pictures with truth and prediction, right in green and wrong in red."
     data,cells = self.dls,self.dls.dl(ds_type).dataset.cells
-    drawn = np.random.default_rng(self.seed).permutation(len(cells))[:rows**2]
-    with self.no_bar(): x,probs,y = self.get_preds(dl=data.cells_dl(cells.iloc[drawn]), with_input=True)
-    truth,pred = np.take(data.classes, y),np.take(data.classes, probs.argmax(1))
-    titles = [f'{label}\npredicted {said}' for label,said in zip(truth, pred)]
+    cells = cells.iloc[np.random.default_rng(self.seed).permutation(len(cells))[:rows**2]]
+    with self.no_bar(): x,probs,_ = self.get_preds(dl=data.cells_dl(cells), with_input=True)
+    pred = np.take(data.classes, probs.argmax(1))
+    titles = [f'{label}\npredicted {told}' for label,told in zip(cells.label, pred)]
     fig = show_grid(data.denormalize(x), titles, rows, figsize, data.drawn_note)
-    for ax,right in zip(fig.axes, truth == pred): ax.title.set_color('#007a55' if right else '#b5120f')
+    colours = np.where(cells.label == pred, '#007a55', '#b5120f')
+    for ax,colour in zip(fig.axes, colours): ax.title.set_color(colour)
     return fig
 
 # %% ../nbs/api/09_learner.ipynb #a41fp16c
@@ -1287,8 +1287,8 @@ class HalfPrecision(MixedPrecision):
         # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
         if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
         # what the scaler asks of an optimizer: callbacks before the step, such as clipping, read unscaled gradients
-        others = [cb for cb in self.learn.cbs if cb.order > self.order and hasattr(cb, 'before_step')]
-        self._step_supports_amp_scaling = isinstance(self.opt, _FusedAdam) and not others
+        last = self.learn.ordered_cbs('before_step')[-1]
+        self._step_supports_amp_scaling = isinstance(self.opt, _FusedAdam) and last is self
 
     def before_step(self):
         self.skipped = True
@@ -1386,9 +1386,8 @@ def export(self:CNNLearner,
         raise ValueError("the loss has an activation of its own, which a model file does not know: "
                          "set learn.loss_func to a cross entropy before, or save the weights with learn.save")
     tensors = {name: value.cpu().contiguous() for name,value in named_weights(self.model).items()}
-    versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
     text = json.dumps(dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
-                           pretrained=self.pretrained, versions=versions, **(extra or {})))
+                           pretrained=self.pretrained, **(extra or {})))
     header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
     target = Path(self.path)/file
     with writing(target), replacing(target) as part: save_file(tensors, part, metadata=header)
@@ -1403,7 +1402,7 @@ def read_model(
         with safe_open(file, 'pt') as opened: header = opened.metadata() or {}
         tensors,text = load_file(file),header.get('malaria_fastai', '')
         if digest(text, *_named_bytes(tensors)) != header.get('sha256'):
-            raise ValueError("its header does not describe what it holds. It is not what was written; copy it again")
+            raise ValueError("its header does not describe it, as it is not what was written; copy it again")
         about = json.loads(text)
         if about['format'] == _MODEL_FORMAT: return about,tensors
         raise ValueError(f"made by another version of this library ({about['format']})")
@@ -1427,8 +1426,8 @@ def load_learner(
     except ModelRefused:
         if trust_pickle: return _load_pickle(file)
         raise
-    said,words = about['data'],about['spec']
-    spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words.items()})
+    said,words = about['data'],about['spec'].items()
+    spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words})
     kept = {name: said[name] for name in ('size', 'padding_mode', 'bs', 'val_bs', 'seed')}
     data = ImageDataBunch.single_from_classes(
         file.parent, said['classes'], resize_method=ResizeMethod[said['resize_method']],

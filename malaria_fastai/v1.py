@@ -12,8 +12,6 @@ import csv
 from functools import lru_cache
 from importlib.resources import files
 
-import numpy as np
-
 # %% ../nbs/api/20_v1.ipynb #787c07b4
 @lru_cache(1)
 def v1_words(
@@ -40,8 +38,9 @@ def unmeant(
     given:dict  # Arguments that it does not have; None was not given
 ):
     "Say which arguments of fastai 1 have no meaning here; refuse the others."
-    for word in (word for word,value in given.items() if value is not None):
+    for word,value in given.items():
         kind,_ = v1_words().get((word, 'argument'), ('', ''))
+        if value is None: continue
         if not kind: raise TypeError(f"{where} has no argument {word}")
         if kind == 'refused': raise ValueError(v1_hint(word, 'argument'))
         if kind == 'hint': print(f"{where}: v1's argument {word} has no meaning here, and changes nothing")
@@ -71,9 +70,8 @@ class Picture:
     ):
         if hasattr(px, 'convert'): self.pil = px
         else:
-            from PIL import Image
-            pixels = (px.detach()*255).round().clip(0, 255).permute(1, 2, 0)
-            self.pil = Image.fromarray(pixels.byte().cpu().numpy())
+            from torchvision.transforms.functional import to_pil_image
+            self.pil = to_pil_image((px.detach().cpu()*255).round().clip(0, 255).byte())
 
     @property
     def size(self): return self.pil.size[::-1]
@@ -85,8 +83,8 @@ class Picture:
     def __array_interface__(self): return self.pil.__array_interface__
     @property
     def px(self): # float32 (3, h, w) in [0, 1]
-        from torch import from_numpy
-        return from_numpy(np.array(self.pil)).permute(2, 0, 1)/255
+        from torchvision.transforms.functional import to_tensor
+        return to_tensor(self.pil)
     data = px
 
     def __repr__(self): return f"Image {self.shape}"
@@ -95,10 +93,10 @@ class Picture:
         if hint := v1_hint(name, 'Image'): raise AttributeError(hint)
         return getattr(self.pil, name)
 
-    def show(self, ax=None, figsize=(3, 3), title=None, hide_axis=True, cmap=None, y=None, **kwargs):
-        "Draw it on `ax`, or on a figure of its own, under its title or its label `y`."
+    def show(self, ax=None, figsize=(3, 3), title=None, hide_axis=True, y=None, **kwargs):
+        "Draw it on `ax`, or on a figure of its own, under its title or its label `y`; `kwargs` are matplotlib's."
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.figure(figsize=figsize).gca()
-        ax.imshow(self, cmap=cmap, **kwargs)
+        ax.imshow(self, **kwargs)
         if hide_axis: ax.axis('off')
-        if title is not None or y is not None: ax.set_title(y if title is None else title)
+        ax.set_title(title or y or '')
