@@ -69,6 +69,11 @@ bench: .venv/ready ## measure ratios to stock fastai on the cells of MALARIA_NIH
 bench-long: .venv/ready ## the wall time to 95 % of unseen patients' cells (up to two hours)
 	$(BIN)/python -W ignore bench/bench.py --long
 
+.PHONY: network
+network: .venv/weights ## judge the best recipe in five folds, train it on all cells of MALARIA_NIH_ZIP, and pack it into malaria_fastai/network (four hours)
+	OMP_NUM_THREADS=1 $(BIN)/malaria-fastai crossval $(MALARIA_NIH_ZIP) --recipe best --out runs/best_cv --resume
+	OMP_NUM_THREADS=1 $(BIN)/python tools/make_network.py $(MALARIA_NIH_ZIP) --judged runs/best_cv --out runs/network
+
 .PHONY: best
 best: .venv/weights ## train the best recipe on the cells of MALARIA_NIH_ZIP, or on the full set: runs/best
 	$(BIN)/malaria-fastai train $(or $(MALARIA_NIH_ZIP),nih) --recipe best --split fold:0 --out runs/best --resume

@@ -361,6 +361,24 @@ def test_the_command_shows_names_and_does_not_obey_them(folder, files, tmp_path,
     assert status==0 and b'\x1b' not in out+err and b'\\u03c0' in out and b'Table: ' in out, err
     assert (d/'out.csv').read_text('utf-8').count('π')==2*len(files[::60]) # label and decision
 
+def test_whoever_names_no_model_gets_the_network_of_the_package(folder, files, tmp_path, monkeypatch, capsys):
+    "Whatever stands first; its one line is beside the answers, not among them."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(P.resources, 'files', lambda package: tmp_path/package)
+    assert said(capsys, 'predict', *files[:2])[1:]==('malaria-fastai: no model is named, and none came with this package: name a run or a model folder\n', 2)
+    shutil.copytree(folder, 'malaria_fastai/network')
+    named = said(capsys, 'predict', folder, '--engine', 'torch', *files[:2])
+    for words in (['--engine', 'torch', *files[:2]], [*files[:2], '--engine', 'torch']):
+        out,err,status = said(capsys, 'predict', *words)
+        assert (out, status)==(named[0], 0) and err.startswith('No model is named: the network of the package answers')
+    assert len(err.splitlines())==len(named[1].splitlines())+1 and Predictor(engine='torch').folder==Path('malaria_fastai/network').absolute()
+
+def test_eight_views_of_one_picture_have_one_answer(folder, files):
+    eight = Predictor(rewritten(folder, views=8, content=None), 'torch')
+    picture = open_picture(files[0]).resize((32, 32))
+    turned = [picture.transpose(turn) for turn in Image.Transpose]
+    assert np.ptp(eight([picture, *turned]).p)<1e-6 and len({*eight(turned).pred})==1
+
 @pytest.mark.parametrize('words', [['-o','there'],['-o','gone.png/out.csv'],['-o','there','--engine','onnx'],['--bs','0','-o','x.csv'],['--engine','cat','-o','x.csv']])
 def test_the_command_says_in_one_line_what_is_wrong(words, run, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

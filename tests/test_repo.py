@@ -322,12 +322,12 @@ build_meta.build_wheel('../..')
 """
 
 def wheel_is_whole(tree):
-    "The wheel, built from the source archive, holds the modules, the templates and the facts, and nothing else."
+    "The wheel, built from the source archive, holds the modules, the templates, the network and the facts, and nothing else."
     with TemporaryDirectory() as tmp:
         new = copy(tree, Path(tmp))
         if said := python(new, WHEEL): yield f'setup.py: {said}'; return
         there = {o for o in zipfile.ZipFile(next(new.glob('*.whl'))).namelist() if '.dist-info/' not in o}
-    want = {o.relative_to(tree).as_posix() for kind in ('*.py', 'templates/*') for o in (tree/PKG).rglob(kind)}
+    want = {o.relative_to(tree).as_posix() for kind in ('*.py', 'templates/*', 'network/*') for o in (tree/PKG).rglob(kind)}
     want |= {f'{PKG}/facts/{o.name}' for o in (tree/'data/facts').iterdir()}
     for o in sorted(there ^ want): yield f'{o} is {"not " if o in want else ""}in the wheel'
 

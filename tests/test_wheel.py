@@ -30,7 +30,7 @@ def contents(wheel):
 def wheel_faults(there, tree):
     "What is wrong with the files of a wheel, name -> text, that was built from `tree`."
     s,info = settings(tree),f'{PKG}-{settings(tree)["version"]}.dist-info'
-    want = {o.relative_to(tree).as_posix() for kind in ('*.py', 'templates/*') for o in (tree/PKG).rglob(kind)}
+    want = {o.relative_to(tree).as_posix() for kind in ('*.py', 'templates/*', 'network/*') for o in (tree/PKG).rglob(kind)}
     want |= {f'{PKG}/facts/{o.name}' for o in (tree/'data/facts').iterdir()}
     want |= {f'{info}/{o}' for o in ('METADATA', 'RECORD', 'WHEEL', 'entry_points.txt', 'licenses/LICENSE', 'top_level.txt')}
     yield from (f'not in it: {o}' for o in sorted(want-{*there}))
