@@ -23,7 +23,7 @@ from PIL import Image as pillow
 
 from .cells import open_picture
 from .data import (
-    ImageDataBunch, _check_files, _column, _label_by, _csv_in, _v1_list, get_files, whole_numbers)
+    ImageDataBunch, _check_files, _column, label_by, csv_in, v1_list, get_files, whole_numbers)
 from .files import _typed
 from .v1 import Picture, unmeant, v1_hint
 
@@ -90,7 +90,7 @@ class ImageList(_Step):
         few = range(min(5, len(self)))
         pictures = [*map(self.get, few)]
         text = f"ImageList ({len(self)} items)\n{','.join(map(str, pictures))}"
-        if self.labelled: text = _v1_list(len(self), pictures, self.labels[few])
+        if self.labelled: text = v1_list(len(self), pictures, self.labels[few])
         return f"{text}\nPath: {self.path}"
 
 # %% ../nbs/api/07_datablock.ipynb #0203e491
@@ -128,7 +128,7 @@ def from_csv(cls:ImageList,
     **kwargs        # As in `from_df`: `cols`, `folder`, `suffix`
 )->ImageList:
     "The pictures that a CSV file names, in its order."
-    return cls.from_df(_csv_in(path, csv_name, delimiter, header), path, **kwargs)
+    return cls.from_df(csv_in(path, csv_name, delimiter, header), path, **kwargs)
 
 # %% ../nbs/api/07_datablock.ipynb #ce5dfe3a
 @patch
@@ -285,7 +285,7 @@ def label_from_re(self:ImageList,
     **kwargs         # As in `label_from_list`
 )->ImageList:
     "A label that is found in the path."
-    label = _label_by(pat)
+    label = label_by(pat)
     return self.label_from_func(lambda item: label(self.path/item if full_path else item), **kwargs)
 
 # %% ../nbs/api/07_datablock.ipynb #50dc1e9f

@@ -227,7 +227,7 @@ class _Pair(tuple):
     args: dict|None = None
 
 # %% ../nbs/api/05_transforms.ipynb #df5d6866
-def _tfm_name(tfm):
+def tfm_name(tfm):
     "How a transform is written down; a function would print its address, which is another in each process."
     return getattr(tfm, '__qualname__', None) or str(tfm)
 
@@ -266,7 +266,7 @@ def get_transforms(
         for tfm in aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0.,
                                   p_affine=p_affine): moved.compose(tfm)
         train.append(moved)
-    if xtra_tfms: args['xtra_tfms'] = [*map(_tfm_name, xtra_tfms)]
+    if xtra_tfms: args['xtra_tfms'] = [*map(tfm_name, xtra_tfms)]
     pair = _Pair((train + list(xtra_tfms or []), []))
     pair.args = args
     return pair
