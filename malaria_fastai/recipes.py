@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import pandas as pd
+from fastcore.basics import patch
 
 # %% ../nbs/api/14_recipes.ipynb #77d483e0
 _FROZEN = dict(
@@ -63,20 +64,18 @@ def _span(low, high, closed='both'):
 _FROM_0,_FROM_1,_SHARE,_RATE = _span(0, math.inf), _span(1, math.inf), _span(0., 1.), _span(0., 10., 'right')
 _COLUMNS = 'accuracy|error_rate'
 _ALLOWED = {name: '|'.join(words) for name,words in WORDS.items()} | dict( # Argument -> range, or pattern of words
-    size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0, finetune_epochs=_FROM_0,
-    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE, average=_SHARE, parts=_SHARE, ps=_span(0., 1., 'left'),
-    risk=_span(0., 1., 'neither'), threshold=_SHARE, seed=_span(0, 2**32 - 1), seeds=_FROM_1,
-    limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1, budget=_span(0., math.inf, 'neither'),
-    every=_FROM_1, pretrained='auto|yes|no', on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
+    size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0,
+    finetune_epochs=_FROM_0,
+    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE,
+    average=_SHARE, parts=_SHARE,
+    ps=_span(0., 1., 'left'), risk=_span(0., 1., 'neither'), threshold=_SHARE,
+    seed=_span(0, 2**32 - 1),
+    seeds=_FROM_1, limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1,
+    budget=_span(0., math.inf, 'neither'), every=_FROM_1, corrupt=_FROM_0,
+    pretrained='auto|yes|no',
+    on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
     split=r'patient|random|folder|fold:[0-4]|(patient|random):\d+/\d+',
     best=f'|train_loss|valid_loss|{_COLUMNS}')
-
-
-def _fits(value, rule):
-    "Whether a value lies in a range, or is a word of a pattern."
-    if isinstance(rule, str): return isinstance(value, str) and bool(re.fullmatch(rule, value))
-    kind = Integral if isinstance(rule.left, int) else Real
-    return isinstance(value, kind) and not isinstance(value, bool) and value in rule
 
 # %% ../nbs/api/14_recipes.ipynb #3e8d1b72
 def check_words(
@@ -87,10 +86,16 @@ def check_words(
     for name,rule in (_ALLOWED | allowed).items():
         value = words.get(name)
         for one in value if isinstance(value, (tuple, list)) else [value]:
-            if one is None or (name, one) == ('every', 'epoch') or _fits(one, rule): continue
-            what = 'one of ' if isinstance(rule, str) else 'a whole number in ' if isinstance(rule.left, int) else 'in '
+            if one is None or (name, one) == ('every', 'epoch'): continue
+            if isinstance(rule, str):
+                what,fits = 'one of',isinstance(one, str) and re.fullmatch(rule, one)
+            else:
+                what,kind = ('a whole number in', Integral) if isinstance(rule.left, int) else ('in', Real)
+                fits = isinstance(one, kind) and not isinstance(one, bool) and one in rule
+            if fits: continue
             flag = name.replace('_', '-')
-            raise ValueError(f"{name} must be {what}{rule}, got {one!r} (on the command line: --{flag})")
+            raise ValueError(
+                f"{name} must be {what} {rule}, got {one!r} (on the command line: --{flag})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):
@@ -151,25 +156,28 @@ class Recipe:
         "Whether there is a network to train."
         return bool(self.arch)
 
-    def but(self,
-        **fields # Fields and their new values
-    )->'Recipe':
-        "The same recipe with other values in some fields."
-        for name in fields.keys() - vars(self):
-            raise UnknownRecipe(
-                f'a recipe has no field {name!r}{_or_near(name, list(vars(self)))}')
-        return replace(self, **fields)
-
     def __post_init__(self):
         try: check_words(vars(self) | dict(pretrained=None))
         except ValueError as error: raise UnknownRecipe(f'{self.name}: {error}') from error
-        if (self.activation == 'log_softmax') != (self.loss == 'nll'):
-            raise UnknownRecipe(
-                f'{self.name}: the loss nll goes with log_softmax, and only with it')
-        if self.average and self.best:
-            raise UnknownRecipe(f'{self.name}: average keeps the mean of the last weights, best those of an epoch: choose')
-        if self.network and not self.epochs + self.finetune_epochs:
-            raise UnknownRecipe(f'{self.name}: epochs and finetune_epochs are both 0: nothing would be trained')
+        problems = {
+            'the loss nll goes with log_softmax, and only with it':
+                (self.activation == 'log_softmax') != (self.loss == 'nll'),
+            'average keeps the mean of the last weights, best those of an epoch: choose': self.average and self.best,
+            'epochs and finetune_epochs are both 0: nothing would be trained':
+                self.network and not self.epochs + self.finetune_epochs}
+        for problem,there in problems.items():
+            if there: raise UnknownRecipe(f'{self.name}: {problem}')
+
+# %% ../nbs/api/14_recipes.ipynb #b331a418
+@patch
+def but(self:Recipe,
+    **fields # Fields and their new values
+)->Recipe:
+    "The same recipe with other values in some fields."
+    for name in fields.keys() - vars(self):
+        raise UnknownRecipe(
+            f'a recipe has no field {name!r}{_or_near(name, vars(self))}')
+    return replace(self, **fields)
 
 # %% ../nbs/api/14_recipes.ipynb #32ddbdc2
 RECIPES = {} # Name -> record, in the order of this page
@@ -183,9 +191,11 @@ def _add(*recipes):
 _add(Recipe(
     'colour_floor', 'This project: what colours alone can do',
     '', '93.2 % random, 91.2 % by patient', 'five folds of all 27,558 cells',
-    pretrained=False, head='none', lin_ftrs=(), ps=0., loss='log_loss', stats='none',
+    pretrained=False, head='none', lin_ftrs=(), ps=0., loss='log_loss',
+    stats='none',
     opt='boosting', schedule='constant', frozen='nothing', epochs=0,
-    note="Nine deciles and the deviation of red, green and blue over the pixels that are not black."))
+    note="Nine deciles and the deviation of red, green and blue over the pixels that are "
+         "not black."))
 
 # %% ../nbs/api/14_recipes.ipynb #512256de
 _FLIPS = dict(max_rotate=None, max_zoom=None, max_warp=None, max_lighting=None)
@@ -197,16 +207,17 @@ _FASTAI = dict(
 _add(
     Recipe(
         'fastai_resnet34', arch='resnet34', published='96.4 %', bs=256, **_FASTAI,
-        note="The text promises flips; its code also changed light and contrast (max_lighting=.2). Normalisation was "
-             "forgotten, and is left out here too."),
+        note="The text promises flips; its code also changed light and contrast "
+             "(max_lighting=.2). Normalisation was forgotten, and is left out here too."),
     Recipe(
         'fastai_resnet18', arch='resnet18', published='96.1 %', bs=512, **_FASTAI,
         note="As ResNet34. Its callback saved the weights of the other network."),
     Recipe(
-        'fastai_resnet18_finetuned', arch='resnet18', published='97.0 %', bs=512, **_FASTAI,
+        'fastai_resnet18_finetuned', arch='resnet18', published='97.0 %', bs=512,
+        **_FASTAI,
         finetune_epochs=30, finetune_lr=(1e-4, 1e-5),
-        note="The slice is the wrong way round: the first layers get the highest rate. Validation loss rises from "
-             "about epoch 20; the last epoch was kept."))
+        note="The slice is the wrong way round: the first layers get the highest rate. "
+             "Validation loss rises from about epoch 20; the last epoch was kept."))
 
 # %% ../nbs/api/14_recipes.ipynb #c450d6bf
 _vgg16 = Recipe(
@@ -216,10 +227,12 @@ _vgg16 = Recipe(
     weights='IMAGENET1K_V1', head='own', lin_ftrs=(),
     size=224, tfms=_FLIPS, parts=(.8, .2, 0.), bs=32,
     opt='sgd', wd=0., schedule='steps', epochs=25, lr=1e-3, best='accuracy',
-    note="Its code is pictures that cannot be read here. Rate, momentum and steps are those of the PyTorch tutorial "
-         "that it follows; batch size, number of epochs and the share of validation are assumed.")
+    note="Its code is pictures that cannot be read here. Rate, momentum and steps are "
+         "those of the PyTorch tutorial that it follows; batch size, number of epochs and "
+         "the share of validation are assumed.")
 _add(_vgg16, _vgg16.but(
-    name='vgg16_pytorch_finetuned', published='', published_split='described, no number printed', frozen='nothing'))
+    name='vgg16_pytorch_finetuned', published='',
+    published_split='described, no number printed', frozen='nothing'))
 
 # %% ../nbs/api/14_recipes.ipynb #8085e57c
 _mobilenet = Recipe(
@@ -228,35 +241,44 @@ _mobilenet = Recipe(
     'mobilenetv2_140', '94.05 %, F1 .9413', 'random, test',
     head='dense', lin_ftrs=(), ps=0.,
     size=224, stats='half', tfms=_FLIPS | dict(max_zoom=1.2), bs=32,
-    wd=0., schedule='constant', train_bn=False, epochs=30, lr=1e-3, best='valid_loss', patience=5,
-    note="The zoom is about a drawn point, so it shifts too. Batch size, rate, most epochs and patience are assumed. "
-         "It printed an AUC equal to its accuracy, because it was computed from decisions, not from probabilities.")
+    wd=0., schedule='constant', train_bn=False, epochs=30, lr=1e-3,
+    best='valid_loss', patience=5,
+    note="The zoom is about a drawn point, so it shifts too. Batch size, rate, most "
+         "epochs and patience are assumed. It printed an AUC equal to its accuracy, "
+         "because it was computed from decisions, not from probabilities.")
 _add(_mobilenet, _mobilenet.but(
-    name='mobilenetv2_top', published='', published_split='proposed, no number printed',
+    name='mobilenetv2_top', published='',
+    published_split='proposed, no number printed',
     finetune_epochs=10, finetune_lr=1e-5, finetune_frozen='early'))
 
 # %% ../nbs/api/14_recipes.ipynb #50cc2125
 _add(Recipe(
     'densenet121_head', 'A PyTorch project on transfer learning (Heartbeat; Chinese edition 2019)',
     'densenet121', '90 % (2,483 of 2,756)', 'random, test',
-    weights='IMAGENET1K_V1', head='dense', lin_ftrs=(460,), ps=.4, activation='log_softmax', loss='nll',
-    size=224, tfms=_FLIPS | dict(max_rotate=15., max_zoom=1.25, p_affine=1.), parts=(.7, .2, .1), bs=32,
-    wd=0., schedule='constant', train_bn=False, epochs=10, best='valid_loss', patience=3,
-    note="Mended: the body is really frozen (a misspelt attribute left it free), validation and test pictures are not "
-         "augmented, the network predicts in evaluation mode. Early stopping is promised in the text; its patience is "
+    weights='IMAGENET1K_V1', head='dense', lin_ftrs=(460,), ps=.4,
+    activation='log_softmax', loss='nll',
+    size=224, tfms=_FLIPS | dict(max_rotate=15., max_zoom=1.25, p_affine=1.),
+    parts=(.7, .2, .1), bs=32,
+    wd=0., schedule='constant', train_bn=False, epochs=10, best='valid_loss',
+    patience=3,
+    note="Mended: the body is really frozen (a misspelt attribute left it free), "
+         "validation and test pictures are not augmented, the network predicts in "
+         "evaluation mode. Early stopping is promised in the text; its patience is "
          "assumed."))
 
 # %% ../nbs/api/14_recipes.ipynb #7e0eea84
 _SHEARED = _FLIPS | dict(max_zoom=1.2, max_warp=.2)
 _add(Recipe(
     'xray_vgg16', 'Introduction to transfer learning (Towards Data Science); ajaymuktha/DeepLearning',
-    'vgg16', '97.7 % train, 91.5 % validation', 'folders; its validation is the test folder',
+    'vgg16', '97.7 % train, 91.5 % validation',
+    'folders; its validation is the test folder',
     weights='IMAGENET1K_V1', head='flat', lin_ftrs=(), ps=0.,
     size=224, tfms=_SHEARED, split='folder', parts=(.8, .2, 0.), bs=32,
     wd=0., schedule='constant', epochs=5, lr=1e-3, best='valid_loss',
-    note="Mended: no picture is turned upside down; validation is drawn from the training folder, the test folder is "
-         "looked at once; pictures are normalised as the weights expect (its code divided by 255 only); shear is a "
-         "perspective warp; the best of the five epochs is kept, not the last."))
+    note="Mended: no picture is turned upside down; validation is drawn from the training "
+         "folder, the test folder is looked at once; pictures are normalised as the "
+         "weights expect (its code divided by 255 only); shear is a perspective warp; the "
+         "best of the five epochs is kept, not the last."))
 
 # %% ../nbs/api/14_recipes.ipynb #57fae496
 _EIGHT = dict(max_rotate=None, max_zoom=None, max_warp=None, flip_vert=True)
@@ -268,7 +290,8 @@ _lite0 = Recipe(
 _add(
     _lite0,
     Recipe(
-        'squeezenet1_1', 'This project', 'squeezenet1_1', weights='packaged', tfms=_EIGHT, bs=32,
+        'squeezenet1_1', 'This project', 'squeezenet1_1', weights='packaged',
+        tfms=_EIGHT, bs=32,
         epochs=2, lr=1e-3, finetune_epochs=8, finetune_lr=(3e-5, 3e-4),
         note="It has no batch norm, and large features: low rates."),
     _lite0.but(
@@ -283,8 +306,10 @@ def from_scratch(
     "The same network and head without ImageNet weights, every layer trained for ten epochs, under a name that says so."
     return recipe.but(
         name=f'{recipe.name}_scratch', published='', published_split='',
-        pretrained=False, weights=None, stats='imagenet', frozen='nothing', train_bn=True,
-        opt='adam', schedule='one_cycle', epochs=10, lr=lr, finetune_epochs=0, best='', patience=0,
+        pretrained=False, weights=None, stats='imagenet', frozen='nothing',
+        train_bn=True,
+        opt='adam', schedule='one_cycle', epochs=10, lr=lr, finetune_epochs=0,
+        best='', patience=0,
         note=f'The network of {recipe.name} from random weights, one cycle for all layers.')
 
 # %% ../nbs/api/14_recipes.ipynb #5efa0e7c
@@ -293,20 +318,23 @@ _best = Recipe(
     'best', 'This project', 'tf_efficientnet_lite0',
     weights='packaged', size=96, stats='half', tfms=_STAINED, split='patient',
     epochs=1, finetune_epochs=6, finetune_lr=(3e-4, 3e-3), average=1/3, tta=True,
-    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on validation patients; its "
-         "weights are averaged over the last third.")
+    note="The best of the trials in results/best_trials.csv, by the AUC of eight views on "
+         "validation patients; its weights are averaged over the last third.")
 _scratch = Recipe(
     'best_resnet18', 'This project', 'resnet18',
-    pretrained=False, frozen='nothing', size=64, tfms=_STAINED, split='patient', wd_bn_bias=True, precision='half',
+    pretrained=False, frozen='nothing', size=64, tfms=_STAINED, split='patient',
+    wd_bn_bias=True, precision='half',
     note="The best of the same trials among those from random weights.")
 _progressive = _scratch.but(
-    name='progressive_resnet18', size_first=32, epochs=5, finetune_epochs=5, finetune_lr=3e-3,
-    note="Progressive resizing: as best_resnet18, but half of the epochs see pictures of 32 px. Measured beside it in "
-         "results/progressive.csv.")
+    name='progressive_resnet18', size_first=32, epochs=5, finetune_epochs=5,
+    finetune_lr=3e-3,
+    note="Progressive resizing: as best_resnet18, but half of the epochs see pictures of "
+         "32 px. Measured beside it in results/progressive.csv.")
 
 # %% ../nbs/api/14_recipes.ipynb #833ec5bb
 _RATES = dict(
-    fastai_resnet34=3e-3, fastai_resnet18=3e-3, vgg16_pytorch=1e-4, mobilenetv2_features=3e-3, densenet121_head=3e-3,
+    fastai_resnet34=3e-3, fastai_resnet18=3e-3, vgg16_pytorch=1e-4,
+    mobilenetv2_features=3e-3, densenet121_head=3e-3,
     xray_vgg16=1e-4, efficientnet_lite0=3e-3, squeezenet1_1=3e-4, xray_lite0=3e-3)
 _add(*[from_scratch(RECIPES[name], lr) for name,lr in _RATES.items()])
 _add(from_scratch(_best), _best, _scratch, _progressive)
@@ -318,7 +346,7 @@ def find_recipe(
     "The recipe of this name."
     if isinstance(name, Recipe): return name
     if name in RECIPES: return RECIPES[name]
-    raise UnknownRecipe(f'no recipe is called {name!r}{_or_near(name, list(RECIPES))}')
+    raise UnknownRecipe(f'no recipe is called {name!r}{_or_near(name, RECIPES)}')
 
 # %% ../nbs/api/14_recipes.ipynb #2ee4899a
 def _stage_text(epochs, frozen):
@@ -329,28 +357,26 @@ def _stage_text(epochs, frozen):
 def _training_text(recipe):
     "How long which layers are trained."
     if not recipe.network: return 'gradient boosting'
-    first = _stage_text(recipe.epochs, recipe.frozen) + f' at {recipe.size_first} px'*bool(recipe.size_first)
-    return first + f' + {_stage_text(recipe.finetune_epochs, recipe.finetune_frozen)}'*bool(recipe.finetune_epochs)
-
-
-def _weights_text(recipe):
-    "Where a training starts from."
-    if not recipe.network: return '-'
-    return 'ImageNet' + ' (packaged)'*(recipe.weights == 'packaged') if recipe.pretrained else 'random'
+    text = _stage_text(recipe.epochs, recipe.frozen)
+    if recipe.size_first: text += f' at {recipe.size_first} px'
+    if recipe.finetune_epochs:
+        text += f' + {_stage_text(recipe.finetune_epochs, recipe.finetune_frozen)}'
+    return text
 
 # %% ../nbs/api/14_recipes.ipynb #eade6aec
 def recipes_table()->pd.DataFrame: # One row a recipe: arch, weights, head, size, training, published, split, source
     "What there is to train, with its source and published number."
-    recipes = RECIPES.values()
-    table = pd.DataFrame(map(vars, recipes)).replace('', '-').rename(
-        columns=dict(name='recipe', size='px'))
-    table['split'] = table.published_split
-    table['arch'] = table.arch.replace('-', 'no network')
-    table['weights'] = [_weights_text(recipe) for recipe in recipes]
-    table['training'] = [_training_text(recipe) for recipe in recipes]
-    columns = [
-        'arch', 'weights', 'head', 'px', 'training', 'published', 'split', 'source']
-    return table.set_index('recipe')[columns]
+    rows = []
+    for recipe in RECIPES.values():
+        weights = 'ImageNet' if recipe.pretrained else 'random' if recipe.network else ''
+        if recipe.weights == 'packaged': weights += ' (packaged)'
+        rows.append(dict(
+            recipe=recipe.name, arch=recipe.arch or 'no network', weights=weights,
+            head=recipe.head,
+            px=recipe.size, training=_training_text(recipe),
+            published=recipe.published,
+            split=recipe.published_split, source=recipe.source))
+    return pd.DataFrame(rows).set_index('recipe').replace('', '-')
 
 # %% ../nbs/api/14_recipes.ipynb #56089cf4
 _SHORT = dict(size='px', epochs='epochs', finetune_epochs='fine-tuning epochs')
@@ -359,18 +385,17 @@ _SHORT = dict(size='px', epochs='epochs', finetune_epochs='fine-tuning epochs')
 def shortened(
     recipe:Recipe,          # What was run
     n_cells:int|None=None,  # Cells that were used
-    all_cells:int|None=None,# Cells that the full set has
-    weights:bool|None=None  # Whether ImageNet weights were loaded
+    all_cells:int|None=None # Cells that the full set has
 )->list: # Short texts such as '64 of 224 px'; empty if nothing was
     "What a run has less of than its recipe."
     full,texts = RECIPES.get(recipe.name, recipe),[]
-    if n_cells and all_cells and n_cells < all_cells:
+    if n_cells and n_cells < all_cells:
         texts.append(f'{n_cells:,} of {all_cells:,} cells')
     for name,unit in _SHORT.items():
         here,there = getattr(recipe, name),getattr(full, name)
         if recipe.network and here < there:
             texts.append(f'{here:,} of {there:,} {unit}')
-    if full.pretrained and (not recipe.pretrained or weights is False):
+    if full.pretrained and not recipe.pretrained:
         texts.append('no ImageNet weights')
     return texts
 

@@ -67,20 +67,26 @@ def _write_tensors(what, file, header=True):
 def _read_state(file):
     "Read and check a state; nothing in it is run."
     with open(file, 'rb') as opened: head,body = opened.readline(),opened.read()
-    if head != _header(digest(body)): raise StateDamaged(f"{file.name}: torn or changed since it was written")
-    try: return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
+    if head != _header(digest(body)):
+        raise StateDamaged(f"{file.name}: torn or changed since it was written")
+    try:
+        return torch.load(io.BytesIO(body), map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        raise StateDamaged(f"{file.name}: holds something else than tensors, numbers and names, "
-                           "which was not run") from error
+        raise StateDamaged(
+            f"{file.name}: holds something else than tensors, numbers and names, "
+            "which was not run") from error
 
 # %% ../nbs/api/10_resume.ipynb #132c5a28
 def _plain(value, other=None):
     "The same in plain tensors, numbers, lists and dicts; what is none of these is refused, or given to `other`."
     if other and hasattr(value, 'tolist'): return value.tolist() # a setting is compared, and small
-    if isinstance(value, torch.Tensor): return value.detach().as_subclass(torch.Tensor).cpu()
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor).cpu()
     if isinstance(value, np.generic): return value.item()
-    if isinstance(value, dict): return {name: _plain(part, other) for name,part in value.items()}
-    if isinstance(value, (list, tuple, L)): return [_plain(part, other) for part in value]
+    if isinstance(value, dict):
+        return {name: _plain(part, other) for name,part in value.items()}
+    if isinstance(value, (list, tuple, L)):
+        return [_plain(part, other) for part in value]
     if isinstance(value, str): return str(value) # also of subclasses, such as torch's version
     if value is None or isinstance(value, (int, float)): return value
     if other: return other(value)
@@ -90,7 +96,8 @@ def _plain(value, other=None):
 def _streams():
     "Where the random streams of Python, NumPy, torch and CUDA stand."
     _,keys,*rest = np.random.get_state()
-    found = dict(python=random.getstate(), numpy=[keys.tolist(), *rest], torch=torch.get_rng_state())
+    found = dict(python=random.getstate(), numpy=[keys.tolist(), *rest],
+                 torch=torch.get_rng_state())
     if torch.cuda.is_available(): found['cuda'] = torch.cuda.get_rng_state_all()
     return found
 
@@ -128,11 +135,15 @@ def _memory(cb):
     "What a callback remembers; one of your own says it itself, with `state_dict` and `load_state_dict`."
     kind = type(cb)
     if hasattr(kind, 'load_state_dict'): return cb.state_dict()
-    if kind.__name__ in _EXACT: return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
-    unknown = vars(cb).keys() - {'learn', 'run', '__stored_args__', *_settings(cb)} # fastcore 1 keeps the arguments twice
+    if kind.__name__ in _EXACT:
+        return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
+    # fastcore 1 keeps the arguments twice
+    unknown = vars(cb).keys() - {'learn', 'run', '__stored_args__', *_settings(cb)}
     if not unknown: return {}
-    raise TypeError(f"{kind.__name__} keeps `{min(unknown)}`, which no state knows of, so the run could not go on "
-                    "exactly. Give it state_dict() and load_state_dict(state), or `looks_on = True` if nothing hangs on it")
+    raise TypeError(
+        f"{kind.__name__} keeps `{min(unknown)}`, which no state knows of, so the run could not go "
+        "on exactly. Give it state_dict() and load_state_dict(state), or `looks_on = True` if "
+        "nothing hangs on it")
 
 # %% ../nbs/api/10_resume.ipynb #4ba4c59c
 def _gradient(p):
@@ -145,32 +156,40 @@ def _described(value):
     "A setting in plain values: a function by its name; an object by its kind and numbers, and those of what it wraps."
     if hasattr(value, '__name__'): return value.__name__
     inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
-    parts = {**getattr(value, '__dict__', {}), **getattr(value, '_buffers', {}), **getattr(value, 'keywords', {})}
+    parts = {**getattr(value, '__dict__', {}), **getattr(value, '_buffers', {}),
+             **getattr(value, 'keywords', {})}
     plain = int, float, str, list, torch.Tensor, np.ndarray
     numbers = {name: part for name,part in parts.items() if isinstance(part, plain) and name != 'training'}
-    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _described)
+    return _plain(dict(numbers, kind=type(value).__name__, inside=inside),
+                  _described)
 
 
 def _run_config(learn):
     "What must be equal for a run to go on, in plain values."
     opt = learn.opt
     hypers = {name: value for name,value in opt.hypers[-1].items() if name not in ('lr', 'mom')} # the cycle moves those
-    optimizer = dict(hypers, kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
-                     lookahead=[getattr(opt, word, None) for word in ('k', 'alpha')])
+    optimizer = dict(
+        hypers, kind=type(getattr(opt, 'opt', opt)),
+        steps=[*getattr(opt, 'cbs', ())],
+        lookahead=[getattr(opt, word, None) for word in ('k', 'alpha')])
     return _plain(dict(
-        split=learn.dls.fingerprint(), pictures=learn.dls.content_digest(), **learn.dls.config(), optimizer=optimizer,
-        loss=learn.loss_func, cycle=learn.cycle,
+        split=learn.dls.fingerprint(), pictures=learn.dls.content_digest(),
+        **learn.dls.config(),
+        optimizer=optimizer, loss=learn.loss_func, cycle=learn.cycle,
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
-        wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn, callbacks=[_settings(cb) for cb in _partners(learn)],
+        wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn,
+        callbacks=[_settings(cb) for cb in _partners(learn)],
         layout=learner_facts(learn)['layout'],
-        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))), _described)
+        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))),
+        _described)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
 def _surroundings():
     "What may change the last bits: versions, device, threads, processes."
     versions = {library.__name__: library.__version__ for library in (fastai, torch, torchvision, timm, np, PIL)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return dict(versions, device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1)
+    return dict(versions, device=device, threads=torch.get_num_threads(),
+                processes=num_distrib() or 1)
 
 # %% ../nbs/api/10_resume.ipynb #3671b3e9
 class AnotherRun(ValueError):
@@ -183,7 +202,8 @@ def check_config(
     stem:str='this state' # What to call the state
 ):
     "Refuse a state of another run, and say what differs."
-    if lines := differences(then, now): raise AnotherRun(f'{stem} belongs to another run:{lines}')
+    if lines := differences(then, now):
+        raise AnotherRun(f'{stem} belongs to another run:{lines}')
 
 # %% ../nbs/api/10_resume.ipynb #16374047
 _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done in it); _END is a whole epoch
@@ -200,22 +220,29 @@ class SaveModelCallback(Callback):
         name:str='bestmodel',         # Files: `models/{name}_{epoch}.pth`, or `models/{name}.pth` for 'improvement'
         keep:int|None=None            # Weights of so many last epochs are kept, at least 2; None keeps all
     ):
-        if every not in ('epoch', 'improvement') and (type(every) is not int or every < 1):
-            raise ValueError(f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
-        if mode not in ('auto', 'min', 'max'): raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
+        if every not in ('epoch', 'improvement') and (
+            type(every) is not int or every < 1):
+            raise ValueError(
+                f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
+        if mode not in ('auto', 'min', 'max'):
+            raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2:
-            raise ValueError(f"keep must be at least 2, so that one good state is always left; got {keep}")
-        if Path(name).name in ('', '..'): raise ValueError(f"name is that of a file under models/, got {str(name)!r}")
+            raise ValueError(
+                f"keep must be at least 2, so that one good state is always left; got {keep}")
+        if Path(name).name in ('', '..'):
+            raise ValueError(f"name is that of a file under models/, got {str(name)!r}")
         self.expected,self.every,self.stem,self.keep = learn,every,str(name),keep
         self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
-        low = mode == 'min' or (mode == 'auto' and re.search('loss|error', self.monitor))
+        low = mode == 'min' or (
+            mode == 'auto' and re.search('loss|error', self.monitor))
         self.sign = -1 if low else 1
         self.saves_state = self.looks_on = every != 'improvement'
         self.order = 1000 if self.saves_state else 61 # the state comes last; the best model before an early stop (63)
 
     def __call__(self, event):
         "In a prediction and in the rate finder there is nothing to save."
-        if self.learn.fitting and not hasattr(self.learn, 'lr_finder'): super().__call__(event)
+        if self.learn.fitting and not hasattr(self.learn, 'lr_finder'):
+            super().__call__(event)
 
     @property
     def folder(self)->Path: return Path(self.learn.path)/self.learn.model_dir
@@ -225,12 +252,21 @@ class SaveModelCallback(Callback):
 def before_fit(self:SaveModelCallback):
     "Check what can be checked, and take down the configuration."
     if self.expected not in (None, self.learn):
-        raise ValueError("SaveModelCallback was given another learner than the one that trains: "
-                         "it would save that one's weights")
+        raise ValueError(
+            "SaveModelCallback was given another learner than the one that trains: "
+            "it would save that one's weights")
     self.done = self.pct = None
     self.learn.written = vars(self.learn).get('written', {}) # name -> digest of its file
-    self._check_monitor()
-    if is_writer(): self._check_folder()
+    self._check_names()
+    if is_writer():
+        folder,stem = (self.folder/self.stem).parent,Path(self.stem).name
+        with self._writing(f'the folder {folder.name}'):
+            folder.mkdir(parents=True, exist_ok=True)
+            # what a killed process left half written
+            for path in folder.glob(f'.{escape(stem)}[._]*.tmp'): path.unlink()
+            prefix = f'.{stem}_start.state.'
+            with NamedTemporaryFile(dir=folder, prefix=prefix) as trial:
+                trial.write(b'ok')
     if not self.saves_state: return
     self.config,there = _run_config(self.learn),self._found('pth')
     if there and self.learn.first_epoch == 0:
@@ -258,13 +294,6 @@ def after_batch(self:SaveModelCallback):
 
 
 @patch
-def after_epoch(self:SaveModelCallback):
-    "Write what an epoch has brought."
-    if self.saves_state: self._save(self.epoch)
-    else: self._save_if_better()
-
-
-@patch
 def after_cancel_fit(self:SaveModelCallback):
     "An early stop comes between an epoch and its state: write it now."
     if not self.saves_state or self.done == (self.epoch, _END): return
@@ -273,31 +302,26 @@ def after_cancel_fit(self:SaveModelCallback):
 
 # %% ../nbs/api/10_resume.ipynb #9faa1cb0
 @patch
-def _check_monitor(self:SaveModelCallback):
+def _check_names(self:SaveModelCallback):
     "What decides must be measured; what decides nothing may be missing, with a warning. And each has its own files."
-    savers = [(cb.stem, cb.saves_state) for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
-    if savers.count((self.stem, self.saves_state)) > 1:
-        raise ValueError(f"two callbacks would save under the name {self.stem}: give each its own name=")
+    savers = [cb for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
+    names = [(cb.stem, cb.saves_state) for cb in savers]
+    if names.count((self.stem, self.saves_state)) > 1:
+        raise ValueError(
+            f"two callbacks would save under the name {self.stem}: give each its own name=")
     try: self.monitor = self.recorder.column(self.monitor)
     except ValueError as missing:
         if not self.saves_state: raise
         if self.monitor != 'valid_loss':
-            warnings.warn(f"{missing}. It is not needed for every={self.every!r}", stacklevel=2)
-
-# %% ../nbs/api/10_resume.ipynb #4022df54
-@patch
-def _check_folder(self:SaveModelCallback):
-    "Make the folder, try to write to it, and clear away what a killed process left half written."
-    folder,stem = (self.folder/self.stem).parent,Path(self.stem).name
-    with self._writing(f'the folder {folder.name}'):
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f'.{escape(stem)}[._]*.tmp'): path.unlink()
-        with NamedTemporaryFile(dir=folder, prefix=f'.{stem}_start.state.') as trial: trial.write(b'ok')
+            warnings.warn(f"{missing}. It is not needed for every={self.every!r}",
+                          stacklevel=2)
 
 # %% ../nbs/api/10_resume.ipynb #f3011332
 _REMEDIES = {
-    errno.ENOSPC: 'Make room', errno.EDQUOT: 'Make room', errno.EFBIG: 'Make room',
+    errno.ENOSPC: 'Make room', errno.EDQUOT: 'Make room',
+    errno.EFBIG: 'Make room',
     errno.ENOENT: 'Bring the folder back'}
+_ELSEWHERE = 'Choose another name=, or another folder by path= or model_dir='
 
 
 @patch
@@ -306,10 +330,12 @@ def _writing(self:SaveModelCallback, what):
     "Turn the errors of a disk into one that says what is left and what to do."
     try: yield
     except OSError as error:
-        last = f"The last good state is {self._names([self.done])}" if self.done else 'No state of this fit was written'
-        remedy = _REMEDIES.get(error.errno, 'Choose another name=, or another folder by path= or model_dir=')
-        raise StateNotWritten(f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
-                              "and go on with start_epoch='last'") from error
+        last = 'No state of this fit was written'
+        if self.done: last = f"The last good state is {self._names([self.done])}"
+        remedy = _REMEDIES.get(error.errno, _ELSEWHERE)
+        raise StateNotWritten(
+            f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
+            "and go on with start_epoch='last'") from error
 
 # %% ../nbs/api/10_resume.ipynb #dd63facb
 @patch
@@ -321,7 +347,8 @@ def _name(self:SaveModelCallback, place):
 
 
 @patch
-def _names(self:SaveModelCallback, places): return ', '.join(map(self._name, places)) or 'none'
+def _names(self:SaveModelCallback, places):
+    return ', '.join(map(self._name, places)) or 'none'
 
 
 @patch
@@ -332,26 +359,31 @@ def _found(self:SaveModelCallback, ending):
     for path in first.parent.glob(f'*.{ending}'):
         if not (match := pattern.fullmatch(path.name)): continue
         epoch,batch = match.groups()
-        places.append((int(epoch.replace('start', '-1')), int(batch or 0) or _END))
+        places.append((int(epoch.replace('start', '-1')),
+                       int(batch or 0) or _END))
     return sorted(places)
 
 # %% ../nbs/api/10_resume.ipynb #2eb758ad
 @patch
-def _whole(self:SaveModelCallback, places): return [place for place in places if place != _START and place[1] == _END]
+def _whole(self:SaveModelCallback, places):
+    return [place for place in places if place != _START and place[1] == _END]
 
 
 @patch
 def _save_weights(self:SaveModelCallback, name, with_opt=False):
     "Write the weights, but not those of a training that has failed over good ones; returns their digest."
     if all(values.isfinite().all() for values in self.learn.model.state_dict().values()):
-        return _write_tensors(checkpoint(self.learn, with_opt), self.folder/f'{name}.pth', header=False)
-    raise FloatingPointError(f"{name} is not written, for the weights are no numbers any more; the files before it "
-                             "stay. Load the last of them with learn.load, and train at a lower rate")
+        return _write_tensors(
+            checkpoint(self.learn, with_opt), self.folder/f'{name}.pth',
+            header=False)
+    raise FloatingPointError(
+        f"{name} is not written, for the weights are no numbers any more; the files before it "
+        "stay. Load the last of them with learn.load, and train at a lower rate")
 
 
 @patch
 def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
-    "Write the weights and the state after `epoch`, or after `batch` batches of it; of several processes, one writes."
+    "Write the weights and the state after `epoch`, or after `batch` batches of it; one process writes."
     self.learn.check_losses()
     place = epoch,batch
     if is_writer():
@@ -369,33 +401,42 @@ def _state(self:SaveModelCallback, sha, stopped):
     learn,rec,partners = self.learn,self.recorder,_partners(self.learn)
     params,scaler = [*learn.model.parameters()],getattr(learn, 'scaler', None)
     if _plain([_settings(cb) for cb in partners], _described) != self.config['callbacks']:
-        raise TypeError("A callback changes its own settings while it trains, so the run could not go on exactly: give "
-                        "it state_dict() and load_state_dict(state), and other names for what changes")
-    recorder = dict({name: getattr(rec, name) for name in rec.kept}, losses=[*map(float, rec.losses)])
+        raise TypeError(
+            "A callback changes its own settings while it trains, so the run could not go on exactly: "
+            "give it state_dict() and load_state_dict(state), and other names for what changes")
+    recorder = {name: getattr(rec, name) for name in rec.kept} | dict(
+        losses=[*map(float, rec.losses)])
     return _plain(dict(
-        config=self.config, surroundings=_surroundings(), weights=sha, stopped=stopped, stage=learn.stage,
-        optimizer=learn.opt.state_dict(), scaler=scaler and scaler.state_dict(),
-        gradients=[_gradient(p) for p in params], requires_grad=[p.requires_grad for p in params],
+        config=self.config, surroundings=_surroundings(), weights=sha,
+        stopped=stopped,
+        stage=learn.stage, optimizer=learn.opt.state_dict(),
+        scaler=scaler and scaler.state_dict(),
+        gradients=[_gradient(p) for p in params],
+        requires_grad=[p.requires_grad for p in params],
         recorder=recorder, smooth=[rec.smooth_loss.val, rec.smooth_loss.count],
-        callbacks=[_memory(cb) for cb in partners], written=learn.written, train_iter=learn.train_iter,
-        pct=learn.pct_train, streams=_streams()))
+        callbacks=[_memory(cb) for cb in partners], written=learn.written,
+        train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams()))
 
 # %% ../nbs/api/10_resume.ipynb #e0771509
 @patch
 def _goodness(self:SaveModelCallback):
     "How good each epoch of this stage was: the larger, the better; what is no number is the worst."
     rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
-    return np.fmax([self.sign*row.get(self.monitor, math.nan) for row in rows], -math.inf)
+    scores = [self.sign*float(row.get(self.monitor, math.nan)) for row in rows]
+    return np.fmax(scores, -math.inf)
 
 
 @patch
-def _save_if_better(self:SaveModelCallback):
-    "Write weights and averages if the last epoch is the best so far."
+def after_epoch(self:SaveModelCallback):
+    "Write what an epoch has brought: a state, or weights and averages, if it is the best so far."
+    if self.saves_state: return self._save(self.epoch)
     *before,score = self._goodness()
     if score <= max(before, default=-math.inf): return
     if is_writer():
-        with self._writing(self.stem): self.learn.written[self.stem] = self._save_weights(self.stem, with_opt=True)
-    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.sign*score:.6f}.")
+        with self._writing(self.stem):
+            self.learn.written[self.stem] = self._save_weights(self.stem, with_opt=True)
+    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: "
+          f"{self.sign*score:.6f}.")
 
 # %% ../nbs/api/10_resume.ipynb #477b9baa
 @patch
@@ -404,10 +445,12 @@ def after_fit(self:SaveModelCallback):
     self.best = max(self._goodness(), default=-math.inf)
     if self.saves_state or self.best == -math.inf: return
     path = self.folder/f'{self.stem}.pth'
-    if is_writer() and not (path.exists() and file_digest(path) == self.learn.written.get(self.stem)):
-        raise StateDamaged(f"{path.name} is not what this training wrote after its best epoch; another one may save "
-                           "under this name. It is not loaded, and the learner has the weights of the last epoch. "
-                           "Give each training its own name= or path=")
+    if is_writer() and not (
+        path.exists() and file_digest(path) == self.learn.written.get(self.stem)):
+        raise StateDamaged(
+            f"{path.name} is not what this training wrote after its best epoch; another one may save "
+            "under this name. It is not loaded, and the learner has the weights of the last epoch. "
+            "Give each training its own name= or path=")
     self.learn.load(self.stem)
 
 # %% ../nbs/api/10_resume.ipynb #fe67b22c
@@ -428,19 +471,12 @@ def _tidy(self:SaveModelCallback):
 def _checked(self:SaveModelCallback, name):
     "A state that is whole, and whose weights are."
     state,weights = _read_state(self.folder/f'{name}.state'),self.folder/f'{name}.pth'
-    if not weights.exists(): raise StateDamaged(f"{name}.pth: the weights that belong to this state are gone")
-    if file_digest(weights) != state['weights']: raise StateDamaged(f"{name}.pth: torn or changed since it was written")
+    if not weights.exists():
+        raise StateDamaged(
+            f"{name}.pth: the weights that belong to this state are gone")
+    if file_digest(weights) != state['weights']:
+        raise StateDamaged(f"{name}.pth: torn or changed since it was written")
     return state
-
-
-@patch
-def _last_state(self:SaveModelCallback, places):
-    "The last of these places with a whole state, and the state."
-    for place in reversed(places):
-        try: return place,self._checked(self._name(place))
-        except (StateDamaged, OSError) as error: print(f"{error}. It is not used.")
-    raise StateDamaged(f"none of the {len(places)} states of {self.stem} is whole: load the weights of an epoch "
-                       "with learn.load, or start anew under another name")
 
 # %% ../nbs/api/10_resume.ipynb #e073365e
 @patch
@@ -452,20 +488,28 @@ def jump_to_epoch(self:SaveModelCallback,
     learn,states = self.learn,self._found('state')
     if epoch == 'last': wanted = (states or self._whole(self._found('pth')))[-1:]
     else: wanted = [(epoch-1, _END)]
-    for place in wanted:
-        if place in states: continue
-        name = self._name(place)
-        raise FileNotFoundError(
-            f"{name}.state: no such state in {learn.model_dir}, so this run cannot go on exactly. States are kept of "
-            f"the last two epochs; here: {self._names(states)}. Or load weights with learn.load('{name}') and train a "
-            "new cycle, or choose another name")
     if not wanted:
         print(f"No state of {self.stem} is here yet: starting at epoch 0")
         return False
-    place,state = self._last_state([place for place in states if place <= wanted[0]])
+    if wanted[0] not in states:
+        name = self._name(wanted[0])
+        raise FileNotFoundError(
+            f"{name}.state: no such state in {learn.model_dir}, so this run cannot go on exactly. "
+            f"States are kept of the last two epochs; here: {self._names(states)}. Or load weights "
+            f"with learn.load('{name}') and train a new cycle, or choose another name")
+    for place in reversed([place for place in states if place <= wanted[0]]):
+        try: state = self._checked(self._name(place))
+        except (StateDamaged, OSError) as error:
+            print(f"{error}. It is not used.")
+        else: break
+    else:
+        raise StateDamaged(
+            f"none of the {len(states)} states of {self.stem} is whole: load the weights of an "
+            "epoch with learn.load, or start anew under another name")
     self._restore(place, state)
     first = learn.first_epoch
-    print(f"Loaded {self._name(place)}{'' if first < learn.n_epoch else ': nothing is left to train'}")
+    left = '' if first < learn.n_epoch else ': nothing is left to train'
+    print(f"Loaded {self._name(place)}{left}")
     if epoch == 'last' and state['stopped']:
         print(f"It stopped early after epoch {first-1}, so there is nothing left to train. "
               f"To train on all the same, pass start_epoch={first}")
@@ -481,10 +525,13 @@ def _check_past(self:SaveModelCallback, state, name):
     n = past['stages'][stage]
     now = [*map(float, learn.recorder.losses)]
     if now and past['losses'][:n] != now[:n]:
-        raise AnotherRun(f'{name} belongs to another run:\n  the stages before it were trained otherwise')
-    if learn.stage >= stage and state['requires_grad'] != [p.requires_grad for p in learn.model.parameters()]:
-        raise AnotherRun(f"{name} is of an earlier stage, in which other layers were trained: "
-                         "give each stage its own name=")
+        raise AnotherRun(
+            f'{name} belongs to another run:\n  the stages before it were trained otherwise')
+    if learn.stage >= stage and state['requires_grad'] != [
+        p.requires_grad for p in learn.model.parameters()]:
+        raise AnotherRun(
+            f"{name} is of an earlier stage, in which other layers were trained: "
+            "give each stage its own name=")
 
 # %% ../nbs/api/10_resume.ipynb #d15a8e9d
 @patch
@@ -494,7 +541,9 @@ def _restore(self:SaveModelCallback, place, state):
     self._check_past(state, name)
     if lines := differences(state['surroundings'], _surroundings()):
         print(f'Other surroundings, so the last bits may differ:{lines}')
-    learn.model.load_state_dict(torch.load(self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
+    weights = torch.load(
+        self.folder/f'{name}.pth', map_location='cpu', weights_only=True)
+    learn.model.load_state_dict(weights)
     params,trained = [*learn.model.parameters()],state['requires_grad']
     if [p.requires_grad for p in params] != trained:
         print(f"Frozen as it was then: {sum(trained)} of {len(params)} tensors of weights are trained")
@@ -507,8 +556,11 @@ def _restore(self:SaveModelCallback, place, state):
     for cb,kept in zip(_partners(learn), state['callbacks']):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)
         else: vars(cb).update(kept)
-    if state['scaler'] and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(state['scaler'])
-    learn.stage,learn.train_iter,learn.written,self.done = state['stage'],state['train_iter'],state['written'],place
+    if state['scaler'] and getattr(learn, 'scaler', None):
+        learn.scaler.load_state_dict(state['scaler'])
+    for name in ('stage', 'train_iter', 'written'):
+        setattr(learn, name, state[name])
+    self.done = place
     learn.first_epoch,learn.first_batch = (epoch+1, 0) if batch == _END else place
     if batch != _END: self.pct = state['pct']
     if later := [weights for weights in self._found('pth') if weights > place]:

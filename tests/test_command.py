@@ -20,7 +20,6 @@ from malaria_fastai import run as study
 from malaria_fastai.cli import main
 from malaria_fastai.evaluate import BadPredictions, choose_threshold, evaluate
 from malaria_fastai.export import pack
-from malaria_fastai.extra import compare
 from malaria_fastai.files import check_output
 from malaria_fastai.predict import Predictor, predict_files, read_folder, read_threshold
 from malaria_fastai.recipes import Recipe, check_words
@@ -69,8 +68,7 @@ LONG = [ # Arguments that are refused, whatever the word
 def nothing_is_read(monkeypatch):
     "Reading a data set, or training, is a failure."
     def read(*args, **kwargs): raise AssertionError('the data were read')
-    for module in (study, compare):
-        for name in ('locate', 'read_cells'): monkeypatch.setattr(module, name, read)
+    for name in ('locate', 'read_cells'): monkeypatch.setattr(study, name, read)
 
 
 @pytest.mark.parametrize('words', LONG)
@@ -292,7 +290,7 @@ def test_only_known_pictures_are_counted_against_a_known_set(sample):
     from malaria_fastai.cells import read_cells
     cells = read_cells(sample, progress=False)
     assert own_record(sample, cells) is None and own_record('cell_images.zip', cells) is None # drawn, though its classes have the names
-    assert study.full_size(cells) == len(cells) == 720
+    assert len(cells) == 720
     assert own_record('sample', cells).name == 'sample'
     xrays = cells.assign(label=cells.label.map(dict(Parasitized='PNEUMONIA', Uninfected='NORMAL')))
     assert own_record('mine', xrays) is None and own_record('data/chest_xray.zip', xrays).name == 'cxr'

@@ -299,7 +299,7 @@ def test_every_frozen_recipe_has_a_version_from_scratch():
 def test_shortened_and_changed():
     r = RECIPES['densenet121_head']
     assert shortened(r) == [] and changed(r) == {}
-    assert shortened(r.but(size=64, epochs=2), 2_400, 27_558, weights=False) == ['2,400 of 27,558 cells', '64 of 224 px', '2 of 10 epochs', 'no ImageNet weights']
+    assert shortened(r.but(size=64, epochs=2, pretrained=False), 2_400, 27_558) == ['2,400 of 27,558 cells', '64 of 224 px', '2 of 10 epochs', 'no ImageNet weights']
     assert changed(r.but(size=64)) == {'size': (224, 64)}
 
 

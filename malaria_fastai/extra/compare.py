@@ -14,6 +14,7 @@ import math
 import shutil
 import textwrap
 import time
+from collections import namedtuple
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,21 +22,25 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from fastai.callback.core import Callback
 
-from ..cells import data_hash, leave_open, locate, read_cells
-from ..evaluate import both_lines, evaluate, paired_difference, read_predictions
-from ..files import check_output, replacing, write_atomically
 from ..backbone import WeightsUnavailable
+from ..cells import leave_open
+from ..evaluate import both_lines, evaluate, paired_difference, read_predictions
+from ..files import replacing, write_atomically
 from ..learner import alone
-from ..recipes import RECIPES, _span, check_words, find_recipe, shortened, t4_command
+from ..recipes import _span, check_words, find_recipe, shortened, t4_command
 from ..report import _PAGES
 from ..resume import check_config
 from ..run import (
-    colour_features, colour_floor, environment, fit_recipe, limit_cells, own_record, portable, positive_class,
-    recipe_data, recipe_learner)
-from ..sample import is_drawn
+    _about_data, _begin, _read_json, _save_json, _write_table, colour_features,
+    colour_floor, environment, fit_recipe,
+    portable, positive_class, prepare, recipe_data, recipe_learner)
+from ..source import RECORDS
 from ..split import fold_rules, split_by
 
 # %% ../../nbs/extra/04_compare.ipynb #5a295efb
+_RANGES = dict(folds=_span(1, 5), splits='random|patient|folder') # of a comparison
+
+
 def comparison_folds(
     cells:pd.DataFrame, # A cells table
     rule:str,           # 'random', 'patient' or 'folder'
@@ -43,37 +48,31 @@ def comparison_folds(
     seed:int=42         # Names the folds that are not pinned, and the validation part
 )->list: # Cells tables with `split`, one a fold
     "The same folds for every recipe: a fifth of the cells, or of the patients, is the test part of each."
-    if not 1 <= folds <= 5:
-        raise ValueError(f'folds: from 1 to 5 of five, got {folds}')
-    if rule not in ('random', 'patient', 'folder'):
-        raise ValueError(
-            f'splits of a comparison are random, patient and folder; got {rule!r}')
+    check_words(dict(folds=folds, splits=rule), **_RANGES)
     rules = ['folder'] if rule == 'folder' else fold_rules(cells, rule, 5)[:folds]
     return [split_by(cells, name, seed=seed) for name in rules]
 
 # %% ../../nbs/extra/04_compare.ipynb #e002dcf5
+_Job = namedtuple('_Job', 'recipe split fold seed cells folder')
+
+
 def _jobs(out, cells, recipes, splits, folds, seeds, seed):
     "Every run of a comparison, in order."
     tables = {split: comparison_folds(cells, split, folds, seed) for split in splits}
-    for fold,job_seed,recipe,split in itertools.product(range(folds), seeds, recipes, splits):
-        if fold >= len(tables[split]): continue # folders have one fold
+    for fold,job_seed,recipe,split in itertools.product(
+        range(folds), seeds, recipes, splits):
+        if fold == len(tables[split]): continue # folders have one fold
         folder = out/'runs'/recipe.name/f'{split}{fold}-seed{job_seed}'
-        yield dict(
-            recipe=recipe, split=split, fold=fold, seed=job_seed,
-            cells=tables[split][fold], folder=folder)
+        yield _Job(recipe, split, fold, job_seed, tables[split][fold], folder)
 
 # %% ../../nbs/extra/04_compare.ipynb #935267c8
-def _facts(folder): return json.loads((folder/'facts.json').read_text('utf-8'))
-def _keep_facts(file, facts): write_atomically(file, json.dumps(facts, indent=1, ensure_ascii=False) + '\n')
-
-
-def _is_done(job):
-    "Whether a run is finished; one that was finished with other settings is refused."
-    folder = job['folder']
-    if not (folder/'facts.json').exists(): return False
-    now = json.loads(json.dumps(asdict(job['recipe'])))
-    check_config(_facts(folder)['recipe'], now, f'{folder.parent.name}/{folder.name}')
-    return True
+def _facts(job):
+    "The facts of a run, if it is finished; one that was finished with other settings is refused."
+    file = job.folder/'facts.json'
+    if not file.exists(): return None
+    facts,now = _read_json(file),json.loads(json.dumps(asdict(job.recipe)))
+    check_config(facts['recipe'], now, f'{job.recipe.name}/{job.folder.name}')
+    return facts
 
 # %% ../../nbs/extra/04_compare.ipynb #8c23c84e
 class _Budget(Callback):
@@ -81,93 +80,73 @@ class _Budget(Callback):
     order,looks_on = 1001,True
     def __init__(self, until): self.until = until
     def after_epoch(self):
-        going_on = self.learn.fitting and self.epoch < self.n_epoch-1
-        if going_on and time.time() > self.until:
+        if self.epoch < self.n_epoch-1 and time.time() > self.until:
             raise TimeoutError('the minutes are spent')
 
 # %% ../../nbs/extra/04_compare.ipynb #f42f5289
 def _train_one(job, root, positive, until):
     "Train a network; its predictions, and the facts of the training."
-    recipe,cells,folder = job['recipe'],job['cells'],job['folder']
-    data = recipe_data(recipe, root, cells, job['seed'])
+    recipe,cells,folder = job.recipe,job.cells,job.folder
+    data = recipe_data(recipe, root, cells, job.seed)
     learn = recipe_learner(recipe, data, path=folder, model_dir='states')
     with learn.no_bar(), learn.no_logging():
-        fit_recipe(
-            learn, recipe, 'epoch', resume=(folder/'states').exists(),
-            cbs=[_Budget(until)])
+        resume = (folder/'states').exists()
+        fit_recipe(learn, recipe, 'epoch', resume, [_Budget(until)])
         preds = learn.predict_cells(cells[cells.split != 'train'], positive)
     history = learn.recorder.to_frame()
-    write_atomically(folder/'history.csv', history.to_csv(index=False))
-    parameters = sum(weights.numel() for weights in learn.model.parameters())
+    _write_table(folder/'history.csv', history)
     return preds,dict(
-        parameters=parameters, seconds_epoch=round(history.seconds.median(), 1),
-        epochs=len(history))
-
-
-def _run_one(job, root, positive, until, colours):
-    "One recipe on one fold."
-    recipe,folder,start = job['recipe'],job['folder'],time.time()
-    if recipe.network: preds,facts = _train_one(job, root, positive, until)
-    else:
-        preds = colour_floor(root, job['cells'], positive, colours, job['seed'])
-        facts = dict(parameters=None, seconds_epoch=None)
-    preds = preds.assign(fold=job['fold'], seed=job['seed'])
-    write_atomically(folder/'predictions.csv', preds.to_csv(index=False))
-    _keep_facts(
-        folder/'facts.json',
-        facts | dict(recipe=asdict(recipe), seconds=round(time.time() - start, 1)))
-    shutil.rmtree(folder/'states', ignore_errors=True)
+        parameters=sum(weights.numel() for weights in learn.model.parameters()),
+        seconds_epoch=round(history.seconds.median(), 1), epochs=len(history))
 
 # %% ../../nbs/extra/04_compare.ipynb #fd1387bf
 def _work(root, jobs, positive, until):
     "Run what is not finished yet; returns why a recipe has no row."
     why,colours = {},None
     for i,job in enumerate(jobs, 1):
-        recipe = job['recipe']
-        name = recipe.name
-        if name in why or _is_done(job): continue
+        name,folder,start = job.recipe.name,job.folder,time.time()
+        if name in why or _facts(job): continue
         try:
-            if time.time() > until: raise TimeoutError
-            print(
-                f"{i} of {len(jobs)}: {name}, {job['split']} fold {job['fold']}, seed {job['seed']}",
-                flush=True)
-            if colours is None and not recipe.network:
-                colours = colour_features(root, job['cells'])
-            _run_one(job, root, positive, until, colours)
+            if start > until: raise TimeoutError
+            print(f"{i} of {len(jobs)}: {name}, {job.split} fold {job.fold}, seed {job.seed}", flush=True)
+            if job.recipe.network:
+                preds,facts = _train_one(job, root, positive, until)
+            else:
+                if colours is None: colours = colour_features(root, job.cells)
+                preds = colour_floor(root, job.cells, positive, colours, job.seed)
+                facts = dict(parameters=None, seconds_epoch=None)
+            facts |= dict(recipe=asdict(job.recipe),
+                          seconds=round(time.time() - start, 1))
+            _write_table(folder/'predictions.csv',
+                         preds.assign(fold=job.fold, seed=job.seed))
+            _save_json(folder/'facts.json', facts)
+            shutil.rmtree(folder/'states', ignore_errors=True)
         except TimeoutError:
             why[name] = 'not finished: the budget was spent. The same command goes on'
         except WeightsUnavailable:
-            full = RECIPES.get(name, recipe)
-            why[name] = f'not run here: it needs ImageNet weights. On a T4: {t4_command(full)}'
+            command = t4_command(job.recipe)
+            why[name] = f'not run here: it needs ImageNet weights. On a T4: {command}'
     return why
 
 # %% ../../nbs/extra/04_compare.ipynb #ee5ea258
 _SHOWN = dict(
-    accuracy='accuracy', auc='AUC', sensitivity='sensitivity', specificity='specificity',
+    accuracy='accuracy', auc='AUC', sensitivity='sensitivity',
+    specificity='specificity',
     f1='F1', mcc='MCC')
 
 
 def _collected(recipe, split, jobs):
     "Test predictions and facts of all finished runs of a recipe and split; each seed is a copy of its cells."
-    jobs = [job for job in jobs if job['recipe'] is recipe and job['split'] == split]
-    if not all(map(_is_done, jobs)): return None,None
-    folders = [job['folder'] for job in jobs]
-    preds = pd.concat([read_predictions(folder/'predictions.csv') for folder in folders])
+    jobs = [job for job in jobs if job.recipe is recipe and job.split == split]
+    facts = [*map(_facts, jobs)]
+    if not all(facts): return None,None
+    preds = pd.concat([read_predictions(job.folder/'predictions.csv') for job in jobs])
     preds = preds[preds.split == 'test'].reset_index(drop=True)
-    preds['path'] = preds.path + '#' + preds.seed.astype(str)
-    return preds,[_facts(folder) for folder in folders]
+    return preds.assign(path=preds.path + '#' + preds.seed.astype(str)),facts
 
 # %% ../../nbs/extra/04_compare.ipynb #b4cdf42c
-def _columns(name, value, lo, hi): return {name: value, f'{name}_lo': lo, f'{name}_hi': hi}
-
-
-def _difference(name, other, preds, positive, draws):
-    "The paired difference of accuracy and AUC to another recipe."
-    gaps,row = paired_difference(other, preds, positive, draws=draws),{}
-    for metric in ('accuracy', 'auc'):
-        row |= _columns(
-            f'{metric}_over_{name}', *gaps.loc[metric, ['difference', 'lo', 'hi']])
-    return row
+def _columns(name, value, lo, hi):
+    return {name: value, f'{name}_lo': lo, f'{name}_hi': hi}
 
 
 def _floor_word(row):
@@ -180,56 +159,64 @@ def _floor_word(row):
 
 # %% ../../nbs/extra/04_compare.ipynb #4f8674b1
 def _numbers_of(preds, facts, others, positive, draws):
-    "The numbers of a finished recipe, for all and for undisputed labels, and its differences to others."
+    "The numbers of a finished recipe, for all and for undisputed labels, and its paired differences to others."
     found,seeds = evaluate(preds, positive, draws=draws),preds.seed.nunique()
-    row = dict(patients=found['patients'], folds=preds.fold.nunique(), seeds=seeds)
-    for block in both_lines(found).values():
-        of = '' if block is found else '_undisputed'
+    row = dict(patients=found['patients'], folds=preds.fold.nunique(),
+               seeds=seeds)
+    for block,of in zip(both_lines(found).values(), ('', '_undisputed')):
         row[f'n{of}'] = block['n']//seeds
         for metric in _SHOWN:
-            row |= _columns(metric + of, block[metric], *(block[f'{metric}_ci'] or (None, None)))
+            ends = block[f'{metric}_ci'] or (None, None)
+            row |= _columns(metric + of, block[metric], *ends)
     for name,other in others.items():
-        if other is not None:
-            row |= _difference(name, other, preds, positive, draws)
+        if other is None: continue
+        gaps = paired_difference(other, preds, positive, draws=draws)
+        for metric in ('accuracy', 'auc'):
+            gap = gaps.loc[metric, ['difference', 'lo', 'hi']]
+            row |= _columns(f'{metric}_over_{name}', *gap)
     row |= {name: facts[0][name] for name in ('parameters', 'seconds_epoch')}
     return row | dict(seconds=sum(fact['seconds'] for fact in facts))
 
 # %% ../../nbs/extra/04_compare.ipynb #cc7b4d52
-def _rows(recipes, jobs, why, short, positive, draws, record):
+def _rows(recipes, splits, jobs, why, data, draws):
     "A row for each recipe and split: its numbers if it is finished, else why not."
-    for split in dict.fromkeys(job['split'] for job in jobs):
+    record = RECORDS.get(data['record'])
+    for split in splits:
         runs = {recipe.name: _collected(recipe, split, jobs) for recipe in recipes}
-        others = dict(
-            first=runs[recipes[0].name][0], floor=runs.get('colour_floor', [None])[0])
+        others = dict(first=runs[recipes[0].name][0],
+                      floor=runs.get('colour_floor', [None])[0])
         for recipe in recipes:
-            name,(preds,facts) = recipe.name,runs[recipe.name]
-            row = dict(recipe=name, split=split)
-            if preds is None:
-                row |= dict(floor='', state=why.get(name, 'not finished'))
-            else:
-                row |= _numbers_of(preds, facts, others, positive, draws)
-                row |= dict(floor=_floor_word(row), state='')
-            known = record and (recipe.split == 'folder') == (record.splits == 'folder')
-            yield row | dict( # what was published holds for the pictures it was measured on
-                shortened=short[name], published=recipe.published if known else '',
-                published_split=recipe.published_split if known else '', size=recipe.size,
-                epochs=recipe.epochs + recipe.finetune_epochs,
+            row,(preds,facts) = dict(recipe=recipe.name, split=split),runs[recipe.name]
+            floor,state = '',why.get(recipe.name, 'not finished')
+            if facts:
+                row |= _numbers_of(preds, facts, others, data['positive'], draws)
+                floor,state = _floor_word(row),''
+            short = '; '.join(shortened(recipe, data['n'], data['of']))
+            row |= dict(floor=floor, state=state, shortened=short, published='',
+                        published_split='')
+            # what was published holds for the pictures it was measured on
+            if record and (recipe.split == 'folder') == (record.splits == 'folder'):
+                row |= dict(published=recipe.published,
+                            published_split=recipe.published_split)
+            yield row | dict(
+                size=recipe.size, epochs=recipe.epochs + recipe.finetune_epochs,
                 weights='ImageNet' if recipe.pretrained else 'random')
 
 # %% ../../nbs/extra/04_compare.ipynb #4f1f76e0
+_LESS = dict(
+    cells='fewer pictures', px='smaller pictures', epochs='fewer epochs',
+    weights='no ImageNet weights')
+
+
 def _claim(table, drawn):
     "How many pictures and patients judged, and what was shortened."
-    kinds = dict(
-        cells='fewer pictures', px='smaller pictures', epochs='fewer epochs',
-        weights='no ImageNet weights')
-    short = [
-        name for word,name in kinds.items() if table.shortened.str.contains(word).any()]
+    short = [less for word,less in _LESS.items() if table.shortened.str.contains(word).any()]
     judged = []
     for row in table[table.state == ''].drop_duplicates('split').itertuples():
-        patients = f' of {int(row.patients)} patients' if pd.notna(row.patients) else ''
-        judged.append(f'{row.split}: {int(row.n):,} test pictures{patients}')
-    note = 'Drawn cells, no claim about malaria. '*drawn + (
-        ', '.join(judged) or 'nothing is finished yet')
+        patients = f' of {row.patients:.0f} patients' if pd.notna(row.patients) else ''
+        judged.append(f'{row.split}: {row.n:,.0f} test pictures{patients}')
+    note = 'Drawn cells, no claim about malaria. '*drawn
+    note += ', '.join(judged) or 'nothing is finished yet'
     return note + f". Shortened: {', '.join(short)}"*bool(short)
 
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
@@ -238,33 +225,32 @@ def _results_markdown(table, drawn):
     table = table.astype(object).where(table.notna(), None)
     recipes = {name: rows.to_dict('records') for name,rows in table.groupby('recipe', sort=False)}
     return _PAGES.get_template('results.md.jinja').render(
-        recipes=recipes, splits=[*dict.fromkeys(table.split)], metrics=_SHOWN, claim=_claim(table, drawn))
-
-# %% ../../nbs/extra/04_compare.ipynb #62317073
-_MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36)
-
-
-def _dots(ax, rows, names, metric, mark, color, move):
-    "One split: a dot and an interval for each recipe, and a line for the colour floor."
-    y = [names.index(name) + move for name in rows.recipe]
-    value,low,high = (rows[f'{metric}{end}'].astype(float) for end in ('', '_lo', '_hi'))
-    ax.plot(value, y, mark, ms=4, color=color, label=rows.split.iloc[0])
-    ax.hlines(y, low, high, lw=1, color=color)
-    for floor in value[rows.recipe == 'colour_floor']: ax.axvline(floor, color=color, ls=':', lw=1)
+        recipes=recipes, splits=[*dict.fromkeys(table.split)], metrics=_SHOWN,
+        claim=_claim(table, drawn))
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
+_MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36) # of each split, and how far it is moved
+
+
 def plot_comparison(
     table:pd.DataFrame, # What `compare` returned
     drawn:bool=False    # The cells are drawn by code
 )->plt.Figure:
     "Accuracy and AUC of every recipe with 95 % intervals, the splits side by side."
     done = table[table.state == '']
-    names = list(dict.fromkeys(done.recipe))[::-1]
-    height = 1.4 + .34*max(1, len(names))
-    fig,axes = plt.subplots(1, 2, figsize=(9, height), sharey=True, layout='constrained')
+    names = [*dict.fromkeys(done.recipe)][::-1]
+    size = 9, 1.74 + .34*len(names)
+    fig,axes = plt.subplots(1, 2, figsize=size, sharey=True, layout='constrained')
     for ax,metric in zip(axes, ('accuracy', 'auc')):
-        for (_,rows),style in zip(done.groupby('split', sort=False), _MARKS):
-            _dots(ax, rows, names, metric, *style)
+        for (split,rows),(mark,color,move) in zip(
+            done.groupby('split', sort=False), _MARKS):
+            y = [names.index(name) + move for name in rows.recipe]
+            value,low,high = (
+                rows[f'{metric}{end}'].astype(float) for end in ('', '_lo', '_hi'))
+            ax.plot(value, y, mark, ms=4, color=color, label=split)
+            ax.hlines(y, low, high, lw=1, color=color)
+            for floor in value[rows.recipe == 'colour_floor']:
+                ax.axvline(floor, color=color, ls=':', lw=1)
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
@@ -293,36 +279,27 @@ def compare(
     command:str=''            # What the results show as the command
 )->pd.DataFrame: # The results: one row a recipe and split
     "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
-    check_words(dict(locals()), folds=_span(1, 5))
+    check_words(dict(locals()), **_RANGES)
     alone('a comparison')
     out,until = Path(out),time.time() + 60*(budget or math.inf)
     most = dict(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs)
     recipes = [_capped(find_recipe(recipe), most) for recipe in recipes]
-    check_output(out, source, folder=True)
-    root = locate(source, folder=data_dir)
-    check_output(out, root, folder=True)
-    everything = read_cells(root, on_bad=on_bad, progress=False)
-    drawn = is_drawn(root)
-    cells = limit_cells(everything, limit, seed)
-    record = own_record(source, everything)
-    n = sum(record.counts.values()) if record else len(everything)
+    root,cells = prepare(source, None, seed, limit, on_bad, data_dir, out=out)
     positive = positive_class(cells.label, positive)
-    digest = data_hash(cells)
-    _begin_comparison(out/'compare.json', dict(cells=digest, folds_seed=seed))
-    jobs = list(_jobs(out, cells, recipes, splits, folds, range(seed, seed+seeds), seed))
+    data = _about_data(source, root, cells.assign(split='all'), positive)
+    _begin(out/'compare.json', dict(cells=data['hash'], folds_seed=seed))
+    all_seeds = range(seed, seed+seeds)
+    jobs = [*_jobs(out, cells, recipes, splits, folds, all_seeds, seed)]
     why = _work(root, jobs, positive, until)
-    short = {
-        recipe.name: '; '.join(shortened(recipe, len(cells), n)) for recipe in recipes}
-    table = pd.DataFrame(_rows(recipes, jobs, why, short, positive, draws, record))
     env = environment(portable(command))
-    table = table.assign(
-        data=root.name, data_hash=digest[:12],
-        **{name: env[name] for name in ('device', 'cores', 'commit', 'command')})
-    write_atomically(out/'results.csv', table.to_csv(index=False))
-    write_atomically(out/'results.md', _results_markdown(table, drawn))
-    with replacing(out/'results.svg') as part:
-        figure = plot_comparison(table, drawn)
-        figure.savefig(part, format='svg')
+    rows = _rows(recipes, splits, jobs, why, data, draws)
+    made = {name: env[name] for name in ('device', 'cores', 'commit', 'command')}
+    table = pd.DataFrame(rows).assign(
+        data=data['name'], data_hash=data['hash'][:12], **made)
+    _write_table(out/'results.csv', table)
+    write_atomically(out/'results.md', _results_markdown(table, data['drawn']))
+    figure = plot_comparison(table, data['drawn'])
+    with replacing(out/'results.svg') as part: figure.savefig(part, format='svg')
     plt.close(figure)
     return table
 
@@ -331,10 +308,3 @@ def _capped(recipe, most):
     "A recipe with no field above what is allowed."
     return recipe.but(
         **{name: min(value, getattr(recipe, name)) for name,value in most.items() if value is not None})
-
-
-def _begin_comparison(file, what):
-    "Write down which cells are compared, or check that they are the same."
-    if file.exists():
-        check_config(json.loads(file.read_text('utf-8')), what, str(file.parent))
-    else: _keep_facts(file, what)
