@@ -13,6 +13,7 @@ import errno
 import os
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -25,25 +26,24 @@ _NOTICE = 'For learning and research. Not for diagnosis: never use it to decide 
 _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a data set's name: nih, cxr, sample"
 
 # %% ../nbs/api/18_cli.ipynb #6f9cd123
-class when(str):
-    "A number of batches, or 'epoch'."
-    def __new__(cls, text): return text if text == 'epoch' else int(text)
+def when(text): # A number of batches, or 'epoch'
+    return text if text == 'epoch' else int(text)
 
 # %% ../nbs/api/18_cli.ipynb #f7641eaa
-class names(tuple):
-    "Names with commas between them."
-    def __new__(cls, text):
-        found = tuple(name.strip() for name in text.split(',') if name.strip())
-        if found: return found
-        raise argparse.ArgumentTypeError('at least one name is needed')
+def names(text): # Names with commas between them
+    found = tuple(text.replace(',', ' ').split())
+    if found: return found
+    raise argparse.ArgumentTypeError('at least one name is needed')
 
 # %% ../nbs/api/18_cli.ipynb #b2474c60
 _Out = Annotated[str, dict(opt=True, required=True)]
 _Data = Annotated[str, _SOURCE]
 _DataDir = Annotated[str, 'where archives are downloaded and extracted']
 _OnBad = Annotated[
-    str, 'with pictures that cannot be read: stop, or count them and go on', dict(choices=('raise', 'skip'))]
-_Class = Annotated[str, "the positive class (that of the data set's record unless given)"]
+    str, 'with pictures that cannot be read: stop, or count them and go on',
+    dict(choices=('raise', 'skip'))]
+_Class = Annotated[
+    str, "the positive class (that of the data set's record unless given)"]
 
 # %% ../nbs/api/18_cli.ipynb #17eeedaa
 class Command:
@@ -101,7 +101,8 @@ def train(self:Command,
     from malaria_fastai import run
     from malaria_fastai.cells import locate
     from malaria_fastai.export import pack
-    folder = run.train(source=source, out=out, split=split, command=self.typed, **kwargs)
+    folder = run.train(
+        source=source, out=out, split=split, command=self.typed, **kwargs)
     if not run.is_writer(): return # the first of several processes does the rest
     if (folder/'model').exists(): # colours alone leave no model
         pack(folder, locate(source, folder=kwargs['data_dir']))
@@ -122,7 +123,8 @@ def crossval(self:Command,
     _import_extras(kwargs['recipe'])
     from malaria_fastai import run
     folder = run.cross_validate(
-        source=source, out=out, split=split, folds=folds, command=self.typed, **kwargs)
+        source=source, out=out, split=split, folds=folds, command=self.typed,
+        **kwargs)
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #197da82b
@@ -132,10 +134,10 @@ def recipes(self:Command,
 ):
     "List the recipes: what each older tutorial trained, and what it reported."
     from malaria_fastai.recipes import find_recipe, recipes_table
-    if name is None: print(recipes_table().drop(columns='source').to_string())
-    else:
-        print(
-            '\n'.join(f'{field:<16}{value}' for field,value in vars(find_recipe(name)).items()))
+    if name is None:
+        return print(recipes_table().drop(columns='source').to_string())
+    for field,value in vars(find_recipe(name)).items():
+        print(f'{field:<16}{value}')
 
 # %% ../nbs/api/18_cli.ipynb #544a7ca0
 @patch
@@ -179,12 +181,12 @@ def evaluate(self:Command,
     "Look at a run from every side: patients, thresholds, calibration, worse pictures, shortcuts, eight views."
     from malaria_fastai import run
     from malaria_fastai.extra.robustness import stress_test
-    from malaria_fastai.recipes import _FROM_0, check_words
-    check_words(dict(corrupt=corrupt), corrupt=_FROM_0)
-    look = partial(stress_test, n=corrupt)
+    from malaria_fastai.recipes import check_words
+    check_words(dict(corrupt=corrupt))
     folder = run.evaluate_run(
-        folder if len(folder) > 1 else folder[0], data, out, look, data_dir=data_dir, on_bad=on_bad,
-        command=self.typed)
+        folder if len(folder) > 1 else folder[0], data, out,
+        partial(stress_test, n=corrupt),
+        data_dir=data_dir, on_bad=on_bad, command=self.typed)
     print(run.summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #3eef5abd
@@ -202,15 +204,12 @@ def review(self:Command,
     from malaria_fastai.extra.contact_sheets import review_run
     from malaria_fastai.sample import DRAWN_NOTE, is_drawn
     root = locate(source, folder=data_dir)
-    agreed = review_run(
-        folder, root, read_cells(root, on_bad=on_bad), out, K,
-        DRAWN_NOTE if is_drawn(root) else '')
+    cells = read_cells(root, on_bad=on_bad)
+    agreed = review_run(folder, root, cells, out, K, DRAWN_NOTE*is_drawn(root))
     if agreed:
-        print(
-            '{marked:,} labels of {n:,} are disputed already; AUC of the list {auc:.3f}'.format(**agreed))
-        for row in agreed['at']:
-            print(
-                '  first {k:,}: {found:,} of them ({precision:.0%}), recall {recall:.0%}'.format(**row))
+        print('{marked:,} labels of {n:,} are disputed already; AUC of the list {auc:.3f}'.format(**agreed))
+        row = '  first {k:,}: {found:,} of them ({precision:.0%}), recall {recall:.0%}'
+        for rate in agreed['at']: print(row.format(**rate))
     print(f'List, sheets and verdicts.csv: {out or folder}')
 
 # %% ../nbs/api/18_cli.ipynb #8dfa3e31
@@ -256,7 +255,8 @@ def export(self:Command,
 # %% ../nbs/api/18_cli.ipynb #614ed32a
 @patch
 def predict(self:Command,
-    model:str, # a model folder, or a run folder that has one
+    # a model folder, or a run folder that has one; where no word is one, the network of the package answers
+    model:Annotated[str, dict(metavar='[model]')],
     # files, folders, patterns such as "cells/*.png", zips; after -- also names that begin with a dash
     paths:Annotated[str, dict(nargs='+')],
     # the table to write: path, pred, p, p_is, decision, reason; shown, or given as CSV into a pipe, unless given
@@ -271,13 +271,14 @@ def predict(self:Command,
 ):
     "Say for each picture: a class, unsure, or not a cell."
     from malaria_fastai.predict import Predictor, predict_files
-    predict = Predictor(model, engine, bs, device=device, threshold=threshold)
+    predict = Predictor(model or None, engine, bs, device=device, threshold=threshold)
     done = predict_files(predict, paths, Out)
     lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
     left_out = ', '.join(f'{n:,} {why}' for why,n in sorted(done['left_out'].items()))
     if left_out: lines.append(f'left out: {left_out}')
     if Out: lines.append(f'Table: {Out}')
-    for line in lines: print(_visible(line), file=sys.stdout if Out else sys.stderr)
+    for line in lines:
+        print(_visible(line), file=sys.stdout if Out else sys.stderr)
 
 # %% ../nbs/api/18_cli.ipynb #614ed32b
 @patch
@@ -301,19 +302,7 @@ def _visible(text):
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def _one_line(error):
-    "What went wrong, and what to do, in one line."
-    text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.filename}: {error.strerror}. {_REMEDY.get(error.errno, '')}"
-    return _visible(' '.join(text.split()))
 
-# %% ../nbs/api/18_cli.ipynb #87da796a
-def _done_by_one(word):
-    "Say no where a launcher started several processes for what one does."
-    n = int(os.environ.get('WORLD_SIZE', 1)) # as the launchers say it
-    if n > 1: raise ValueError(f'{word} is done by one process, and {n} were launched: start it without a launcher. '
-                               '`train` is what several can share')
 
 # %% ../nbs/api/18_cli.ipynb #161523c0
 _WORDS = 'train', 'crossval', 'recipes', 'compare', 'evaluate', 'review', 'data', 'export', 'predict', 'port'
@@ -330,30 +319,51 @@ def parser(
     else:
         about = 'Learn, and do, malaria cell classification with fastai.'
         grammar = argparse.ArgumentParser('malaria-fastai', description=about)
+        grammar.add_argument(
+            '--version', action='version', version=version('malaria_fastai'))
         words = grammar.add_subparsers(dest='word', required=True, metavar='COMMAND')
         for name in _WORDS:
             words.add_parser(name, help=getattr(Command, name).__doc__)
     grammar.epilog = _NOTICE
     return grammar
 
+# %% ../nbs/api/18_cli.ipynb #d7e0c3d1
+def _is_model(path):
+    "Whether a word of `predict` names a model, or a run."
+    return any((Path(path)/name).exists() for name in ('model.json', 'model', 'run.json'))
+
+
 # %% ../nbs/api/18_cli.ipynb #238b1183
+_GOES_ON = dict( # Word -> how an interrupted command goes on
+    train='; the same command with --resume goes on',
+    compare='; the same command goes on',
+    crossval='; the same command with --resume goes on')
+
+
 def _answer(argv):
     "Read what was typed, do it, and say in one line what went wrong; returns the exit status."
     word = parser().parse_args(argv[:1]).word
-    options = vars(parser(word).parse_args(argv[1:]))
+    own = ['']*(word == 'predict' and not any(map(_is_model, argv[1:])))
+    options = vars(parser(word).parse_args([*own, *argv[1:]]))
     del options['pdb'], options['xtra'] # fastcore's own
     typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')
+    n = int(os.environ.get('WORLD_SIZE', 1)) # as the launchers of several processes say it
     try:
-        if word != 'train': _done_by_one(word)
+        if n > 1 and word != 'train':
+            raise ValueError(
+                f'{word} is done by one process, and {n} were launched: start it without a launcher. '
+                '`train` is what several can share')
         getattr(Command(typed), word)(**options)
     except BrokenPipeError: raise
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
-        print(f'malaria-fastai: {_one_line(error)}', file=sys.stderr)
+        text = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            text = f"{error.filename}: {error.strerror}. {_REMEDY.get(error.errno, '')}"
+        print(f"malaria-fastai: {_visible(' '.join(text.split()))}",
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = dict(train=' with --resume', crossval=' with --resume', compare='')
-        rest = f'; the same command{goes_on[word]} goes on' if word in goes_on else ''
-        print(f'malaria-fastai: stopped{rest}', file=sys.stderr)
+        print(f"malaria-fastai: stopped{_GOES_ON.get(word, '')}", file=sys.stderr)
         return 130
     return 0
 
@@ -362,13 +372,13 @@ def main(
     argv:list|None=None # The words after the command; None takes them from the command line
 )->int: # Exit status: 0; 2 with one line that says what to do; or 130 after Ctrl-C
     "Run the command."
-    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     try:
-        try: return _answer(argv)
-        finally: sys.stdout.flush()
+        status = _answer([*map(str, sys.argv[1:] if argv is None else argv)])
+        sys.stdout.flush()
+        return status
     except BrokenPipeError: # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
