@@ -7,9 +7,10 @@ Docs: https://OWNER.github.io/malaria_fastai/api/evaluate.html.md"""
 # %% ../nbs/api/12_evaluate.ipynb #6a092f0d
 from __future__ import annotations
 import difflib
-from collections.abc import Iterator
+from collections import namedtuple
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
+from pandas import DataFrame
 
 from .cells import NoPatients
 from .files import read_table
@@ -30,22 +31,24 @@ def simulate_predictions(
     spread:float=.7, # Standard deviation of the shift that all cells of a patient share, same unit
     sharpness:float=1., # 1 is calibrated, above 1 overconfident, below 1 timid
     seed:int=42, # Same seed, same table
-)->pd.DataFrame: # A predictions table: path, label, patient, split, pred, p, p_is, disputed
+)->DataFrame: # A predictions table: path, label, patient, split, pred, p, p_is, disputed
     "Draw predictions whose truth is known, for teaching and for tests."
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(patients), cells)
     infected = who >= round(controls*patients)
     y = infected & (rng.random(len(who)) < .5/(1-controls))
-    shift = rng.normal(0, spread, patients)[who]
-    x = shift + rng.normal(np.where(y, separation, -separation), 1)
+    x = (rng.normal(0, spread, patients)[who]
+         + rng.normal(np.where(y, separation, -separation)))
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
     label,pred = (np.where(mask, 'Parasitized', 'Uninfected') for mask in (y, p>=.5))
     patient = np.char.add(np.where(infected, 'P', 'C'), (who+1).astype(str))
-    path = [f'{folder}/{name}_cell_{i}.png' for i,(folder,name) in enumerate(zip(label, patient))]
+    path = [f'{folder}/{name}_cell_{i}.png'
+            for i,(folder,name) in enumerate(zip(label, patient))]
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
-    return pd.DataFrame(dict(
-        path=path, label=label, patient=pd.array(patient, 'string'), split=split, pred=pred, p=p,
-        p_is='raw', disputed=pd.array(rng.random(len(who))<.05, 'boolean')))
+    table = DataFrame(dict(
+        path=path, label=label, patient=patient, split=split, pred=pred,
+        p=p, p_is='raw', disputed=rng.random(len(who))<.05))
+    return table.astype(dict(patient='string', disputed='boolean'))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -60,113 +63,114 @@ class OneClass(ValueError):
 # %% ../nbs/api/12_evaluate.ipynb #3ad74a07
 def _check_columns(preds, *columns):
     "Refuse what is no table, has no row, or lacks a value in one of `columns`."
-    if not isinstance(preds, pd.DataFrame):
-        raise BadPredictions(f"predictions must be a table, got {type(preds).__name__}")
+    if not isinstance(preds, DataFrame):
+        raise BadPredictions("predictions must be a table, a DataFrame of pandas")
     missing = [column for column in columns if column not in preds]
     if missing:
         raise BadPredictions(f"the predictions have no column {missing}, only {list(preds)}")
-    if not len(preds):
-        raise BadPredictions("the table of predictions has no row. Was a part of the split left empty?")
+    if preds.empty:
+        raise BadPredictions("the table of predictions has no row. "
+                             "Was a part of the split left empty?")
     gaps = preds[list(columns)].isna().sum()
     if gaps.any():
         raise BadPredictions(f"missing values: {gaps[gaps>0].to_dict()}. "
-                             f"Each prediction needs {' and '.join(columns)}")
+                             "Each prediction needs them")
+
+def _check_both_classes(preds):
+    "Refuse a choice that nothing can decide."
+    if preds.label.nunique()<2:
+        raise OneClass("a choice needs cells of both classes")
 
 # %% ../nbs/api/12_evaluate.ipynb #4f9c7f47
 def _class_names(preds):
     "Names of the classes, as labels or as decisions, in the order in which they appear."
-    columns = [preds[name] for name in ('label','pred') if name in preds]
-    return pd.concat(columns).dropna().unique().tolist()
+    return (preds.filter(['label', 'pred']).melt().value
+            .dropna().unique().tolist())
 
 # %% ../nbs/api/12_evaluate.ipynb #8b847376
 def _ends(p, mask):
     "The lowest `p` inside of a mask and the highest outside; NaN where there is none."
     return p[mask].min(), p[~mask].max()
 
-def _check_truth(preds, positive):
-    "Refuse labels of which nothing says that they are the truth."
-    answers = sorted({'decision', 'reason'} & {*preds})
-    if answers and 'pred' not in preds: raise BadPredictions(
-        f"this is a table of answers (column {answers[0]}): its labels are what a model said, and not the truth. "
-        "Rename label to pred, and merge the labels of a table of cells by path")
-    if not {'split', 'fold'}.isdisjoint(preds): return
-    p = preds['p'].astype(float)
-    low,high = _ends(p, preds['label']==positive)
-    if low>=high and p.nunique()>1: raise BadPredictions(
-        "p divides the labels without one error, as a program's own answers do, and nothing says that they are the "
-        "truth. Take labels from a table of cells, and say which part was judged: preds.assign(split='test')")
-
 # %% ../nbs/api/12_evaluate.ipynb #51266636
-def _check_class_names(preds, positive):
-    "Refuse more than two classes, and a positive class that is called otherwise."
+def _check_labels(preds, positive):
+    "Refuse more than two classes, a positive class that is called otherwise, and labels that are not the truth."
     seen = _class_names(preds)
-    if len(seen)>2:
-        raise NotBinary(f"two classes are needed, found {len(seen)}: {sorted(map(str, seen))[:5]}. "
-                        "Evaluate one against the rest")
     by_lower = {str(name).lower(): name for name in seen}
-    near = difflib.get_close_matches(str(positive).lower(), by_lower, 1)
-    if positive in seen or len(seen)<2 and not near: return
-    hint = f". Did you mean {by_lower[near[0]]!r}?" if near else ''
-    raise NotBinary(f"no class is called {positive!r}, found {sorted(map(str, seen))}{hint}")
+    near = [] if positive in seen else difflib.get_close_matches(
+        str(positive).lower(), by_lower, 1)
+    names = sorted(map(str, seen))
+    if len(seen)>2:
+        raise NotBinary(f"two classes are needed, found {len(seen)}: {names[:5]}. "
+                        "Evaluate one against the rest")
+    if near or positive not in seen and len(seen)==2:
+        hint = f". Did you mean {by_lower[near[0]]!r}?" if near else ''
+        raise NotBinary(f"no class is called {positive!r}, found {names}{hint}")
+    if 'pred' not in preds and not {'decision', 'reason'}.isdisjoint(preds):
+        raise BadPredictions(
+            "this is a table of answers: its labels are what a model said, "
+            "and not the truth. Rename label to pred, and merge the labels "
+            "of a table of cells by path")
+    p = preds.p.astype(float)
+    low,high = _ends(p, preds.label==positive)
+    if low>=high and p.nunique()>1 and {'split', 'fold'}.isdisjoint(preds):
+        raise BadPredictions(
+            "p divides the labels without one error, as a program's own answers "
+            "do, and nothing says that they are the truth. Take labels from a "
+            "table of cells, and say which part was judged: "
+            "preds.assign(split='test')")
 
 # %% ../nbs/api/12_evaluate.ipynb #a4fdffd3
 def _check_p(preds, positive):
     "Refuse a `p` that is no probability, or that of the other class."
-    p = pd.to_numeric(preds['p'], errors='coerce')
-    bad = preds['p'][~p.between(0, 1)]
+    p = pd.to_numeric(preds.p, errors='coerce')
+    bad = preds.p[~p.between(0, 1)]
     if len(bad):
-        raise BadPredictions(f"column p must hold probabilities in [0, 1]: {len(bad)} of {len(p)} rows do not, "
-                             f"the first is {bad.iloc[0]!r} in row {bad.index[0]!r}")
-    if 'pred' not in preds or preds['pred'].isna().any(): return
-    low,high = _ends(p, preds['pred']==positive)
+        raise BadPredictions(
+            "column p must hold probabilities in [0, 1]: "
+            f"{len(bad)} rows do not, as {bad.iloc[0]!r}")
+    if 'pred' not in preds or preds.pred.isna().any(): return
+    low,high = _ends(p, preds.pred==positive)
     if low<high:
-        raise BadPredictions(f"no threshold on p gives the column pred: the lowest p called {positive!r} is {low:.4g}, "
-                             f"the highest of the others {high:.4g}. Is p the probability of the other class?")
-
-# %% ../nbs/api/12_evaluate.ipynb #3d9decc3
-def _check_alike(preds):
-    "Refuse a table whose rows are of several parts, or whose `p` is of several kinds."
-    for column,remedy in dict(
-        split="judge one part at a time, e.g. preds[preds.split=='test']",
-        p_is="calibrate all rows, or take the raw p of all").items():
-        if column in preds and len(kinds := preds[column].unique())>1:
-            held = ', '.join(map(str, kinds))
-            raise BadPredictions(f"the rows are not alike: column {column} holds {held}; {remedy}")
+        raise BadPredictions("no threshold on p gives the column pred. "
+                             "Is p the probability of the other class?")
 
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class; `p` is its probability
     *columns:str, # Names of other columns that are needed
-)->pd.DataFrame: # The same table
+)->DataFrame: # The same table
     "Refuse a table that would give a wrong number: labels that are no truth, several parts, another `p`."
     _check_columns(preds, *columns, 'label', 'p')
-    _check_alike(preds)
-    _check_class_names(preds, positive)
+    for column in ('split', 'p_is'):
+        kinds = preds[column].astype(str).unique() if column in preds else ()
+        if len(kinds)>1: raise BadPredictions(
+            f"the rows are not alike: column {column} holds {', '.join(kinds)}; "
+            "judge one part at a time, e.g. preds[preds.split=='test'], "
+            "with one kind of p")
     _check_p(preds, positive)
-    _check_truth(preds, positive)
+    _check_labels(preds, positive)
     return preds
 
 # %% ../nbs/api/12_evaluate.ipynb #0a947372
 def _kind_of_p(preds):
     "What the column `p_is` says; None where nothing says which `p` the table holds."
-    if 'p_is' not in preds or preds['p_is'].isna().all(): return None
-    return str(preds['p_is'].iloc[0])
+    return next(iter(preds.get('p_is', pd.Series(dtype=str)).dropna()), None)
 
 def _check_kind(preds, wanted):
     "Refuse a table that holds another kind of `p`."
     kind = _kind_of_p(preds)
     if kind!=wanted: raise BadPredictions(
-        f"{wanted or 'unknown'} p was expected, and this table holds {kind or 'unknown'} p (column p_is): the same "
-        "number means something else there. Take both of one kind; where you know it, say it: preds.assign(p_is='raw')")
+        f"{wanted or 'unknown'} p was expected, and this table holds "
+        f"{kind or 'unknown'} p (column p_is): the same number means something "
+        "else there. Take both of one kind; where you know it, say it: "
+        "preds.assign(p_is='raw')")
 
 # %% ../nbs/api/12_evaluate.ipynb #bac80907
 class _Chosen(float):
     "A number that remembers on which kind of `p` it was chosen."
-    def __new__(cls, value, p_is=None):
-        self = super().__new__(cls, value)
-        self.p_is = p_is
-        return self
+    p_is = None
 
 # %% ../nbs/api/12_evaluate.ipynb #d9bde14e
 @dataclass(frozen=True)
@@ -178,12 +182,12 @@ class Fitted:
     negative:str # Name of the negative class
     about:dict # How it was chosen; ready for JSON
     known:dict=field(repr=False) # Names of the patients (`patient`) and of the pictures (`path`) it was chosen on
-    p_is:str|None=None # The kind of `p` it was chosen on; None if nothing said it
+    p_is:str=None # The kind of `p` it was chosen on; None if nothing said it
 
     def check(self,
-        preds:pd.DataFrame, # The predictions it is about to be used on; labels are not needed
+        preds:DataFrame, # The predictions it is about to be used on; labels are not needed
         kind:str='threshold', # What it is to be used as
-    )->pd.DataFrame: # The same table
+    )->DataFrame: # The same table
         "Refuse another kind of `p`, and predictions of a patient or a picture that it was chosen on."
         if self.kind!=kind:
             raise ValueError(f"a {kind} is needed, got a {self.kind}")
@@ -193,8 +197,9 @@ class Fitted:
         for column,names in _names_in(preds).items():
             shared = names & self.known.get(column, set())
             if shared: raise BadPredictions(
-                f"this {kind} was chosen on {len(shared)} of the same {column}s, e.g. {min(shared)!r}. "
-                "Choose it on validation patients and judge it on others")
+                f"this {kind} was chosen on {len(shared)} of the same {column}s, "
+                f"e.g. {min(shared)!r}. Choose it on validation patients "
+                "and judge it on others")
         return preds
 
     def __float__(self): return float(self.value)
@@ -206,7 +211,8 @@ class Fitted:
 
 def _names_in(preds):
     "The patients and the pictures of a table."
-    return {column: set(preds[column].dropna().astype(str)) for column in ('patient','path') if column in preds}
+    return {column: {*names.dropna().astype(str)}
+            for column,names in preds.filter(['patient','path']).items()}
 
 # %% ../nbs/api/12_evaluate.ipynb #70d5c1c8
 def _number(threshold, preds):
@@ -216,23 +222,14 @@ def _number(threshold, preds):
     return float(threshold)
 
 # %% ../nbs/api/12_evaluate.ipynb #5f72d47c
-@dataclass(frozen=True)
-class _Scores:
-    "A checked table as arrays, highest `p` first."
-    y:np.ndarray # bool (n,), whether the cell is truly positive
-    p:np.ndarray # float64 (n,), probability of the positive class, falling
-    group:np.ndarray # int64 (n,), number of the patient (or cell) that a draw takes as a whole; -1 is never drawn
-    starts:np.ndarray # int64 (k,), first place of each run of equal `p`
+_Scores = namedtuple('_Scores', 'y p group steps')
 
-    @property
-    def n_groups(self): return int(self.group.max())+1
-
-    @classmethod
-    def sort(cls, y, p, group):
-        order = np.argsort(-p, kind='stable')
-        p = p[order]
-        return cls(y[order], p, group[order],
-                   np.flatnonzero(np.append(True, p[1:]!=p[:-1])))
+def _sorted_scores(y, p, group):
+    """Whether each cell is truly positive (bool), its `p`, and the number of the patient (or cell) that a draw takes as
+    a whole (-1 is never drawn), highest `p` first; and how many cells come before each new `p`, and all."""
+    order = np.argsort(-p, kind='stable')
+    starts = np.unique(-p[order], return_index=True)[1]
+    return _Scores(y[order], p[order], group[order], np.append(starts, len(p)))
 
 # %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
 def _known(preds):
@@ -242,7 +239,7 @@ def _known(preds):
 
 # %% ../nbs/api/12_evaluate.ipynb #fc8c01b4
 def has_patients(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
 )->bool: # True if any row names its patient
     "Tell whether intervals are made by patient."
     return bool(_known(preds).any())
@@ -255,125 +252,109 @@ def _group_numbers(preds, by=None):
     known = _known(preds)
     if by=='cell' or by is None and not known.any(): return np.arange(len(preds))
     if by and not known.all(): raise NoPatients(
-        f"{(~known).sum():,} of {len(preds):,} cells name no patient, so they cannot be drawn by patient. "
-        "by=None draws the patients that are known; by='cell' draws cells, and the intervals are too narrow then")
-    return pd.factorize(preds['patient'].astype('string').where(known), sort=True)[0]
+        f"{(~known).sum():,} cells name no patient, so they cannot be drawn by "
+        "patient. by=None draws the patients that are known; by='cell' draws "
+        "cells, and the intervals are too narrow then")
+    return pd.factorize(preds.patient.astype('string').where(known), sort=True)[0]
 
 # %% ../nbs/api/12_evaluate.ipynb #6fe563ad
-def _scores(preds, positive, by=None):
-    "A table, once checked, as arrays; `by` None draws the patients that are known."
+def _truth_and_p(preds, positive):
+    "Of a table, once checked: whether each cell is truly positive (bool), and its `p` (float64)."
     check_predictions(preds, positive)
-    y,p = (preds['label']==positive).to_numpy(bool),preds['p'].to_numpy(float)
-    return _Scores.sort(y, p, _group_numbers(preds, by))
+    return (preds.label==positive).to_numpy(bool), preds.p.to_numpy(float)
 
-# %% ../nbs/api/12_evaluate.ipynb #e65d3792
-def _ratio(a, b):
-    "`a/b`, and NaN where `b` is 0."
-    a,b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
-    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b!=0)
+def _scores(preds, positive, by=None):
+    "A table, once checked, as sorted arrays; `by` None draws the patients that are known."
+    return _sorted_scores(*_truth_and_p(preds, positive), _group_numbers(preds, by))
 
 # %% ../nbs/api/12_evaluate.ipynb #334b692d
 def _walk(w, s):
     "True and false positives (k+1, draws) after each step down the list, for weights `w` (draws, n)."
-    def total(weights):
-        steps = np.add.reduceat(weights, s.starts, axis=1).cumsum(1)
-        return np.pad(steps, ((0,0), (1,0))).T
-    tp = total(w*s.y)
-    return tp, total(w)-tp
+    return [np.pad(each.cumsum(1), ((0,0), (1,0))).take(s.steps, 1).T
+            for each in (w*s.y, w*~s.y)]
 
 # %% ../nbs/api/12_evaluate.ipynb #d1d1e03b
-def _deciding(p, n, a, b):
-    "Metrics of a decision: `p` positive and `n` negative cells, `a` and `b` of them called positive."
-    sens,spec = _ratio(a, p),_ratio(n-b, n)
-    mcc = _ratio(a*(n-b)-b*(p-a), np.sqrt((a+b)*p*n*(p+n-a-b)))
-    mcc = np.where((p>0)&(n>0)&np.isnan(mcc), 0., mcc)
-    return dict(accuracy=_ratio(a+n-b, p+n), balanced_accuracy=(sens+spec)/2,
+@np.errstate(invalid='ignore') # what is not defined is 0/0
+def _all_metrics(w, s, threshold):
+    "Every metric as arrays (draws,), for weights `w` (draws, n); NaN where it is not defined."
+    tp,fp = _walk(w, s)
+    at = np.searchsorted(s.steps, np.sum(s.p>=threshold))
+    p,n,a,b = tp[-1],fp[-1],tp[at],fp[at] # positive and negative cells; a and b of them are called positive
+    sens,spec = a/p,(n-b)/n
+    mcc = (a*(n-b)-b*(p-a))/np.sqrt(np.maximum((a+b)*p*n*(p+n-a-b), p*n>0)) # 0 where all are called alike
+    found,precision = np.diff(tp, axis=0),tp[1:]/(tp[1:]+fp[1:])
+    area = (np.diff(fp, axis=0)*(tp[1:]+tp[:-1])).sum(0)/2
+    return dict(accuracy=(a+n-b)/(p+n), balanced_accuracy=(sens+spec)/2, auc=area/(p*n),
                 sensitivity=sens, specificity=spec,
-                f1=_ratio(2*a, a+b+p), mcc=mcc, precision=_ratio(a, a+b))
-
-# %% ../nbs/api/12_evaluate.ipynb #f144d8c7
-def _ranking(tp, fp):
-    "Metrics of the whole curve, which need no threshold."
-    found = np.diff(tp, axis=0)
-    auc = (np.diff(fp, axis=0)*(tp[1:]+tp[:-1])).sum(0)/2
-    precision = np.divide(tp[1:], tp[1:]+fp[1:], out=np.zeros_like(found),
-                          where=found>0)
-    return dict(auc=_ratio(auc, tp[-1]*fp[-1]),
-                average_precision=_ratio((found*precision).sum(0), tp[-1]))
+                f1=2*a/(a+b+p), mcc=mcc, precision=a/(a+b),
+                average_precision=np.nansum(found*precision, 0)/p,
+                brier=w@np.square(s.p-s.y)/w.sum(1))
 
 # %% ../nbs/api/12_evaluate.ipynb #8e6f5542
 METRICS = dict(
     accuracy="Share of all cells called rightly.",
-    balanced_accuracy="Mean of sensitivity and specificity; does not profit from a class being common.",
-    auc="Chance that a positive cell gets a higher p than a negative one; needs no threshold. A coin gives .5.",
+    balanced_accuracy="Mean of sensitivity and specificity; "
+                      "does not profit from a class being common.",
+    auc="Chance that a positive cell gets a higher p than a negative one; "
+        "needs no threshold. A coin gives .5.",
     sensitivity="Share of the positive cells that are found.",
     specificity="Share of the negative cells that are left alone.",
     f1="Harmonic mean of precision and sensitivity.",
-    mcc="Correlation of truth and decision: 1 is perfect, 0 is chance (Matthews 1975).",
-    precision="Share of the cells called positive that are positive. Depends on how common they are in this set.",
-    average_precision="Mean precision while sensitivity goes from 0 to 1; needs no threshold.",
-    brier="Mean squared distance of p from the truth: 0 is perfect, .25 is always saying .5. Lower is better.")
-
-# %% ../nbs/api/12_evaluate.ipynb #efbfebd7
-def _steps_above(s, threshold):
-    "How many steps of the curve lie at or above `threshold`."
-    return np.searchsorted(-s.p[s.starts], -threshold, side='right')
-
-def _all_metrics(w, s, threshold):
-    "Every metric as arrays (draws,), for weights `w` (draws, n)."
-    tp,fp = _walk(w, s)
-    at = _steps_above(s, threshold)
-    found = _deciding(tp[-1], fp[-1], tp[at], fp[at]) | _ranking(tp, fp)
-    found['brier'] = _ratio(w@np.square(s.p-s.y), w.sum(1))
-    return {metric: found[metric] for metric in METRICS}
+    mcc="Correlation of truth and decision: 1 is perfect, "
+        "0 is chance (Matthews 1975).",
+    precision="Share of the cells called positive that are positive. "
+              "Depends on how common they are in this set.",
+    average_precision="Mean precision while sensitivity goes from 0 to 1; "
+                      "needs no threshold.",
+    brier="Mean squared distance of p from the truth: 0 is perfect, "
+          ".25 is always saying .5. Lower is better.")
 
 # %% ../nbs/api/12_evaluate.ipynb #58cd4221
-def _json_number(x):
-    "A number that JSON can hold: None for NaN."
-    return None if x is None or not np.isfinite(x) else float(x)
+def _ready(numbers):
+    "Numbers by name, ready for JSON: None for NaN."
+    return {name: None if np.isnan(number) else float(number)
+            for name,number in numbers.items()}
 
-def _n_patients(preds): return preds['patient'][_known(preds)].nunique() if has_patients(preds) else None
+def _n_patients(preds):
+    if has_patients(preds): return preds.patient[_known(preds)].nunique()
 
 # %% ../nbs/api/12_evaluate.ipynb #10fe29a9
 def metrics(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    s = _scores(preds, positive, 'cell')
-    found = _all_metrics(np.ones((1,len(preds))), s, _number(threshold, preds))
-    values = {metric: _json_number(value[0]) for metric,value in found.items()}
-    return dict(n=len(preds), patients=_n_patients(preds)) | values
+    s,w = _scores(preds, positive),np.ones((1,len(preds)))
+    found = DataFrame(_all_metrics(w, s, _number(threshold, preds))).iloc[0]
+    return dict(n=len(preds), patients=_n_patients(preds)) | _ready(found)
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
 def negative_of(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
 )->str: # Name of the other class, or 'not <positive>' if the table never names it
     "Find the name of the negative class."
-    others = [str(name) for name in _class_names(preds) if name!=positive]
-    return others[0] if others else f'not {positive}'
+    others = (str(name) for name in _class_names(preds) if name!=positive)
+    return next(others, f'not {positive}')
 
 # %% ../nbs/api/12_evaluate.ipynb #342b2f4e
 def _truth_and_call(preds, positive, threshold):
     "Of a table, once checked: which cells are positive, and which are called so."
-    check_predictions(preds, positive)
-    called = preds['p'].astype(float)>=_number(threshold, preds)
-    return preds['label']==positive, called
+    y,p = _truth_and_p(preds, positive)
+    return y, p>=_number(threshold, preds)
 
 # %% ../nbs/api/12_evaluate.ipynb #6e8720b7
 def confusion(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
-)->pd.DataFrame: # Counts (2, 2): rows are the truth, columns the decision, the negative class first
+)->DataFrame: # Counts (2, 2): rows are the truth, columns the decision, the negative class first
     "Count cells by truth and decision."
     y,called = _truth_and_call(preds, positive, threshold)
     names = [negative_of(preds, positive), positive]
     counts = np.bincount(2*y+called, minlength=4).reshape(2, 2)
-    return pd.DataFrame(counts, pd.Index(names, name='truth'),
-                        pd.Index(names, name='decision'))
+    return DataFrame(counts, names, names).rename_axis(index='truth', columns='decision')
 
 # %% ../nbs/api/12_evaluate.ipynb #cd211873
 def resamples(
@@ -381,7 +362,7 @@ def resamples(
     draws:int=2000, # Number of draws
     seed:int=42, # Same seed, same draws
     block:int=50, # Draws per array, to bound memory
-)->Iterator[np.ndarray]: # int64 arrays (rows, n): how often each of the n is in the draw; rows sum to n
+): # int64 arrays (rows, n): how often each of the n is in the draw; rows sum to n
     "Draw `n` out of `n` with replacement, `draws` times."
     rng = np.random.default_rng(seed)
     for start in range(0, draws, block):
@@ -390,67 +371,63 @@ def resamples(
         yield np.bincount(picks.ravel(), minlength=rows*n).reshape(rows, n)
 
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
-def _drawn_weights(s, draws, seed):
-    "Weights of the cells (rows, n), block by block, when groups are drawn whole; 0 for a patient that is unknown."
-    for counts in resamples(s.n_groups, draws, seed):
-        yield np.pad(counts, ((0,0), (0,1)))[:,s.group].astype(float)
+def _weights(group, draws, seed):
+    """Weights of the cells (rows, n), block by block: those of the table, which are 1, then those of the draws, which
+    take groups whole; 0 for a patient that is unknown."""
+    yield np.ones((1,len(group)))
+    for counts in resamples(group.max()+1, draws, seed):
+        yield np.pad(counts, ((0,0), (0,1)))[:,group].astype(float)
+
+def _estimate_and_draws(preds, positive, threshold, draws, seed, by=None):
+    "A row with every metric of the table, and below it a row for each draw."
+    s,threshold = _scores(preds, positive, by),_number(threshold, preds)
+    rows = [DataFrame(_all_metrics(w, s, threshold))
+            for w in _weights(s.group, draws, seed)]
+    return pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #d1f3c436
 def bootstrap(
-    preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
+    preds:DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
     positive:str, # Name of the positive class
     draws:int=2000, # Number of draws
     seed:int=42, # Same seed, same draws
-    by:str|None='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
+    by:str='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-)->pd.DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
+)->DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
-    s,threshold = _scores(preds, positive, by),_number(threshold, preds)
-    weights = _drawn_weights(s, draws, seed)
-    blocks = [pd.DataFrame(_all_metrics(w, s, threshold)) for w in weights]
-    return pd.concat(blocks, ignore_index=True)
-
-# %% ../nbs/api/12_evaluate.ipynb #fb1f64bb
-def _tail(n):
-    "Share of the draws to leave out on either side, for draws of `n` patients."
-    tail = (1-.95)/2
-    if n is None: return tail
-    from scipy.special import ndtr, stdtrit
-    return float(ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, tail)))
+    rows = _estimate_and_draws(preds, positive, threshold, draws, seed, by)
+    return rows[1:].reset_index(drop=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #061f9bbe
-def _interval_ends(draws, n=None, undefined=.05):
-    "What `interval` gives, as columns lo and hi; NaN where there is none."
-    if n==1: return pd.DataFrame(np.nan, draws.columns, ['lo','hi'])
-    tail = _tail(n)
+def _interval_ends(draws, n=None, about=(), undefined=.05):
+    """What `interval` gives, as columns lo and hi; NaN where there is none. An interval without width at 0 or 1 becomes
+    Wilson's for `about` patients (or cells), one number per interval."""
+    from scipy.special import ndtr, stdtrit
+    tail = (1-.95)/2
+    if n and n>1: tail = ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, tail))
     ends = draws.quantile([tail, 1-tail]).T.set_axis(['lo','hi'], axis=1)
-    ends[draws.isna().mean()>undefined] = np.nan
+    ends[(draws.isna().mean()>undefined) | (n==1)] = np.nan
+    for name,k in zip(ends.index, about):
+        low,high = ends.loc[name]
+        if low==high and low in (0, 1): ends.loc[name] = _wilson(low*k, k)
     return ends
 
 # %% ../nbs/api/12_evaluate.ipynb #a2e1a950
 def _wilson(k, n):
     "The 95 % interval of a share, `k` of `n` independent ones, also where it is 0 or 1; None for n = 0. Wilson (1927)."
+    from scipy.stats import binomtest
     if not n: return None
-    z2 = 1.959964**2
-    middle,half = k+z2/2,np.sqrt(z2*(k*(n-k)/n+z2/4))
-    return [round(float(end/(n+z2)), 12) for end in (middle-half, middle+half)]
-
-# %% ../nbs/api/12_evaluate.ipynb #fc083651
-def _widened(ends, about):
-    "Intervals; one without width at 0 or 1 becomes Wilson's for `about` patients (or cells), one number per interval."
-    for name,n in zip(ends.index, about):
-        low,high = ends.loc[name]
-        if low==high and low in (0, 1): ends.loc[name] = _wilson(low*n, n)
-    return ends
+    return [float(end) for end in
+            binomtest(round(k), int(n)).proportion_ci(method='wilson')]
 
 # %% ../nbs/api/12_evaluate.ipynb #93276742
 def interval(
-    draws:pd.DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
+    draws:DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
     n:int|None=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
     about:list=(), # How many of them each column is about, for rates: their intervals have a width then
 )->dict: # For each column [low, high], or None where more than 5 % of the draws do not define it
     "Take the middle 95 % of each column, a little more of it when patients are few."
-    return _pairs(_widened(_interval_ends(draws, n), about))
+    return _pairs(_interval_ends(draws, n, about))
 
 def _pairs(ends):
     "Columns lo and hi as [low, high], ready for JSON."
@@ -461,41 +438,42 @@ def _pairs(ends):
 def _intervals(preds, positive, threshold, draws, seed, by):
     "The interval of each metric, as `<metric>_ci`; None for a single patient."
     drawn = bootstrap(preds, positive, draws, seed, by, threshold)
-    group,y = _group_numbers(preds, by),(preds['label']==positive).to_numpy(bool)
+    group,y = _group_numbers(preds, by),(preds.label==positive).to_numpy(bool)
     n,sick,well = (len({*group[rows]}-{-1}) for rows in (y|~y, y, ~y))
     if by=='patient' and n<2: raise NoPatients(
-        "all cells are of one patient, which cannot tell how patients differ: no interval by patient can be had")
+        "all cells are of one patient, which cannot tell how patients differ: "
+        "no interval by patient can be had")
     about = dict(accuracy=n, sensitivity=sick, specificity=well)
-    ci = interval(drawn, n, [about.get(metric, min(sick, well)) for metric in METRICS])
+    ci = interval(drawn, n, [about.get(metric, min(sick, well)) for metric in drawn])
     return {f'{metric}_ci': ends for metric,ends in ci.items()}
 
 # %% ../nbs/api/12_evaluate.ipynb #19281f41
-def _undisputed(preds):
-    "The rows whose label nobody disputes; None where nothing is known or nothing left."
-    if 'disputed' not in preds or preds['disputed'].isna().all(): return None
-    rest = preds[~preds['disputed'].astype('boolean').fillna(False).to_numpy(bool)]
-    return rest.drop(columns='disputed') if len(rest) else None
+def _disputed(preds):
+    "Whose label is disputed; NA where nothing is known."
+    return preds.get('disputed', pd.Series(pd.NA, preds.index)).astype('boolean')
 
 # %% ../nbs/api/12_evaluate.ipynb #2620d490
 def evaluate(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-    by:str|None=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
+    by:str=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
 )->dict: # n, patients, counts, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`, undisputed; no NaN
     "Compute every metric with its 95 % interval."
-    found,threshold = metrics(preds, positive, threshold),_number(threshold, preds)
-    n,n_positive = found.pop('n'),int((preds['label']==positive).sum())
+    threshold = _number(threshold, preds)
+    found = metrics(preds, positive, threshold)
+    n_positive = int((preds.label==positive).sum())
+    how,disputed = (positive, threshold, draws, seed, by),_disputed(preds)
+    rest = preds[~disputed.fillna(False)].drop(columns='disputed', errors='ignore')
     drawn = by or ('patient' if has_patients(preds) else 'cell')
     about = dict(
-        n=n, patients=found.pop('patients'), n_positive=n_positive,
-        n_negative=n-n_positive, positive=positive, threshold=threshold, ci_by=drawn,
-        patient_unknown=int((~_known(preds)).sum()) if drawn=='patient' else 0, draws=draws)
-    how,rest = (positive, threshold, draws, seed, by),_undisputed(preds)
-    undisputed = None if rest is None else evaluate(rest, *how)
-    return about | found | _intervals(preds, *how) | dict(undisputed=undisputed)
+        n_positive=n_positive, n_negative=found['n']-n_positive,
+        positive=positive, threshold=threshold, ci_by=drawn, draws=draws,
+        patient_unknown=int(drawn=='patient' and (~_known(preds)).sum()),
+        undisputed=evaluate(rest, *how) if disputed.notna().any() and len(rest) else None)
+    return found | about | _intervals(preds, *how)
 
 # %% ../nbs/api/12_evaluate.ipynb #f606d7b1
 def both_lines(
@@ -506,212 +484,200 @@ def both_lines(
     return {name: line for name,line in lines.items() if line}
 
 # %% ../nbs/api/12_evaluate.ipynb #dce18579
-def _read_roc(tp, fp, grid):
-    "Highest sensitivity at a false positive rate of at most `grid`."
-    if not tp[-1]*fp[-1]: return np.full(len(grid), np.nan)
-    at = np.searchsorted(fp, grid*fp[-1]+1e-9, side='right')-1
-    return tp[at]/tp[-1]
-
-# %% ../nbs/api/12_evaluate.ipynb #2cb64065
-def _read_share(part, rest, reach, grid):
-    "Share of `part` in all at the first step at which `reach` has come to `grid` of its end."
-    if not reach[-1]: return np.full(len(grid), np.nan)
-    at = np.searchsorted(reach, np.maximum(grid*reach[-1]-1e-9, 1e-9), side='left')
-    return part[at]/(part[at]+rest[at])
+@np.errstate(invalid='ignore') # what is not defined is 0/0
+def _read_curve(kind, tp, fp, grid):
+    "A curve at the places of `grid`: the last step that comes so far for 'roc', else the first; NaN if there is none."
+    reach = dict(roc=fp, pr=tp, risk=tp+fp)[kind]
+    wanted = grid*reach[-1]
+    if not reach[-1]: return wanted*np.nan
+    if kind=='roc':
+        return tp[np.searchsorted(fp, wanted+1e-9, side='right')-1]/tp[-1]
+    at = np.searchsorted(reach, np.maximum(wanted-1e-9, 1e-9))
+    return tp[at]/(tp[at]+fp[at])
 
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
-def _band(s, read, draws, seed, points=101):
+def _band(s, kind, draws, seed, points=101):
     "Read a curve at evenly spaced places with its 95 % band: x, y, lo, hi."
     grid,lines = np.linspace(0, 1, points),[]
-    for w in (np.ones((1,len(s.y))), *_drawn_weights(s, draws, seed)):
+    for w in _weights(s.group, draws, seed):
         tp,fp = _walk(w, s)
-        lines += [read(*draw, grid) for draw in zip(tp.T, fp.T)]
-    ends = _interval_ends(pd.DataFrame(lines[1:]), s.n_groups)
-    return pd.DataFrame(dict(x=grid, y=lines[0])).join(ends)
+        lines += [_read_curve(kind, *draw, grid) for draw in zip(tp.T, fp.T)]
+    ends = _interval_ends(DataFrame(lines[1:]), s.group.max()+1)
+    return DataFrame(dict(x=grid, y=lines[0])).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
 def curve_band(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     kind:str='roc', # 'roc': sensitivity at each false positive rate. 'pr': precision at each sensitivity
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same band
-)->pd.DataFrame: # 101 rows, evenly over [0,1]: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
+)->DataFrame: # 101 rows, evenly over [0,1]: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
     "Read a ROC or precision-recall curve with its 95 % band, by patient where patients are known."
-    def read_pr(tp, fp, grid): return _read_share(tp, fp, tp, grid)
-    read = dict(roc=_read_roc, pr=read_pr)[kind]
-    return _band(_scores(preds, positive), read, draws, seed)
+    return _band(_scores(preds, positive), kind, draws, seed)
 
 # %% ../nbs/api/12_evaluate.ipynb #b6147cef
 def read_predictions(
     path, # The file, as `predictions.to_csv(path, index=False)` wrote it
-)->pd.DataFrame: # The table, with the types it had; what is no number is text
+)->DataFrame: # The table, with the types it had; what is no number is text
     "Read a predictions table; only an empty field is a missing value."
-    numbers = dict.fromkeys(('p','loss','quality'), float) | dict.fromkeys(('fold','seed','rank'), int)
-    return read_table(path, types=numbers | dict.fromkeys(('disputed','flipped','suspected'), bool))
+    types = dict(p=float, loss=float, quality=float, fold=int, seed=int, rank=int,
+                 disputed=bool, flipped=bool, suspected=bool)
+    return read_table(path, types=types)
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
-def _aligned(*tables):
+def _aligned(tables):
     "The tables in the order of `path`, if they hold the same cells with the same labels, parts and kind of `p`."
     for table in tables:
         _check_columns(table, 'path', 'label', 'p')
-        if table['path'].duplicated().any():
+        if not table.path.is_unique:
             raise BadPredictions("a path occurs twice in one table")
-    first,*others = tables = [table.sort_values('path', ignore_index=True) for table in tables]
+    first,*others = tables = [
+        table.sort_values('path', ignore_index=True) for table in tables]
     for other in others:
-        if lone := len(set(first['path']) ^ set(other['path'])):
-            raise BadPredictions(f"the tables hold different cells: {lone} are in one only")
+        if lone := len({*first.path} ^ {*other.path}):
+            raise BadPredictions(
+                f"the tables hold different cells: {lone} are in one only")
         for column in {'label', 'split'} & {*first} & {*other}:
-            mine,its = (table[column].astype('string').fillna('') for table in (first, other))
-            if odd := (mine!=its).sum():
-                raise BadPredictions(f"{odd} cells have another {column} in the other table")
+            if not first[column].astype('string').equals(
+                    other[column].astype('string')):
+                raise BadPredictions(f"some cells have another {column} in the other table")
         _check_kind(other, _kind_of_p(first))
     return tables
 
 # %% ../nbs/api/12_evaluate.ipynb #967fb995
 def paired_difference(
-    a:pd.DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
-    b:pd.DataFrame, # Predictions of another model on the same cells
+    a:DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
+    b:DataFrame, # Predictions of another model on the same cells
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive, by both; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same draws
-)->pd.DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
+)->DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
-    a,b = _aligned(a, b)
+    a,b = _aligned((a, b))
     b = b.assign(patient=a.get('patient', pd.NA)) # who is drawn is drawn for both
-    one,two = (bootstrap(table, positive, draws, seed, None, threshold) for table in (a, b))
-    ends = _interval_ends(two-one, int(_group_numbers(a).max())+1)
-    values = pd.DataFrame(dict(a=metrics(a, positive, threshold), b=metrics(b, positive, threshold)))
-    values = values.loc[list(METRICS)].astype(float)
-    return values.assign(difference=values.b-values.a).join(ends)
-
-# %% ../nbs/api/12_evaluate.ipynb #c99317c2
-def _positive_in(preds):
-    "The class that a high `p` speaks for, as the column `pred` shows."
-    _check_columns(preds, 'p', 'pred')
-    by_p = preds.sort_values('p')['pred'].tolist()
-    if by_p[0]==by_p[-1]: raise BadPredictions(
-        f"all cells are called {by_p[0]!r}, so nothing shows which class p speaks for: pass positive=")
-    return by_p[-1]
+    one,two = (_estimate_and_draws(table, positive, threshold, draws, seed)
+               for table in (a, b))
+    gap = two-one
+    ends = _interval_ends(gap[1:], _group_numbers(a).max()+1)
+    return DataFrame(dict(
+        a=one.loc[0], b=two.loc[0], difference=gap.loc[0])).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #a87a821a
 def mean_of(
-    *tables:pd.DataFrame, # Predictions of several models on the same cells; need `path`, `label`, `p` and `pred`
-    positive:str|None=None, # Name of the positive class; None reads it from `pred`
-)->pd.DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
+    *tables:DataFrame, # Predictions of several models on the same cells; need `path`, `label` and `p`
+    positive:str=None, # Name of the positive class; None reads it from `pred`, which all need then
+)->DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
     "Average the predictions of several models, once it is sure that they are of the same cells, class and kind of `p`."
-    tables = _aligned(*tables)
-    positive = positive or _positive_in(tables[0])
-    for table in tables:
-        _check_columns(table, 'pred')
-        _check_p(table, positive)
-    p = np.mean([table['p'] for table in tables], 0)
-    pred = np.where(p>=.5, positive, negative_of(tables[0], positive))
-    return tables[0].drop(columns='loss', errors='ignore').assign(p=p, pred=pred)
+    first,*_ = tables = _aligned(tables)
+    if positive is None:
+        for table in tables: _check_columns(table, 'pred')
+        if first.pred.nunique()<2: raise BadPredictions(
+            f"all cells are called {first.pred[0]!r}, so nothing shows "
+            "which class p speaks for: pass positive=")
+        positive = first.sort_values('p').pred.iloc[-1]
+    for table in tables: _check_p(table, positive)
+    p = np.mean([table.p for table in tables], 0)
+    pred = np.where(p>=.5, positive, negative_of(first, positive))
+    return first.drop(columns='loss', errors='ignore').assign(p=p, pred=pred)
 
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
-    preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
+    preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-)->pd.DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
+)->DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
     y,called = _truth_and_call(preds, positive, threshold)
     _group_numbers(preds, 'patient') # refuses unknown patients
-    counts = pd.DataFrame(dict(cells=1, positives=y, called=called, found=y&called))
-    counts = counts.groupby(preds['patient'].astype(str)).sum().astype(int)
-    counts.insert(0, 'infected', counts.positives>0)
-    false = counts.called-counts.found
+    cells = DataFrame(dict(
+        infected=y, cells=1, positives=y, called=called, found=y&called,
+        false_positives=~y&called), preds.index)
+    counts = cells.groupby(preds.patient.astype(str)).sum().astype(
+        dict(infected=bool))
     return counts.assign(
-        false_positives=false,
-        sensitivity=_ratio(counts.found, counts.positives),
-        fpr=_ratio(false, counts.cells-counts.positives),
+        sensitivity=counts.found/counts.positives,
+        fpr=counts.false_positives/(counts.cells-counts.positives),
         share_true=counts.positives/counts.cells,
         share_called=counts.called/counts.cells)
 
 # %% ../nbs/api/12_evaluate.ipynb #67cbc376
 def detection_limit(
-    patients:pd.DataFrame, # As `per_patient` gives it
+    patients:DataFrame, # As `per_patient` gives it
     cells:int=5000, # Red cells looked at in one patient
 )->dict: # fpr, fpr_ci, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection and _ci: shares, or None
     "Work out which share of infected cells could be told from false alarms, as far as so many controls can say."
     from scipy.special import chdtri
-    fpr,s = patients.fpr[~patients.infected],patients.sensitivity[patients.infected].mean()
+    fpr = patients.fpr[~patients.infected]
+    s = patients.sensitivity[patients.infected].mean()
     n,f,sd = len(fpr),fpr.mean(),fpr.std() or np.nan # without a false alarm nothing is known of the spread
     limit = 2*1.645*sd/(s-f) if s>f else np.nan
-    ends = np.minimum(limit*np.sqrt((n-1)/chdtri(n-1, [.025,.975])), 1) if limit>0 else None
-    fpr_ci = None
+    fpr_ci = ends = None
+    if limit>0:
+        ends = np.minimum(
+            limit*np.sqrt((n-1)/chdtri(n-1, [.025,.975])), 1).tolist()
     if n:
-        drawn = np.concatenate(list(resamples(n)))@fpr/n
-        fpr_ci = interval(pd.DataFrame(dict(fpr=drawn)), n, [n])['fpr']
-    return dict(fpr=_json_number(f), fpr_ci=fpr_ci, fpr_sd=_json_number(sd),
-                sensitivity=_json_number(s), cells=cells,
-                false_alarms=_json_number(f*cells),
-                limit_of_blank=_json_number(f+1.645*sd),
-                limit_of_detection=_json_number(limit),
-                limit_of_detection_ci=None if ends is None else ends.tolist())
+        drawn = DataFrame(dict(fpr=next(resamples(n, block=2000))@fpr/n))
+        fpr_ci = interval(drawn, n, [n])['fpr']
+    numbers = dict(fpr=f, fpr_sd=sd, sensitivity=s, false_alarms=f*cells,
+                   limit_of_blank=f+1.645*sd, limit_of_detection=limit)
+    return _ready(numbers) | dict(
+        cells=cells, fpr_ci=fpr_ci, limit_of_detection_ci=ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
 def patient_scores(
-    preds:pd.DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
+    preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-)->pd.DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells, split
+)->DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells, split
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
     table = per_patient(preds, positive, threshold).reset_index()
     label = np.where(table.infected, 'infected', 'healthy')
-    return pd.DataFrame(dict(path=table.patient,
+    return DataFrame(dict(path=table.patient,
                              patient=table.patient.astype('string'), label=label,
                              p=table.share_called, cells=table.cells, split='judged'))
 
 # %% ../nbs/api/12_evaluate.ipynb #aacb38df
 def _chosen_on(preds, positive, kind, value, **about):
     "A number with what it was chosen on."
-    about,p_is = dict(n=len(preds), patients=_n_patients(preds)) | about,_kind_of_p(preds)
-    return Fitted(kind, _Chosen(value, p_is), positive, negative_of(preds, positive),
-                  about, _names_in(preds), p_is)
-
-# %% ../nbs/api/12_evaluate.ipynb #113d916e
-def _cuts(p):
-    """Thresholds that call the first 0, 1, ... of the falling, distinct `p` positive: each midway between two
-    neighbours, NaN between two that are as near as another processor may bring them."""
-    near = 1e-6
-    top,bottom = 2. if p[0]>1-near else 1.,-1. if p[-1]<near else 0.
-    above,below = np.append(top, p),np.append(p, bottom)
-    return np.where(above-below>near, (above+below)/2, np.nan)
+    value = _Chosen(value)
+    value.p_is = _kind_of_p(preds)
+    about = dict(n=len(preds), patients=_n_patients(preds)) | about
+    return Fitted(kind, value, positive, negative_of(preds, positive),
+                  about, _names_in(preds), value.p_is)
 
 # %% ../nbs/api/12_evaluate.ipynb #40ac5ecf
 def choose_threshold(
-    valid:pd.DataFrame, # Predictions of validation patients; needs columns `label` and `p`
+    valid:DataFrame, # Predictions of validation patients; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    sensitivity:float|None=None, # Wanted share of the positive cells, in [0,1]; gives the highest such threshold
-    specificity:float|None=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
+    sensitivity:float=None, # Wanted share of the positive cells, in [0,1]; gives the highest such threshold
+    specificity:float=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
 )->Fitted: # The threshold, with what it reached on `valid`
     "Choose the threshold that reaches a wanted sensitivity or specificity."
-    if (sensitivity is None)==(specificity is None):
-        raise ValueError("give either sensitivity= or specificity=")
-    aim,wanted = 'sensitivity',sensitivity
-    if wanted is None: aim,wanted = 'specificity',specificity
-    if not 0<=wanted<=1: raise ValueError(f"{aim} must be in [0, 1], got {wanted}")
-    s = _scores(valid, positive, 'cell')
-    tp,fp = (counts.ravel() for counts in _walk(np.ones((1,len(valid))), s))
-    if not tp[-1]*fp[-1]:
-        raise OneClass("a threshold can only be chosen where there are cells of both classes")
-    rates,cuts = dict(sensitivity=tp/tp[-1], specificity=1-fp/fp[-1]),_cuts(s.p[s.starts])
-    steps = np.flatnonzero((rates[aim]>=wanted-1e-9) & ~np.isnan(cuts))
-    step = steps[0 if aim=='sensitivity' else -1]
-    reached = {rate: float(values[step]) for rate,values in rates.items()}
-    return _chosen_on(valid, positive, 'threshold', cuts[step], aim=aim,
-                      wanted=float(wanted), **reached)
+    from sklearn.metrics import roc_curve
+    aim,wanted = (('sensitivity', sensitivity) if specificity is None
+                  else ('specificity', specificity))
+    if (sensitivity is None)==(specificity is None) or not 0<=wanted<=1:
+        raise ValueError("give either sensitivity= or specificity=, a share in [0, 1]")
+    y,p = _truth_and_p(valid, positive)
+    _check_both_classes(valid)
+    fpr,tpr,(_,*p) = roc_curve(y, p, drop_intermediate=False)
+    near = 1e-6 # values of `p` as near as that may change places on another processor
+    edges = np.array([2. if p[0]>1-near else 1., *p, -1. if p[-1]<near else 0.])
+    steps = DataFrame(dict(sensitivity=tpr, specificity=1-fpr, cut=(edges[:-1]+edges[1:])/2))
+    fine = steps[(steps[aim]>=wanted-1e-9) & (-np.diff(edges)>near)]
+    step = fine.to_dict('records')[0 if aim=='sensitivity' else -1]
+    return _chosen_on(valid, positive, 'threshold', step.pop('cut'),
+                      aim=aim, wanted=float(wanted), **step)
 
 # %% ../nbs/api/12_evaluate.ipynb #d974a3ca
 def apply_threshold(
-    preds:pd.DataFrame, # Predictions of other patients; needs the column `p`
+    preds:DataFrame, # Predictions of other patients; needs the column `p`
     fitted:Fitted, # What `choose_threshold` gave
-)->pd.DataFrame: # `preds` with a new column `pred`
+)->DataFrame: # `preds` with a new column `pred`
     "Decide by a threshold that was chosen on other patients."
-    called = fitted.check(preds, 'threshold')['p'].astype(float)>=fitted.value
+    called = fitted.check(preds, 'threshold').p.astype(float)>=fitted.value
     return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
@@ -719,58 +685,57 @@ AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95),
         ('specificity',.98), ('specificity',.99))
 
 # %% ../nbs/api/12_evaluate.ipynb #c6d7ccf3
+@np.errstate(invalid='ignore') # what is not defined is 0/0
 def _drawn_shares(preds, hits, of, draws, seed, undefined=.05):
     "Shares of rows, hits (n, k) `of` (n, k), with their intervals: share, lo, hi."
-    group = _group_numbers(preds)
-    hits,of = np.broadcast_arrays(hits, of)
-    sums = np.zeros((2, group.max()+2, hits.shape[1])) # by patient; the last one is unknown
-    np.add.at(sums, (slice(None), group), np.stack([hits&of, of]))
-    hits,of = sums[:,:-1]
-    drawn = [_ratio(w@hits, w@of) for w in resamples(len(of), draws, seed)]
-    ends = _interval_ends(pd.DataFrame(np.concatenate(drawn)), len(of), undefined)
-    return _widened(ends, (of>0).sum(0)).assign(share=_ratio(*sums.sum(1)))
+    group,(hits,of) = _group_numbers(preds),np.broadcast_arrays(hits & of, of)
+    share,*drawn = np.concatenate([
+        w@hits/(w@of) for w in _weights(group, draws, seed)])
+    about = DataFrame(of).groupby(group).any().loc[0:].sum() # how many groups each share is about
+    ends = _interval_ends(DataFrame(drawn), group.max()+1, about, undefined)
+    return DataFrame(dict(share=share)).join(ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #2f12e39c
 def operating_points(
-    valid:pd.DataFrame, # Predictions of validation patients
-    test:pd.DataFrame, # Predictions of other patients
+    valid:DataFrame, # Predictions of validation patients
+    test:DataFrame, # Predictions of other patients
     positive:str, # Name of the positive class
     aims:tuple=AIMS, # Pairs of 'sensitivity' or 'specificity' and the wanted value
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
-    fitted = [choose_threshold(valid, positive, **{aim: wanted}) for aim,wanted in aims]
-    check_predictions(fitted[0].check(test), positive)
-    y,p = ((test['label']==positive).to_numpy(bool)[:,None],test['p'].to_numpy(float)[:,None])
-    called = p>=[each.value for each in fitted]
-    found = pd.DataFrame(aims, columns=['aim', 'wanted'])
-    found['threshold'] = [float(each.value) for each in fitted]
+    fitted = [choose_threshold(valid, positive, **{aim: wanted})
+              for aim,wanted in aims]
+    y,p = (column[:,None] for column in _truth_and_p(fitted[0].check(test), positive))
+    found = DataFrame(aims, columns=['aim', 'wanted'])
+    found['threshold'] = [each.value for each in fitted]
+    called = p>=found.threshold.to_numpy()
     for rate,hits,of in (('sensitivity', called, y), ('specificity', ~called, ~y)):
         shares = _drawn_shares(test, hits, of, draws, seed)
-        found[rate],found[f'{rate}_ci'] = shares.share.map(_json_number),_pairs(shares)
+        found[rate],found[f'{rate}_ci'] = _ready(shares.share),_pairs(shares)
     return found.to_dict('records')
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
+@np.errstate(invalid='ignore') # what is not defined is 0/0
 def reliability(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     bins:int=10, # Number of bins of equal width over [0,1]
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-)->pd.DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
+)->DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
     "Compare `p` with the share of positive cells, bin by bin."
-    check_predictions(preds, positive)
-    p,y = preds['p'].to_numpy(float),(preds['label']==positive).to_numpy(bool)
-    inside = np.minimum((p*bins).astype(int), bins-1)[:,None]==np.arange(bins)
-    shares = _drawn_shares(preds, y[:,None], inside, draws, seed, undefined=.2)
+    y,p = _truth_and_p(preds, positive)
+    inside = np.eye(bins, dtype=bool)[np.minimum((p*bins).astype(int), bins-1)]
     edges,n = np.linspace(0, 1, bins+1),inside.sum(0)
-    return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=n, p_mean=_ratio(p@inside, n))).join(
-        shares[['share', 'lo', 'hi']])
+    table = DataFrame(dict(low=edges[:-1], high=edges[1:], n=n, p_mean=p@inside/n))
+    return table.join(
+        _drawn_shares(preds, y[:,None], inside, draws, seed, undefined=.2))
 
 # %% ../nbs/api/12_evaluate.ipynb #cdfa2552
 def ece(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     bins:int=15, # Number of bins of equal width over [0,1]
 )->float: # Mean distance of `p` from the share of positive cells, weighted by cells, in [0,1]
@@ -786,24 +751,23 @@ def _logit(p):
 
 # %% ../nbs/api/12_evaluate.ipynb #e0decf7b
 def log_loss(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     temperature:float=1., # The logit of `p` is divided by it
 )->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1
     "Compute the log loss of `p`."
-    x = _logit(preds['p'])/temperature
-    return float(np.logaddexp(0, np.where(preds['label']==positive, -x, x)).mean())
+    x = _logit(preds.p)/temperature
+    return float(np.logaddexp(0, np.where(preds.label==positive, -x, x)).mean())
 
 # %% ../nbs/api/12_evaluate.ipynb #7e172d5d
 def fit_temperature(
-    valid:pd.DataFrame, # Predictions of validation patients
+    valid:DataFrame, # Predictions of validation patients
     positive:str, # Name of the positive class
 )->Fitted: # The temperature: above 1 the model was too sure, below 1 too timid; searched in [.05, 20]
     "Fit the temperature that makes `valid` most likely."
     from scipy.optimize import minimize_scalar
     check_predictions(valid, positive)
-    if valid['label'].nunique()<2:
-        raise OneClass("a temperature can only be fitted where there are cells of both classes")
+    _check_both_classes(valid)
     def loss(log_t): return log_loss(valid, positive, np.exp(log_t))
     best = minimize_scalar(loss, bounds=np.log([.05,20]), method='bounded')
     return _chosen_on(valid, positive, 'temperature', np.exp(best.x),
@@ -811,49 +775,48 @@ def fit_temperature(
 
 # %% ../nbs/api/12_evaluate.ipynb #32995428
 def apply_temperature(
-    preds:pd.DataFrame, # Predictions of other patients; needs the column `p`
+    preds:DataFrame, # Predictions of other patients; needs the column `p`
     fitted:Fitted, # What `fit_temperature` gave
-)->pd.DataFrame: # `preds` with a new `p`, and `p_is` says that it is calibrated
+)->DataFrame: # `preds` with a new `p`, and `p_is` says that it is calibrated
     "Soften or sharpen `p` by a temperature that was fitted on other patients."
-    x = _logit(fitted.check(preds, 'temperature')['p'])/fitted.value
+    x = _logit(fitted.check(preds, 'temperature').p)/fitted.value
     return preds.assign(p=1/(1+np.exp(-x)), p_is='calibrated')
 
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17
 def coverage_risk(
-    preds:pd.DataFrame, # One row per cell; needs columns `label` and `p`
+    preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same band
     points:int=101, # Places at which the curve is read, evenly over [0,1]
-)->pd.DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
+)->DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     y,called = _truth_and_call(preds, positive, threshold)
-    sure = np.abs(_logit(preds['p'])-_logit(_number(threshold, preds)))
-    def read_risk(wrong, right, grid): return _read_share(wrong, right, wrong+right, grid)
-    s = _Scores.sort((y!=called).to_numpy(bool), sure, _group_numbers(preds))
-    return _band(s, read_risk, draws, seed, points)
+    sure = np.abs(_logit(preds.p)-_logit(_number(threshold, preds)))
+    s = _sorted_scores(y!=called, sure, _group_numbers(preds))
+    return _band(s, 'risk', draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
 def with_and_without_disputed(
-    preds:pd.DataFrame, # A predictions table; column `disputed` is boolean, NA where unknown
+    preds:DataFrame, # A predictions table; column `disputed` is boolean, NA where unknown
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-)->dict|None: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
+)->dict: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
     "Evaluate with all cells, and without those whose label is disputed."
-    if 'disputed' not in preds or preds['disputed'].isna().all(): return None
+    disputed = _disputed(preds)
+    if disputed.isna().all(): return None
     block = evaluate(preds, positive, threshold, draws, seed)
-    rest = block.pop('undisputed')
-    return dict(disputed=int(preds['disputed'].sum()),
-                unknown=int(preds['disputed'].isna().sum()), all=block, undisputed=rest)
+    return dict(disputed=int(disputed.sum()), unknown=int(disputed.isna().sum()),
+                undisputed=block.pop('undisputed'), all=block)
 
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
 def _quantiles(x):
     "What a rate is in the worst, the middle and the best of patients; None if no patient has it."
-    x = x.dropna().quantile([0,.05,.25,.5,.75,.95,1])
-    return None if x.isna().any() else {f'{at:g}': value for at,value in x.items()}
+    spread = x.quantile([0,.05,.25,.5,.75,.95,1]).rename('{:g}'.format)
+    return spread.to_dict() if x.notna().any() else None
 
 # %% ../nbs/api/12_evaluate.ipynb #c2da21df
 def _patient_summary(patients):
@@ -862,26 +825,25 @@ def _patient_summary(patients):
     off = (patients.share_called-patients.share_true).abs().mean()
     return dict(infected=len(sick), controls=len(well),
                 sensitivity=_quantiles(sick.sensitivity),
-                fpr_infected=_quantiles(sick.fpr),
                 fpr_controls=_quantiles(well.fpr),
                 false_positives_controls=int(well.false_positives.sum()),
                 cells_controls=int(well.cells.sum()),
-                share_error=_json_number(off), detection=detection_limit(patients))
+                share_error=float(off), detection=detection_limit(patients))
 
 # %% ../nbs/api/12_evaluate.ipynb #30207f58
 def patient_rule(
-    valid:pd.DataFrame, # Predictions of validation patients
-    test:pd.DataFrame, # Predictions of other patients
+    valid:DataFrame, # Predictions of validation patients
+    test:DataFrame, # Predictions of other patients
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     specificity:float=.9, # Wanted share of the healthy patients that are left alone
     draws:int=2000, # Number of bootstrap draws
     seed:int=42, # Same seed, same intervals
-)->dict|None: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
+)->dict: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
     chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold)
                         for part in (valid, test))
-    if chosen_on.label.nunique()<2 or judged.label.nunique()<2: return None
+    if min(chosen_on.label.nunique(), judged.label.nunique())<2: return None
     rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
     found = evaluate(judged, 'infected', rule, draws, seed)
     (tn,fp),(fn,tp) = confusion(judged, 'infected', rule).to_numpy()
@@ -891,35 +853,27 @@ def patient_rule(
                 sensitivity_ci=_wilson(tp, tp+fn),
                 specificity_ci=_wilson(tn, tn+fp))
 
-# %% ../nbs/api/12_evaluate.ipynb #61c1d594
-def _temperature_effect(valid, test, positive):
-    "A temperature fitted on `valid`, and what it does on `test`: each number before and after."
-    fitted = fit_temperature(valid, positive)
-    tables = test,apply_temperature(test, fitted)
-    def brier(table, positive): return metrics(table, positive)['brier']
-    measured = {}
-    for measure in (ece, log_loss, brier):
-        measured[measure.__name__] = [measure(table, positive) for table in tables]
-    return dict(temperature=float(fitted.value)) | measured
-
 # %% ../nbs/api/12_evaluate.ipynb #133cbb1b
 def _choices(valid, test, positive, threshold, draws, seed):
     "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
-    found = dict(rule=None, thresholds=None, calibration=None, refused=None)
-    for name,part in (('valid',valid), ('test',test)):
-        if part['label'].nunique()<2:
-            return found | dict(refused=f"there are no {name} cells of both classes")
-        check_predictions(part, positive)
+    found = dict.fromkeys(('rule', 'thresholds', 'calibration', 'refused'))
     try:
-        found['thresholds'] = operating_points(valid, test, positive, AIMS, draws, seed)
-    except BadPredictions as e: return found | dict(refused=str(e))
+        for part in (valid, test): _check_both_classes(part)
+        found['thresholds'] = operating_points(valid, test, positive, draws=draws, seed=seed)
+    except (BadPredictions, OneClass) as e: return found | dict(refused=str(e))
     if has_patients(valid) and has_patients(test):
-        found['rule'] = patient_rule(valid, test, positive, threshold, .9, draws, seed)
-    return found | dict(calibration=_temperature_effect(valid, test, positive))
+        found['rule'] = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed)
+    fitted = fit_temperature(valid, positive)
+    before_and_after = [
+        dict(ece=ece(table, positive), log_loss=log_loss(table, positive),
+             brier=metrics(table, positive)['brier'])
+        for table in (test, apply_temperature(test, fitted))]
+    effect = DataFrame(before_and_after).to_dict('list')
+    return found | dict(calibration=dict(temperature=float(fitted.value)) | effect)
 
 # %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(
-    preds:pd.DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
+    preds:DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     draws:int=2000, # Number of bootstrap draws
@@ -927,12 +881,13 @@ def examine(
 )->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON
     "Look at the predictions of a run from every side."
     _check_columns(preds, 'split')
-    valid,test = (preds[preds['split']==part] for part in ('valid','test'))
+    valid,test = (preds[preds.split==part] for part in ('valid','test'))
     part,shown = ('test',test) if len(test) else ('valid',valid)
     how = (positive, threshold, draws, seed)
     patients = by_cell = None
     if has_patients(shown):
-        patients = _patient_summary(per_patient(shown[_known(shown)], positive, threshold))
+        patients = _patient_summary(
+            per_patient(shown[_known(shown)], positive, threshold))
         by_cell = _intervals(shown, *how, 'cell')
     return dict(part=part, patients=patients, **_choices(valid, test, *how),
                 disputed=with_and_without_disputed(shown, *how), by_cell=by_cell)

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from .evaluate import (METRICS, NotBinary, apply_temperature, both_lines, check_predictions, confusion,
     coverage_risk, curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
     read_predictions, reliability)
@@ -27,14 +28,14 @@ _BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#8888
 _PALETTE = (_BLUE, _ORANGE, _GREEN, _RED, '#CC79A7', '#56B4E9')
 
 # %% ../nbs/api/13_report.ipynb #bbe27894
-def _axes(ax, figsize=None):
+def _axes(ax, height=3.6, width=4.2):
     "These axes, or those of a new figure, without the frame on top and at the right."
-    if ax is None: ax = plt.subplots(figsize=figsize, layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=(width,height), layout='constrained')[1]
     ax.spines[['top','right']].set_visible(False)
     return ax
 
-def _share_axes(ax, x, y):
-    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
+def _diagonal(ax, end=1, label=None):
+    ax.plot([0,end], [0,end], color=_GREY, lw=1, ls=':', label=label)
 
 # %% ../nbs/api/13_report.ipynb #b743fb63
 def _legend_above(ax):
@@ -42,6 +43,11 @@ def _legend_above(ax):
     ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.02,1), ncol=2,
               fontsize=9, borderaxespad=.2, columnspacing=1.2)
     return ax
+
+def _share_axes(ax, x, y):
+    "Axes of two shares, with their legend."
+    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
+    return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #c93bfa80
 def _figure_text(text):
@@ -51,6 +57,8 @@ def _figure_text(text):
     return text.replace('$', r'\$')
 
 def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
+
+def _three_digits(x): return 'undefined' if x is None else f'{x:.3f}'
 
 # %% ../nbs/api/13_report.ipynb #c552c963
 def _metric_name(metric):
@@ -79,20 +87,19 @@ def _heat_map(ax, values, texts, columns, rows, fontsize, **colours):
 
 # %% ../nbs/api/13_report.ipynb #f161c8fc
 def plot_confusion(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the four counts, each with its share of the true class."
-    ax,table = _axes(ax, (3.8,3.2)),confusion(preds, positive, threshold)
-    counts = table.to_numpy()
-    of_class = counts.sum(1)
-    shares = counts/np.maximum(of_class, 1)[:,None]
-    texts = [f'{n:,}\n{_percent(share)}' for n,share in zip(counts.flat, shares.flat)]
+    ax,table = _axes(ax),confusion(preds, positive, threshold)
+    of_class = table.sum(axis=1)
+    shares = table.div(of_class.clip(1), axis=0)
+    texts = table.map('{:,}\n'.format)+shares.map(_percent)
     names = [_figure_text(name) for name in table]
     rows = [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)]
-    _heat_map(ax, shares, np.reshape(texts, (2,2)), names, rows, 12, cmap=_SHARES, vmin=0, vmax=1)
+    _heat_map(ax, shares, texts, names, rows, 12, cmap=_SHARES, vmin=0, vmax=1)
     ax.set(xlabel=f'decision of the model (p from {float(threshold):.3g} is positive)',
            ylabel='true class')
     return ax
@@ -100,57 +107,49 @@ def plot_confusion(
 # %% ../nbs/api/13_report.ipynb #e26e03f6
 def _plot_band(ax, band, preds, name):
     "A line with its band; the label says what was drawn for it."
-    who = 'patients' if has_patients(preds) else f"{_things(preds['label'])}, patients unknown"
+    who = ('patients' if has_patients(preds)
+           else f"{_things(preds.label)}, patients unknown")
     ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0,
                     label=f'95 % band, by {who}')
     ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
 
 # %% ../nbs/api/13_report.ipynb #a991010b
-def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric, window, corner):
-    "Draw a curve, and again in a window on the corner that matters; returns metrics and the number of positive rows."
-    ax = _axes(ax, (4.2,3.6))
-    found = metrics(preds, positive, .5 if threshold is None else threshold)
+def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric):
+    "Draw a curve with its band; returns the axes, the metrics, and the number of positive rows."
+    ax,found = _axes(ax),metrics(preds, positive, .5 if threshold is None else threshold)
     band = curve_band(preds, positive, kind, draws, seed)
-    name += ' undefined' if found[metric] is None else f' {found[metric]:.3f}'
-    inset = ax.inset_axes(window)
-    inset.set(xlim=(corner,corner+.2), ylim=(.8,1.005))
-    inset.tick_params(labelsize=7, length=2)
-    ax.indicate_inset_zoom(inset, edgecolor=_GREY)
-    _plot_band(ax, band, preds, name)
-    _plot_band(inset, band[band.x.between(corner-.011, corner+.211)], preds, name)
-    return ax, found, int((preds['label']==positive).sum())
+    _plot_band(ax, band, preds, f'{name} {_three_digits(found[metric])}')
+    return ax, found, int((preds.label==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #f12e5551
 def _mark(ax, x, y, threshold):
-    "Mark the operating point, in the window too."
-    if None in (x, y, threshold): return
-    for each in (ax, *ax.child_axes):
-        each.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
+    "Mark the operating point."
+    if None not in (x, y, threshold):
+        ax.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
 
 # %% ../nbs/api/13_report.ipynb #0b7a4440
 def plot_roc(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float|None=.5, # Operating point to mark; None marks none
+    threshold:float=.5, # Operating point to mark; None marks none
     draws:int=2000, # Bootstrap draws of the band
     seed:int=42, # Same seed, same band
-    unit:str|None=None, # What a row of `preds` is, for the labels; None asks the record of the data set
+    unit:str=None, # What a row of `preds` is, for the labels; None asks the record of the data set
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
     ax,found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, seed,
-                             'AUC', 'auc', [.57,.1,.4,.36], 0)
-    unit = unit or _things(preds['label'])
+                             'AUC', 'auc')
+    unit = unit or _things(preds.label)
     if found['specificity'] is not None:
         _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
-    ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':', label='a coin')
-    _share_axes(ax, f'false positive rate (of {len(preds)-n:,} negative {unit})',
-                f'sensitivity (of {n:,} positive {unit})')
-    return _legend_above(ax)
+    _diagonal(ax, label='a coin')
+    return _share_axes(ax, f'false positive rate (of {len(preds)-n:,} negative {unit})',
+                       f'sensitivity (of {n:,} positive {unit})')
 
 # %% ../nbs/api/13_report.ipynb #433c6fc8
 def plot_pr(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
     threshold:float=.5, # Operating point to mark
     draws:int=2000, # Bootstrap draws of the band
@@ -159,44 +158,37 @@ def plot_pr(
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
     ax,found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
-                             'mean precision', 'average_precision', [.1,.6,.44,.28], .8)
+                             'mean precision', 'average_precision')
     _mark(ax, found['sensitivity'], found['precision'], threshold)
-    base,things = n/len(preds),_things(preds['label'])
+    base,things = n/len(preds),_things(preds.label)
     ax.axhline(base, color=_GREY, lw=1, ls=':', label=f'base rate {base:.3f}')
-    _share_axes(ax, f'sensitivity, or recall (of {n:,} positive {things})',
-                f'precision (of the {things} called positive)')
-    return _legend_above(ax)
+    return _share_axes(ax, f'sensitivity, or recall (of {n:,} positive {things})',
+                       f'precision (of the {things} called positive)')
 
 # %% ../nbs/api/13_report.ipynb #bc9c13c6
 def _curves(history):
     "What can be drawn of a history: what it shows, its columns, the label of the axis."
-    others = ('epoch', 'train_loss', 'valid_loss', 'seconds', 'lr')
-    numbers = history.select_dtypes('number').dropna(axis=1, how='all')
-    losses = [column for column in others[1:3] if column in history]
-    measured = [column for column in numbers if column not in others]
+    losses = history.filter(['train_loss', 'valid_loss'])
+    others = ['epoch', 'seconds', 'lr', *losses]
+    measured = history.select_dtypes('number').dropna(axis=1, how='all').drop(
+        columns=others, errors='ignore')
     curves = (('Loss by epoch', losses, 'loss'),
               ('Metrics on the validation part by epoch', measured, 'on the validation part'))
-    return [curve for curve in curves if curve[1]]
+    return [curve for curve in curves if curve[1].size]
 
-# %% ../nbs/api/13_report.ipynb #746a4aef
-def _mark_stages(history, ax):
-    "Draw a line where a new stage begins, with its name."
-    if 'stage' not in history: return
-    stage = history['stage'].astype(str).to_numpy()
+# %% ../nbs/api/13_report.ipynb #b4c21438
+def _plot_epochs(history, columns, ylabel, ax):
+    "Draw columns of a history by epoch, counted from 0 over all stages; a line marks where a new stage begins."
+    _axes(ax)
+    for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
+        ax.plot(range(len(history)), history[column], color=color, marker=marker, ms=4, lw=1.5,
+                label=_figure_text(column))
+    stage = history.get('stage', pd.Series('', history.index)).astype(str).to_numpy()
     for i in np.flatnonzero(stage[1:]!=stage[:-1]):
         ax.axvline(i+.5, color=_GREY, ls='--', lw=1)
         ax.annotate(_figure_text(stage[i+1]), (i+.5,1),
                     xycoords=('data','axes fraction'), xytext=(3,-3),
                     textcoords='offset points', va='top', fontsize=8, color=_GREY)
-
-# %% ../nbs/api/13_report.ipynb #b4c21438
-def _plot_epochs(history, columns, ylabel, ax):
-    "Draw columns of a history by epoch, counted from 0 over all stages."
-    _axes(ax)
-    for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
-        ax.plot(range(len(history)), history[column], color=color, marker=marker, ms=4, lw=1.5,
-                label=_figure_text(column))
-    _mark_stages(history, ax)
     ax.set(xlabel='epoch', ylabel=ylabel, xlim=(-.2, max(len(history)-1, 1)+.2))
     if ylabel=='loss': ax.set(ylim=(0,None))
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
@@ -204,24 +196,17 @@ def _plot_epochs(history, columns, ylabel, ax):
 
 # %% ../nbs/api/13_report.ipynb #6e519aa4
 def plot_history(
-    history:pd.DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
+    history:DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
 ): # Array of one or two axes
     "Draw the learning curves: losses on the left, metrics on the right, as far as there are any."
     curves = _curves(history)
-    fig = plt.figure(figsize=(8.4,3.2), layout='constrained')
-    axes = fig.subplots(1, len(curves), squeeze=False)[0]
+    axes = plt.subplots(1, len(curves), figsize=(8.4,3.2), layout='constrained',
+                        squeeze=False)[1][0]
     for ax,(_,columns,ylabel) in zip(axes, curves):
         _plot_epochs(history, columns, ylabel, ax)
     return axes
 
 # %% ../nbs/api/13_report.ipynb #fbe3fede
-def _error_strips(table):
-    "Label, colour, error rates and the pictures behind them, for each row of the figure."
-    sick,well = table[table.infected],table[~table.infected]
-    yield 'missed: positive ones of patients who have any', _BLUE, 1-sick.sensitivity, sick.positives
-    yield 'false alarms: negative ones of the same patients', _ORANGE, sick.fpr, sick.cells-sick.positives
-    yield 'false alarms: controls, who have no positive one', _GREEN, well.fpr, well.cells
-
 def _jitter(n): return (np.arange(n)*.618034%1-.5)*.5
 
 # %% ../nbs/api/13_report.ipynb #6af5ca02
@@ -234,37 +219,45 @@ def _row_axes(ax, ylim, xlabel):
 
 # %% ../nbs/api/13_report.ipynb #d162e75f
 def plot_patients(
-    preds:pd.DataFrame, # A predictions table with patients
+    preds:DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
-    ax = _axes(ax, (4.2,3.8))
-    strips = _error_strips(per_patient(preds, positive, threshold))
+    ax,table = _axes(ax),per_patient(preds, positive, threshold)
+    sick,well = table[table.infected],table[~table.infected]
+    strips = (
+        ('missed: positive ones of patients who have any', _BLUE,
+         1-sick.sensitivity, sick.positives),
+        ('false alarms: negative ones of the same patients', _ORANGE,
+         sick.fpr, sick.cells-sick.positives),
+        ('false alarms: controls, who have no positive one', _GREEN,
+         well.fpr, well.cells))
     for i,(name,color,rate,n) in enumerate(strips):
         x,n = 100*rate[n>0],n[n>0]
         ax.scatter(x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
         if len(x): ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
     return _row_axes(ax, (2.45,-.62),
-                     f"called wrongly, % of the patient's {_things(preds['label'])} of that kind")
+                     f"called wrongly, % of the patient's {_things(preds.label)} of that kind")
 
 # %% ../nbs/api/13_report.ipynb #27ecbe92
 def plot_shares(
-    preds:pd.DataFrame, # A predictions table with patients
+    preds:DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw, for each patient, the share of cells called positive against the true share."
-    ax,table = _axes(ax, (3.8,3.6)),per_patient(preds, positive, threshold)
-    ax.plot([0,100], [0,100], color=_GREY, lw=1, ls=':')
+    ax,table = _axes(ax),per_patient(preds, positive, threshold)
+    _diagonal(ax, 100)
     for infected,group in table.groupby('infected', sort=False):
         ax.scatter(100*group.share_true, 100*group.share_called, s=22, alpha=.65, lw=0,
-                   color=_BLUE if infected else _GREEN, marker='o' if infected else '^',
+                   color=_BLUE if infected else _GREEN,
+                   marker='o' if infected else '^',
                    label=f"patients {'with' if infected else 'without'} positive ones (n = {len(group)})")
-    things = _things(preds['label'])
+    things = _things(preds.label)
     note = '\n(balanced by hand: no parasitaemia)' if things=='cells' else ''
     ax.set(xlabel=f"truly positive, % of the patient's {things}{note}",
            ylabel=f"called positive, % of the patient's {things}")
@@ -272,32 +265,32 @@ def plot_shares(
 
 # %% ../nbs/api/13_report.ipynb #0b74b8a8
 def plot_reliability(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    after:pd.DataFrame|None=None, # The same predictions after a temperature
+    after:DataFrame=None, # The same predictions after a temperature
     draws:int=2000, # Bootstrap draws of the intervals
     seed:int=42, # Same seed, same intervals
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the share of positive cells against `p`, bin by bin, with 95 % intervals."
-    ax,tables = _axes(ax, (4.2,3.6)),[('as trained', preds), ('after temperature', after)]
+    ax,tables = _axes(ax),[('as trained', preds), ('after temperature', after)]
     for (name,table),color,marker in zip(tables, (_BLUE,_ORANGE), 'os'):
         if table is None: continue
         bins = reliability(table, positive, draws=draws, seed=seed).query('n>0')
         ax.vlines(bins.p_mean, bins.lo, bins.hi, color=color, alpha=.5, lw=2)
-        ax.plot(bins.p_mean, bins.share, color=color, marker=marker, lw=1.2, ms=5, label=name)
-    n,edges = np.histogram(preds['p'], 10, (0,1))
+        ax.plot(bins.p_mean, bins.share, color=color, marker=marker,
+                lw=1.2, ms=5, label=name)
+    n,edges = np.histogram(preds.p, 10, (0,1))
     ax.bar(edges[:-1], .18*n/n.max(), width=.1, align='edge', color=_GREY, alpha=.35, lw=0,
-           label=f"{_things(preds['label'])} (most in a bin: {n.max():,})")
-    ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':')
+           label=f"{_things(preds.label)} (most in a bin: {n.max():,})")
+    _diagonal(ax)
     name = _figure_text(positive)
-    _share_axes(ax, f'p of {name}, mean in the bin',
-                f'truly {name}, share of the bin')
-    return _legend_above(ax)
+    return _share_axes(ax, f'p of {name}, mean in the bin',
+                       f'truly {name}, share of the bin')
 
 # %% ../nbs/api/13_report.ipynb #baee3378
 def plot_coverage(
-    preds:pd.DataFrame, # A predictions table
+    preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive
     draws:int=2000, # Bootstrap draws of the band
@@ -305,7 +298,7 @@ def plot_coverage(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
-    ax,things = _axes(ax, (4.2,3.2)),_things(preds['label'])
+    ax,things = _axes(ax),_things(preds.label)
     band = coverage_risk(preds, positive, threshold, draws, seed, points=51)
     _plot_band(ax, 100*band, preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None),
@@ -315,21 +308,19 @@ def plot_coverage(
     return ax
 
 # %% ../nbs/api/13_report.ipynb #439120a4
-def _plot_fold_row(ax, i, name, block, folds, metric, color):
+def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
+
+def _plot_fold_row(ax, i, metric, name, block, folds, color):
     "One cross-validation: its folds as small dots, all cells as a large one with the interval."
     values = np.array([fold[metric] for fold in folds], float)
     value,ci,patients = block[metric],block[f'{metric}_ci'],block['patients']
     ax.scatter(values, i+_jitter(len(values))*.5, s=16, color=color, alpha=.5, lw=0)
-    text = 'undefined' if value is None else f'{value:.3f}'
-    if ci:
-        ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
-        text += f' ({_range(ci)})'
+    if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
     if value is not None: ax.plot(value, i, 'D', color=color, ms=6, mec='white')
+    text = _three_digits(value) + (f' ({_range(ci)})' if ci else '')
     who = f'{patients} patients' if patients else 'patients unknown'
     ax.text(0, i-.24, f"{name}: {text}, n = {block['n']:,}, {who}",
             fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
-
-def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
 
 # %% ../nbs/api/13_report.ipynb #38adfed6
 def plot_folds(
@@ -340,14 +331,15 @@ def plot_folds(
     "Draw cross-validations side by side: folds, all cells with the 95 % interval, and the floor that colours give."
     rows,floors = [],[]
     for name,each in found.items():
-        for line,block in both_lines(each['test']).items():
-            folds = each['by_fold'] if block is each['test'] else []
-            rows.append((name if folds else f'{name}, {line.split()[0]}', block, folds, metric, _BLUE))
+        everything,*undisputed = both_lines(each['test']).values()
+        rows.append((name, everything, each['by_fold'], _BLUE))
+        rows += [(f'{name}, undisputed', block, [], _BLUE) for block in undisputed]
         if floor := each.get('colour_floor'):
-            floors.append((f'{name}, colours alone', floor, [], metric, _GREY))
-    ax = _axes(ax, (5, .9+.55*len(rows+floors)))
-    for i,row in enumerate(rows+floors): _plot_fold_row(ax, i, *row)
-    return _row_axes(ax, (len(rows+floors)-.45,-.65),
+            floors.append((f'{name}, colours alone', floor, [], _GREY))
+    rows += floors
+    ax = _axes(ax, .9+.55*len(rows), 5)
+    for i,row in enumerate(rows): _plot_fold_row(ax, i, metric, *row)
+    return _row_axes(ax, (len(rows)-.45,-.65),
                      f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
 # %% ../nbs/api/13_report.ipynb #948968a7
@@ -358,7 +350,7 @@ def _signed(x, digits=0): return f'{x:+.{digits}f}'.replace('-', '−')
 
 # %% ../nbs/api/13_report.ipynb #04c1866c
 def plot_robustness(
-    table:pd.DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, and `<rate>_change` as fractions
+    table:DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, and `<rate>_change` as fractions
     rates:tuple=('sensitivity','specificity'), # Which rates, side by side
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
@@ -367,14 +359,15 @@ def plot_robustness(
     kinds = damaged.corruption.unique()
     points = 100*damaged.pivot(index='corruption', columns='strength',
                                values=[f'{rate}_change' for rate in rates]).loc[kinds]
-    ax = _axes(ax, (1.6+1.9*len(rates), .9+.27*len(kinds)))
-    texts = points.map(lambda x: '' if np.isnan(x) else _signed(x) if round(x) else '0')
+    ax = _axes(ax, .9+.27*len(kinds), 1.6+1.9*len(rates))
+    texts = points.map(_signed).replace({'+nan': '', '+0': '0', '−0': '0'})
     names = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
-    strengths = points.columns.get_level_values(1)
-    _heat_map(ax, points, texts, strengths, names, 8, cmap=_CHANGES, vmin=-40, vmax=40)
+    _heat_map(ax, points, texts, points.columns.get_level_values(1), names, 8,
+              cmap=_CHANGES, vmin=-40, vmax=40)
     width = points.shape[1]/len(rates)
     for i,rate in enumerate(rates):
-        ax.text((i+.5)*width-.5, -.6, f'{rate}, points', ha='center', va='bottom', fontsize=9)
+        ax.text((i+.5)*width-.5, -.6, f'{rate}, points',
+                ha='center', va='bottom', fontsize=9)
         if i: ax.axvline(i*width-.5, color=_GREY, lw=1)
     ax.tick_params(length=0)
     ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)')
@@ -389,9 +382,8 @@ _SVG_STYLE = {
 # %% ../nbs/api/13_report.ipynb #8ef0af05
 def _inline_svg(svg, about):
     "What a file of matplotlib holds, as a part of a page."
-    svg = svg[svg.index('<svg'):]
-    box = re.search(r'viewBox="[^"]*"', svg)[0]
-    svg = f'<svg {box} role="img" aria-label="{escape(about)}">'+svg[svg.index('>')+1:]
+    box,shapes = re.search(r'(?s)<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', svg).groups()
+    svg = f'<svg {box} role="img" aria-label="{escape(about)}">{shapes}'
     svg = re.sub(r'\n\s*', '\n', svg)
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     svg = re.sub(r'(?<= d=")[^"]*',
@@ -399,11 +391,11 @@ def _inline_svg(svg, about):
     return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
 
 # %% ../nbs/api/13_report.ipynb #5176a2dc
-def _figure(about, plot, *args, size=(4.2,3.4)):
+def _figure(about, plot, *args, height=3.6, width=4.2):
     "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and axes."
     with mpl.rc_context({**_SVG_STYLE, 'svg.hashsalt': about}):
-        fig = Figure(figsize=size, layout='constrained')
-        plot(*args, ax=_axes(fig.subplots()))
+        fig = Figure(figsize=(width,height), layout='constrained')
+        plot(*args, ax=fig.subplots())
         out = io.StringIO()
         fig.savefig(out, format='svg', transparent=True,
                     metadata=dict.fromkeys(('Date','Creator','Format','Type')))
@@ -415,13 +407,12 @@ class NotARun(ValueError):
 
 # %% ../nbs/api/13_report.ipynb #e57c1aa7
 def _read_object(file):
-    "The object that a JSON file holds; an empty one if there is no file."
-    if not file.is_file(): return {}
+    "The object that a JSON file holds."
     try: found = json.loads(file.read_text(encoding='utf-8'))
     except ValueError as e:
-        raise NotARun(f"{file} cannot be read as JSON ({e}). Was the run stopped while it wrote?") from e
-    if not isinstance(found, dict):
-        raise NotARun(f"{file} must hold a JSON object, got {type(found).__name__}")
+        raise NotARun(f"{file} cannot be read as JSON ({e}). "
+                      "Was the run stopped while it wrote?") from e
+    if not isinstance(found, dict): raise NotARun(f"{file} must hold a JSON object")
     return found
 
 # %% ../nbs/api/13_report.ipynb #ceefa6ea
@@ -430,17 +421,19 @@ def read_run(
 )->dict: # folder, metrics (dict), environment (dict); history, preds, robustness and review (tables or None)
     "Read what a run left behind."
     folder = Path(folder)
-    if not (folder/'metrics.json').is_file():
-        raise NotARun(f"{folder} is not a run: it holds no metrics.json. Train first, or name another folder")
-    def table(name, read=pd.read_csv):
+    def found(name, read):
         file = folder/name
         return read(file) if file.is_file() else None
-    return dict(folder=folder, metrics=_read_object(folder/'metrics.json'),
-                environment=_read_object(folder/'environment.json'),
-                preds=table('predictions.csv', read_predictions),
-                history=table('history.csv'),
-                robustness=table('robustness.csv'),
-                review=table('review.csv', read_predictions))
+    metrics = found('metrics.json', _read_object)
+    if metrics is None:
+        raise NotARun(f"{folder} is not a run: it holds no metrics.json. "
+                      "Train first, or name another folder")
+    return dict(folder=folder, metrics=metrics,
+                environment=found('environment.json', _read_object) or {},
+                preds=found('predictions.csv', read_predictions),
+                history=found('history.csv', pd.read_csv),
+                robustness=found('robustness.csv', pd.read_csv),
+                review=found('review.csv', read_predictions))
 
 # %% ../nbs/api/13_report.ipynb #554f1e27
 def _rate(value, ci=None):
@@ -456,16 +449,17 @@ _PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'), trim_b
 _PAGES.globals['METRICS'] = METRICS
 _PAGES.tests['spanning'] = _spans
 _PAGES.filters |= dict(
-    name=_metric_name, number='{:,.0f}'.format, percent=_percent, range=_range, rate=_rate, signed=_signed)
+    name=_metric_name, command=shlex.join, number='{:,.0f}'.format,
+    percent=_percent, range=_range, rate=_rate, signed=_signed)
 
 # %% ../nbs/api/13_report.ipynb #a0e1ab6a
 def _blocks(found):
     "The parts that were evaluated, 'valid' and 'test' first: name -> metrics."
-    names,blocks = ['valid', 'test', *sorted(found.keys()-{'valid','test'})],{}
-    for name in names:
+    blocks = {}
+    for name in ('valid', 'test', *sorted(found)):
         block = found.get(name)
-        if not isinstance(block, dict) or isinstance(block.get('accuracy', []), list): continue
-        blocks[name] = block
+        if isinstance(block, dict) and not isinstance(block.get('accuracy', []), list):
+            blocks[name] = block
     return blocks
 
 # %% ../nbs/api/13_report.ipynb #a3a4a9ae
@@ -477,128 +471,94 @@ def warnings_of(
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know; the sentences are in the template `warnings.txt.jinja`."
     lines = _PAGES.get_template('warnings.txt.jinja').render(
-        found=found, data=found.get('data') or {}, blocks=_blocks(found), things=_things_of(found))
+        found=found, blocks=_blocks(found), things=_things_of(found))
     return [line.strip() for line in lines.splitlines() if line.strip()]
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(run):
     "The part that the figures show, test if there is one: its name, predictions, positive class and threshold."
     preds,positive = run['preds'],(run['metrics'].get('data') or {}).get('positive')
-    if preds is None: return None, None, positive, .5
-    part = 'test' if (preds['split']=='test').any() else 'valid'
+    if preds is None or positive is None: return None
+    part = 'test' if (preds.split=='test').any() else 'valid'
     threshold = _blocks(run['metrics']).get(part, {}).get('threshold', .5)
-    shown = preds[preds['split']==part]
-    return part, shown if len(shown) else None, positive, threshold
+    return part, preds[preds.split==part], positive, threshold
 
 # %% ../nbs/api/13_report.ipynb #57d2f09b
-def _decision_figures(run, draws, seed):
-    "Confusion matrix and ROC curve, or a sentence that says why there are none."
-    part,preds,positive,threshold = _reported(run)
-    if preds is None or positive is None: return 'There are no predictions to draw.'
+def _figures(run, draws, seed):
+    "Figures of the reported part, by section, or a sentence that says why there are none; `examined` if known."
+    reported,examined = _reported(run),run['metrics'].get('examined')
+    if reported is None: return dict(decisions='There are no predictions to draw.')
+    part,*shown = reported
+    preds,positive,_ = shown
     try: check_predictions(preds, positive)
-    except NotBinary as e: return f'Not drawn: {e}.'
-    about,size = f"{part} {_things(preds['label'])}",(4.2,3.6)
-    shown = (preds, positive, threshold)
-    return [_figure(f'Confusion matrix, {about}', plot_confusion, *shown, size=size),
-            _figure(f'ROC, {about}', plot_roc, *shown, draws, seed, size=size)]
-
-# %% ../nbs/api/13_report.ipynb #ce512e50
-def _learning_figures(history):
-    "The learning curves of which there are columns; None if there is no history."
-    if history is None or not len(history): return None
-    return [_figure(about, _plot_epochs, history, *curve) for about,*curve in _curves(history)]
+    except NotBinary as e: return dict(decisions=f'Not drawn: {e}.')
+    about = f"{part} {_things(preds.label)}"
+    figures = dict(decisions=[
+        _figure(f'Confusion matrix, {about}', plot_confusion, *shown),
+        _figure(f'ROC, {about}', plot_roc, *shown, draws, seed)])
+    if not examined: return figures
+    after = None
+    if examined['calibration']:
+        valid = run['preds'].query("split=='valid'")
+        after = apply_temperature(preds, fit_temperature(valid, positive))
+    if examined['patients']:
+        figures['patients'] = _patient_figures(examined, *shown, draws, seed)
+    return figures | dict(
+        examined=examined, part=part,
+        thresholds=[
+            _figure(f'Precision and recall, {about}', plot_pr, *shown, draws, seed)],
+        calibration=[
+            _figure('Reliability: does p mean what it says?', plot_reliability,
+                    preds, positive, after, draws, seed),
+            _figure('Errors when the model may abstain', plot_coverage,
+                    *shown, draws, seed)])
 
 # %% ../nbs/api/13_report.ipynb #818f5d38
 def _patient_figures(examined, preds, positive, threshold, draws, seed):
     "Figures of which each dot or each step is a patient."
-    preds,size = preds[preds['patient'].notna()],(4.2,4)
-    shown = (preds, positive, threshold)
+    shown = preds[preds.patient.notna()], positive, threshold
     figures = [
-        _figure('Error rates of each patient; a bar marks the median', plot_patients, *shown, size=size),
-        _figure('Share of positive ones of each patient', plot_shares, *shown, size=size)]
+        _figure('Error rates of each patient; a bar marks the median',
+                plot_patients, *shown),
+        _figure('Share of positive ones of each patient', plot_shares, *shown)]
     scores = patient_scores(*shown)
     if scores.label.nunique()==2:
         share = (examined['rule'] or {}).get('share')
-        shown = (scores, 'infected', share, draws, seed, 'patients')
-        figures.append(_figure('ROC of the rule for patients', plot_roc, *shown, size=size))
+        shown = scores, 'infected', share, draws, seed, 'patients'
+        figures.append(_figure('ROC of the rule for patients', plot_roc, *shown))
     return figures
-
-# %% ../nbs/api/13_report.ipynb #400116ff
-def _calibration_figures(run, preds, positive, threshold, draws, seed):
-    "Reliability, before and after the temperature that the validation patients give, and abstention."
-    after = None
-    if run['metrics']['examined']['calibration']:
-        valid = run['preds'][run['preds']['split']=='valid']
-        after = apply_temperature(preds, fit_temperature(valid, positive))
-    return [_figure('Reliability: does p mean what it says?', plot_reliability,
-                    preds, positive, after, draws, seed),
-            _figure('Errors when the model may abstain', plot_coverage, preds,
-                    positive, threshold, draws, seed)]
-
-# %% ../nbs/api/13_report.ipynb #d1414c2f
-def _closer_look(run, draws, seed):
-    "What the sections show that need `examined`."
-    examined = run['metrics'].get('examined')
-    part,preds,positive,threshold = _reported(run)
-    if not examined or preds is None or positive is None: return {}
-    shown = (preds, positive, threshold, draws, seed)
-    about = f"Precision and recall, {part} {_things(preds['label'])}"
-    figures = dict(thresholds=[_figure(about, plot_pr, *shown, size=(4.2,3.8))],
-                   calibration=_calibration_figures(run, *shown))
-    if examined['patients']:
-        figures['patients'] = _patient_figures(examined, *shown)
-    return dict(examined=examined, part=part, closer=figures)
-
-# %% ../nbs/api/13_report.ipynb #388aa747
-def _damages(table):
-    "The rows of a table of corruptions, None where a rate is not defined, and their figures."
-    size,rates = (4.2, 1+.27*(table.corruption.nunique()-1)),('sensitivity','specificity')
-    figures = [_figure(f'Change of {rate} in percentage points', plot_robustness, table, (rate,), size=size)
-               for rate in rates]
-    rows = table.astype(object).where(table.notna(), None)
-    return dict(rows=rows.to_dict('records'), rates=rates, figures=figures)
-
-# %% ../nbs/api/13_report.ipynb #fb24d898
-def _review_summary(run):
-    "What the list of doubtful labels comes to, and what a human said of it."
-    review,file = run['review'],run['folder']/'verdicts.csv'
-    summary = dict(n=len(review), suspected=int(review['suspected'].sum()))
-    if not file.is_file(): return summary
-    verdicts = read_table(file, ('verdict',))['verdict'].fillna('')
-    return summary | dict(verdicts=dict(verdicts.value_counts()))
 
 # %% ../nbs/api/13_report.ipynb #2c739d8a
 def _trials(run):
-    "What the sections show of what else was tried."
-    found,trials = run['metrics'],{}
+    "What the sections show of the training, and of what else was tried."
+    found,history,table,review = (
+        run[name] for name in ('metrics', 'history', 'robustness', 'review'))
+    trials = {}
+    if history is not None and len(history):
+        trials['learning'] = [_figure(about, _plot_epochs, history, *curve)
+                              for about,*curve in _curves(history)]
     if found.get('by_fold'):
-        name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
-        size = (5, 1+.55*(len(both_lines(found['test']))+bool(found.get('colour_floor'))))
-        about = 'Each fold, and all together'
-        trials['fold_figures'] = [_figure(about, plot_folds, {name: found}, size=size)]
-    if run['robustness'] is not None:
-        trials['robustness'] = _damages(run['robustness'])
-    if run['review'] is not None: trials['review'] = _review_summary(run)
+        random = str(found.get('split')).startswith('random')
+        name = 'random split' if random else 'by patient'
+        rows = len(both_lines(found['test']))+bool(found.get('colour_floor'))
+        trials['folds'] = [
+            _figure('Each fold, and all together', plot_folds, {name: found},
+                    height=1+.55*rows, width=5)]
+    if table is not None:
+        height = 1+.27*(table.corruption.nunique()-1)
+        trials['damages'] = table.astype(object).where(
+            table.notna(), None).to_dict('records')
+        trials['robustness'] = [
+            _figure(f'Change of {rate} in percentage points', plot_robustness,
+                    table, (rate,), height=height)
+            for rate in ('sensitivity', 'specificity')]
+    if review is not None:
+        file = run['folder']/'verdicts.csv'
+        trials['review'] = dict(n=len(review), suspected=int(review.suspected.sum()))
+        if file.is_file():
+            verdicts = read_table(file, ('verdict',)).verdict.fillna('')
+            trials['review']['verdicts'] = dict(verdicts.value_counts())
     return trials
-
-# %% ../nbs/api/13_report.ipynb #53379ad8
-def _contents(run, draws, seed):
-    "Everything that the template shows."
-    found,environment = run['metrics'],run['environment']
-    picture,lines = run['folder']/'figures'/'top_losses.png',{}
-    command = environment.get('command', 'unknown')
-    if isinstance(command, list): command = shlex.join(map(str, command))
-    for part,block in _blocks(found).items():
-        for line,each in both_lines(block).items():
-            lines[part if each is block else f'{part}, {line.split()[0]}'] = each
-    contents = dict(
-        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found), lines=lines,
-        environment=environment, command=command, things=_things_of(found), warnings=warnings_of(found),
-        decisions=_decision_figures(run, draws, seed), **_closer_look(run, draws, seed),
-        **_trials(run), learning=_learning_figures(run['history']))
-    if picture.is_file():
-        contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
-    return contents
 
 # %% ../nbs/api/13_report.ipynb #79017386
 def write_report(
@@ -608,9 +568,15 @@ def write_report(
 )->Path: # The file: folder/report.html
     "Write one self-contained page about a run."
     run = read_run(folder)
-    page = run['folder']/'report.html'
-    template = _PAGES.get_template('report.html.jinja')
-    write_atomically(page, template.render(_contents(run, draws, seed)))
+    found,page = run['metrics'],run['folder']/'report.html'
+    picture = run['folder']/'figures'/'top_losses.png'
+    contents = dict(
+        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found),
+        environment=run['environment'], things=_things_of(found),
+        warnings=warnings_of(found), **_figures(run, draws, seed), **_trials(run))
+    if picture.is_file():
+        contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
+    write_atomically(page, _PAGES.get_template('report.html.jinja').render(contents))
     return page
 
 # %% ../nbs/api/13_report.ipynb #83ed4b3d
@@ -621,12 +587,12 @@ def examine_run(
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."
     run = read_run(folder)
-    part,preds,positive,threshold = _reported(run)
-    if preds is None: raise NotARun(f"{folder} holds no predictions.csv")
-    if positive is None:
-        raise NotARun(f"{folder}/metrics.json names no positive class (data.positive)")
-    examined = examine(run['preds'], positive, threshold, draws, seed)
-    found = run['metrics'] | dict(examined=examined)
-    write_atomically(run['folder']/'metrics.json',
-                     json.dumps(found, indent=1, allow_nan=False))
+    reported = _reported(run)
+    if reported is None: raise NotARun(
+        f"{folder} holds no predictions.csv, or its metrics.json names "
+        "no positive class (data.positive)")
+    examined = examine(run['preds'], *reported[2:], draws, seed)
+    found = json.dumps(run['metrics'] | dict(examined=examined),
+                       indent=1, allow_nan=False)
+    write_atomically(run['folder']/'metrics.json', found)
     return write_report(folder, draws, seed)

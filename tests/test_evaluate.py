@@ -433,7 +433,8 @@ def test_a_mean_says_which_class_it_needs_to_be_told():
     t = simulate_predictions(patients=6, cells=8).assign(p=.2, pred='Uninfected')
     with pytest.raises(ev.BadPredictions, match='pass positive='): ev.mean_of(t, t)
     assert (ev.mean_of(t, t, positive=POS).pred=='Uninfected').all()
-    with pytest.raises(ev.BadPredictions, match="no column \\['pred'\\]"): ev.mean_of(t, t.drop(columns='pred'), positive=POS)
+    with pytest.raises(ev.BadPredictions, match="no column \\['pred'\\]"): ev.mean_of(t, t.drop(columns='pred'))
+    assert ev.mean_of(t.drop(columns='pred'), t, positive=POS).equals(ev.mean_of(t, t, positive=POS)[[*t.drop(columns='pred'), 'pred']])
 
 def test_both_lines_stand_side_by_side(parts):
     block = evaluate(parts[1], POS, draws=20)

@@ -8,7 +8,9 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/audit.html.md"""
 from __future__ import annotations
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..evaluate import BadPredictions, NotBinary, OneClass, check_predictions, evaluate, negative_of
+from pandas import DataFrame
+from ..evaluate import (
+    BadPredictions, NotBinary, _check_both_classes, _truth_and_p, check_predictions, evaluate, negative_of)
 from ..files import read_table
 from ..source import install_command
 
@@ -19,85 +21,85 @@ __all__ = ['review_list', 'flip_labels', 'review_agreement', 'ask_verdicts', 're
 def _check_out_of_fold(preds):
     "Refuse predictions whose model may have been trained on these very cells."
     fold = preds.get('fold', pd.Series(pd.NA, preds.index))
-    patients = fold.groupby(preds['patient']).nunique() if 'patient' in preds else fold[:0]
+    patients = (fold.groupby(preds.patient).nunique()
+                if 'patient' in preds else fold[:0])
     for n,what in (
         (fold.isna().sum(), "rows do not say in which fold they were left out (column fold)"),
         (np.sum(preds.get('split')=='train'), "rows are training cells"),
         (len(fold)*(fold.nunique()==1), "rows are of one fold"),
-        (preds['path'].duplicated().sum(), "paths occur twice"),
+        (preds.path.duplicated().sum(), "paths occur twice"),
         (np.sum(patients>1), "patients are in several folds")):
-        if n: raise BadPredictions(f"{n:,} {what}: the model may know these labels by heart. "
-                                   "Use the predictions.csv of a cross-validation by patient")
+        if n: raise BadPredictions(
+            f"{n:,} {what}: the model may know these labels by heart. "
+            "Use the predictions.csv of a cross-validation by patient")
 
 # %% ../../nbs/extra/02_audit.ipynb #a6b9425c
 def review_list(
-    preds:pd.DataFrame, # Out-of-fold predictions; needs columns `path`, `label`, `p`, `fold`, and `patient` if known
+    preds:DataFrame, # Out-of-fold predictions; needs columns `path`, `label`, `p`, `fold`, and `patient` if known
     positive:str, # Name of the positive class
-)->pd.DataFrame: # The most doubtful first: rank (from 1), quality in [0,1], suspected, says, the columns of `preds`
+)->DataFrame: # The most doubtful first: rank (from 1), quality in [0,1], suspected, says, the columns of `preds`
     "Rank labels by how much an out-of-fold model doubts them. No label is changed."
     check_predictions(preds, positive, 'path')
     _check_out_of_fold(preds)
-    if preds['label'].nunique()<2:
-        raise OneClass("labels can only be doubted where there are cells of both classes")
+    _check_both_classes(preds)
     try: from cleanlab import filter as doubts, rank
     except ImportError as e:
-        raise ImportError(f"the label audit needs cleanlab, which is not installed: {install_command('audit')}") from e
-    y,p = (preds['label']==positive).to_numpy(int),preds['p'].to_numpy(float)
-    both = np.stack([1-p, p], 1)
-    quality = rank.get_label_quality_scores(y, both, method='self_confidence')
-    suspected = doubts.find_label_issues(y, both, n_jobs=1)
-    says = np.where(p>=.5, positive, negative_of(preds, positive))
-    found = pd.DataFrame(dict(quality=quality, suspected=suspected, says=says), preds.index)
+        raise ImportError("the label audit needs cleanlab, which is not "
+                          f"installed: {install_command('audit')}") from e
+    y,p = _truth_and_p(preds, positive)
+    y,both = y.astype(int),np.stack([1-p, p], 1)
+    found = DataFrame(dict(
+        quality=rank.get_label_quality_scores(y, both, method='self_confidence'),
+        suspected=doubts.find_label_issues(y, both, n_jobs=1),
+        says=np.where(p>=.5, positive, negative_of(preds, positive))), preds.index)
     ranked = found.join(preds).sort_values(['quality','path'], ignore_index=True)
     ranked.insert(0, 'rank', ranked.index+1)
     return ranked
 
 # %% ../../nbs/extra/02_audit.ipynb #ea5b7172
 def flip_labels(
-    cells:pd.DataFrame, # A table with `label` of two classes; rows that are `disputed` are spared
+    cells:DataFrame, # A table with `label` of two classes; rows that are `disputed` are spared
     share:float=.03, # Share of all rows to flip, in (0,1)
     seed:int=42, # Same seed, same rows
-)->pd.DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
+)->DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
     "Plant wrong labels on purpose, for an experiment. Train on the copy; never keep it."
-    if not 0<share<1:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
-    names = sorted(cells['label'].unique())
+    names = sorted(cells.label.unique())
     if len(names)!=2:
         raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
     disputed = cells.get('disputed', pd.Series(False, cells.index))
     sure = np.flatnonzero(~disputed.fillna(False).to_numpy(bool))
     n = max(1, round(share*len(cells)))
-    if n>len(sure):
-        raise ValueError(f"{n:,} labels were to be flipped, but only {len(sure):,} are undisputed")
+    if not 0<share<1 or n>len(sure): raise ValueError(
+        "share must lie between 0 and 1, and so many labels be undisputed: "
+        f"got {share}, or {n:,} of {len(sure):,}")
     flipped = np.zeros(len(cells), bool)
     flipped[np.random.default_rng(seed).choice(sure, n, replace=False)] = True
-    other = cells['label'].map(dict(zip(names, reversed(names))))
-    return cells.assign(label=cells['label'].where(~flipped, other),
-                        flipped=flipped)
+    other = cells.label.replace(dict(zip(names, names[::-1])))
+    return cells.assign(label=cells.label.where(~flipped, other), flipped=flipped)
 
 # %% ../../nbs/extra/02_audit.ipynb #4ef4db2c
 def review_agreement(
-    review:pd.DataFrame, # As `review_list` gives it
+    review:DataFrame, # As `review_list` gives it
     truth:str='disputed', # Boolean column that marks the labels one hopes to find; missing values are left out
     at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; that of all marked is added
     draws:int=2000, # Bootstrap draws of the intervals
     seed:int=42, # Same seed, same intervals
-)->dict|None: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; or None: nothing marked
+)->dict: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; or None: nothing marked
     "Compare the order of the list with labels that are known, or said, to be wrong."
     known = review[review[truth].notna()]
     marked = known[truth].to_numpy(bool)
     total = int(marked.sum())
     if total in (0, len(known)): return None
-    doubts = known.assign(label=np.where(marked, 'marked', 'other'),
-                          p=1-known['quality'])
-    block = evaluate(doubts.drop(columns='pred', errors='ignore'), 'marked',
-                     draws=draws, seed=seed)
-    against = (known['label']!=known['says'])[marked].groupby(known['label'][marked])
+    doubts = known.drop(columns='pred', errors='ignore').assign(
+        label=np.where(marked, 'marked', 'other'), p=1-known.quality)
+    block = evaluate(doubts, 'marked', draws=draws, seed=seed)
+    against = (known.label!=known.says)[marked].groupby(known.label[marked])
     by_label = against.agg(marked='size', contradicted='mean')
-    k = np.array(sorted(k for k in {*at, total} if k<=len(known)))
-    found = np.cumsum(marked)[k-1]
-    rows = pd.DataFrame(dict(k=k, found=found, precision=found/k,
-                             recall=found/total, enrichment=found/k/marked.mean()))
+    rows = DataFrame(dict(k=range(1, len(known)+1), found=marked.cumsum()))
+    rows = rows[rows.k.isin([*at, total])]
+    precision = rows.found/rows.k
+    rows = rows.assign(precision=precision, recall=rows.found/total,
+                       enrichment=precision/marked.mean())
     return dict(truth=truth, n=len(known), marked=total,
                 unknown=len(review)-len(known), ci_by=block['ci_by'],
                 auc=block['auc'], auc_ci=block['auc_ci'],
@@ -112,15 +114,15 @@ _VERDICTS = ('right', 'wrong',
 _VERDICT_COLUMNS = ['path', 'sha256', 'verdict', 'note']
 
 def ask_verdicts(
-    review:pd.DataFrame, # As `review_list` gives it
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
+    review:DataFrame, # As `review_list` gives it
+    cells:DataFrame, # Cells table with `path` and `sha256`
     k:int=100, # How many of the first rows to ask about
-    known:pd.DataFrame|None=None, # Verdicts that were given before; all are kept
-)->pd.DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
+    known:DataFrame=None, # Verdicts that were given before; all are kept
+)->DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
     "Make the table in which a human writes verdicts."
     asked = review[['path']].head(k).merge(cells[['path','sha256']], 'left')
     asked = asked.assign(verdict='', note='')
-    lost = asked['path'][asked['sha256'].isna()]
+    lost = asked.path[asked.sha256.isna()]
     if len(lost):
         raise BadPredictions(f"{lost.iloc[0]} is not in the table of cells")
     if known is not None: asked = pd.concat([known[_VERDICT_COLUMNS], asked])
@@ -129,27 +131,31 @@ def ask_verdicts(
 # %% ../../nbs/extra/02_audit.ipynb #b1070cd7
 def read_verdicts(
     path:str|Path, # verdicts.csv
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
-)->pd.DataFrame: # path, sha256, verdict ('' where not judged), note
+    cells:DataFrame, # Cells table with `path` and `sha256`
+)->DataFrame: # path, sha256, verdict ('' where not judged), note
     "Read verdicts, and refuse them if a picture is not the one that was judged."
     verdicts = read_table(path, _VERDICT_COLUMNS).fillna('').astype(str)
-    here = verdicts['path'].map(cells.set_index('path')['sha256'])
+    here = verdicts.path.map(cells.set_index('path').sha256)
     for bad,why in (
-        (verdicts['path'].duplicated(), "is one of two verdicts: keep one"),
-        (~verdicts['verdict'].isin(['', *_VERDICTS]), f"is none: it may be {', '.join(_VERDICTS)} or empty"),
-        (here.isna(), "is of a picture that is not in this set: remove the row, or take the verdicts on these"),
-        (here!=verdicts['sha256'], "was given to another picture of that name: remove the row, or judge this one")):
+        (verdicts.path.duplicated(), "is one of two verdicts: keep one"),
+        (~verdicts.verdict.isin(['', *_VERDICTS]),
+         f"is none: it may be {', '.join(_VERDICTS)} or empty"),
+        (here.isna(),
+         "is of a picture that is not in this set: remove the row"),
+        (here!=verdicts.sha256,
+         "was given to another picture of that name: remove the row")):
         if bad.any():
             first = verdicts[bad].iloc[0]
-            raise BadPredictions(f"the verdict {first['verdict']!r} on {first['path']} {why} "
-                                 f"({bad.sum():,} of {len(verdicts):,} verdicts)")
+            raise BadPredictions(
+                f"the verdict {first.verdict!r} on {first.path} {why}")
     return verdicts
 
 # %% ../../nbs/extra/02_audit.ipynb #32cfb1e3
 def with_verdicts(
-    preds:pd.DataFrame, # Any table with `path`
-    verdicts:pd.DataFrame, # As `read_verdicts` gives it
-)->pd.DataFrame: # `preds` with columns verdict ('' where not judged) and note
+    preds:DataFrame, # Any table with `path`
+    verdicts:DataFrame, # As `read_verdicts` gives it
+)->DataFrame: # `preds` with columns verdict ('' where not judged) and note
     "Put verdicts beside the labels, which stay as they are."
     known = verdicts.set_index('path')[['verdict','note']]
-    return preds.assign(**{name: preds['path'].map(known[name]).fillna('').astype(str) for name in known})
+    known = known.reindex(preds.path).fillna('').astype(str)
+    return preds.assign(**known.set_index(preds.index))
