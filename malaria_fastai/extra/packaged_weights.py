@@ -25,8 +25,9 @@ from ..source import install_command
 class _OnlyArrays(pickle.Unpickler):
     "Reads NumPy arrays and refuses anything else."
     def find_class(self, module, name):
-        arrays = name in ('_reconstruct', 'ndarray', 'dtype', 'encode') and module.split('.')[0] in ('numpy', '_codecs')
-        if not arrays: raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        known = name in ('_reconstruct', 'ndarray', 'dtype', 'encode')
+        if not (known and module.split('.')[0] in ('numpy', '_codecs')):
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
         return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
 
 # %% ../../nbs/extra/01_packaged_weights.ipynb #db5275ac
@@ -35,7 +36,8 @@ _CAFFE_MEAN = 123.68, 116.779, 103.939 # Red, green, blue of the Caffe models
 
 def _fold(weight, bias):
     "Let a layer that expects BGR in 0…255, minus Caffe's mean, take RGB normalised as for ImageNet."
-    mean,std,theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (*imagenet_stats, _CAFFE_MEAN))
+    mean,std,theirs = (torch.tensor(numbers, dtype=torch.float64)
+                       for numbers in (*imagenet_stats, _CAFFE_MEAN))
     weight = weight.double()[:, [2, 1, 0]]
     bias = bias.double() + (weight.sum((2, 3))*(255*mean - theirs)).sum(1)
     return (weight*(255*std)[None, :, None, None]).float(),bias.float()
@@ -53,7 +55,8 @@ def _squeezenet(file):
     tensors = []
     for layer in sorted(layers, key=_place):
         weight,bias = layers[layer]
-        tensors += [torch.from_numpy(weight.transpose(3, 2, 0, 1).copy()), torch.from_numpy(bias.copy())]
+        tensors += [torch.from_numpy(weight.transpose(3, 2, 0, 1).copy()),
+                    torch.from_numpy(bias.copy())]
     return [*_fold(*tensors[:2]), *tensors[2:]]
 
 # %% ../../nbs/extra/01_packaged_weights.ipynb #d04bbc22
@@ -72,14 +75,14 @@ _FILES = dict( # Network -> Python package, file in its folder, SHA-256 of that 
 def _read_packaged(arch, names):
     "Tensors by name, once the file's SHA-256 was compared; a classifier that the network lacks is left out."
     package,place,known,read = _FILES[arch]
-    there = importlib.util.find_spec(package)
-    file = Path(there.submodule_search_locations[0])/place if there else None
-    if file is None or not file.is_file():
-        raise WeightsUnavailable(f"the weights of {arch} come with a Python package that is not installed: "
-                                 + install_command('weights'))
-    if file_digest(file) != known:
-        raise WeightsUnavailable(f"{file.name} is not the file that is known; install it anew: "
-                                 + install_command('weights'))
+    there,problem = importlib.util.find_spec(package),''
+    file = Path(there.submodule_search_locations[0] if there else 'nowhere', place)
+    if not file.is_file():
+        problem = f"the weights of {arch} come with a Python package that is not installed"
+    elif file_digest(file) != known:
+        problem = f"{file.name} is not the file that is known; install it anew"
+    if problem:
+        raise WeightsUnavailable(f"{problem}: {install_command('weights')}")
     return dict(zip(names, read(file)))
 
 

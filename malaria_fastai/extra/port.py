@@ -39,7 +39,8 @@ def _new_import(match, star, changes):
     return match['indent'] + ('\n'.join(lines) or 'pass'*bool(match['indent']))
 
 # %% ../../nbs/extra/07_port.ipynb #cbad2d06
-_CLASS_OF = {'learn': 'Learner', 'data': 'DataBunch', 'recorder': 'Recorder', 'img': 'Image', ')': 'ImageList',
+_CLASS_OF = {'learn': 'Learner', 'data': 'DataBunch', 'recorder': 'Recorder',
+             'img': 'Image', ')': 'ImageList',
              'src': 'ImageList', 'interp': 'ClassificationInterpretation'}
 
 # %% ../../nbs/extra/07_port.ipynb #67b3eb67
@@ -52,8 +53,10 @@ def _own_names(text):
 # %% ../../nbs/extra/07_port.ipynb #91e636b9
 def _stops(piece, own):
     "The hint for a word that would stop the program; '' for any other."
-    word,of = piece['name'],'argument' if piece['given'] else ''
-    if piece['before']: of = next((of for start,of in _CLASS_OF.items() if piece['owner'].startswith(start)), None)
+    word = piece['name']
+    of = 'argument' if piece['given'] else ''
+    if piece['before']:
+        of = next((of for start,of in _CLASS_OF.items() if piece['owner'].startswith(start)), None)
     elif word in own: return ''
     kind,_ = v1_words().get((word, of), ('', ''))
     return v1_hint(word, of) if kind == 'refused' or kind == 'hint' and of != 'argument' else ''
@@ -61,26 +64,32 @@ def _stops(piece, own):
 # %% ../../nbs/extra/07_port.ipynb #5fe14077
 def _with_hints(source, own, changes):
     "The text with a comment above each line that has a word which would stop it."
-    lines,inside,hints = source.split('\n'),set(),[]
+    lines,inside,hints = source.split('\n'),set(),{}
     for piece in _PIECE.finditer(source):
-        at = source.count('\n', 0, piece.start(piece.lastgroup if piece['skip'] else 'name'))
-        if piece['skip']: inside |= {at + 1 + i for i in range(piece[0].count('\n'))}
+        at = source.count('\n', 0,
+                          piece.start(piece.lastgroup if piece['skip'] else 'name'))
+        if piece['skip']:
+            inside |= {*range(at + 1, at + 1 + piece[0].count('\n'))}
         elif hint := _stops(piece, own):
+            changes.append(hint)
             while at and (at in inside or lines[at-1].endswith('\\')): at -= 1
-            hints.append((at, hint))
-    for at,hint in sorted({*hints}, reverse=True): lines.insert(at, f"{re.match('[ ]*', lines[at])[0]}# {hint}")
-    changes += [hint for _,hint in hints]
+            hints[at, hint] = f"{re.match('[ ]*', lines[at])[0]}# {hint}"
+    for at,hint in sorted(hints, reverse=True):
+        lines.insert(at, hints[at, hint])
     return '\n'.join(lines)
 
 # %% ../../nbs/extra/07_port.ipynb #69ac9c5d
-def _ported(sources):
-    "The texts of a program's cells for this library, and a line about each change."
-    own,star,changes = _own_names('\n'.join(sources)),[_STAR],[]
-    for i,source in enumerate(sources):
-        if re.match(r'\s*%%(?!time|capture)', source): continue
-        source = _IMPORT.sub(lambda match: _new_import(match, star, changes), source)
-        sources[i] = _with_hints(_LEFTOVER.sub('# ', source), own, changes)
-    return ['\n'.join([*star, *sources[:1]]), *sources[1:]],changes
+def _ported(cells):
+    "Change the texts of a program's cells for this library; returns a line about each change."
+    sources,star,changes = [''.join(cell['source']) for cell in cells],[_STAR],[]
+    own = _own_names('\n'.join(sources))
+    for cell,source in zip(cells, sources):
+        if not re.match(r'\s*%%(?!time|capture)', source):
+            source = _IMPORT.sub(lambda match: _new_import(match, star, changes), source)
+            source = _with_hints(_LEFTOVER.sub('# ', source), own, changes)
+        cell.update(source=source, outputs=[], execution_count=None)
+    for cell in cells[:1]: cell['source'] = '\n'.join([*star, cell['source']])
+    return changes
 
 # %% ../../nbs/extra/07_port.ipynb #4332b769
 def port(
@@ -89,15 +98,15 @@ def port(
     "Write a program of 2019 for this library, and print what was changed; the old one stays as it is."
     file = Path(file)
     new = file.with_stem(f'{file.stem}_ported')
-    if new.exists(): raise FileExistsError(f"{new}: it is there already, and nothing is overwritten. Move it away")
+    if new.exists():
+        raise FileExistsError(f"{new}: it is there already, and nothing is overwritten. Move it away")
     text = file.read_text(encoding='utf-8-sig')
-    if file.suffix == '.ipynb':
-        notebook = json.loads(text)
-        cells = [cell for cell in notebook['cells'] if cell['cell_type'] == 'code']
-        sources,changes = _ported([''.join(cell['source']) for cell in cells])
-        for cell,source in zip(cells, sources): cell.update(source=source, outputs=[], execution_count=None)
-        text = json.dumps(notebook, indent=1, ensure_ascii=False)
-    else: (text,),changes = _ported([text])
+    is_notebook = file.suffix == '.ipynb'
+    program = dict(cells=[dict(cell_type='code', source=text)])
+    if is_notebook: program = json.loads(text)
+    cells = [cell for cell in program['cells'] if cell['cell_type'] == 'code']
+    changes = _ported(cells)
     print(*changes, f"{new.name}: {len(changes)} changes; the old program is as it was", sep='\n')
-    write_atomically(new, text)
+    write_atomically(new, json.dumps(program, indent=1, ensure_ascii=False)
+                     if is_notebook else cells[0]['source'])
     return new

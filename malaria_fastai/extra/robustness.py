@@ -24,7 +24,7 @@ from ..cells import open_picture
 from ..evaluate import evaluate, metrics
 from ..files import write_atomically
 from ..run import boosted, has_no_up, probabilities
-from ..source import progress
+from ..source import facts, progress
 
 # %% ../../nbs/extra/05_robustness.ipynb #1a085f62
 class _CutOut:
@@ -34,10 +34,12 @@ class _CutOut:
         if not framed or not self.inside.any(): self.inside[:] = True
         nearest = distance_transform_edt(
             ~self.inside, return_distances=False, return_indices=True)
-        self.filled,self.key = x[tuple(nearest)].astype(np.float32),crc32(name.encode())
+        self.filled = x[tuple(nearest)].astype(np.float32)
+        self.key = crc32(name.encode())
 
     def mean(self): return self.x[self.inside].mean(0)
-    def framed(self, inside, frame): return np.where(self.inside[..., None], inside, frame)
+    def framed(self, inside, frame):
+        return np.where(self.inside[..., None], inside, frame)
 
 # %% ../../nbs/extra/05_robustness.ipynb #ee0eead9
 def _blurred(cell, kernel):
@@ -55,37 +57,39 @@ def _kernel_grid(width):
     return np.mgrid[-r:r+1, -r:r+1]
 
 
-def _within(distance, width): return np.clip(width/2 + .5 - abs(distance), 0, 1)
+def _within(distance, width):
+    return np.clip(width/2 + .5 - abs(distance), 0, 1)
 
 # %% ../../nbs/extra/05_robustness.ipynb #2815ad92
 class _Lens:
     "How sharp a picture is, and where its points come to lie."
     def defocus_blur(cell, diameter, rng):
         diameter *= cell.side
-        return _blurred(cell, _within(np.hypot(*_kernel_grid(diameter)[::-1]), diameter))
+        return _blurred(cell, _within(np.hypot(*_kernel_grid(diameter)), diameter))
 
     def motion_blur(cell, length, rng):
-        length,angle = length*cell.side,rng.uniform(0, np.pi)
+        length = length*cell.side
+        angle = rng.uniform(0, np.pi)
         (y,x),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
-        along,across = x*cos + y*sin,x*sin - y*cos
-        return _blurred(cell, _within(along, length)*np.clip(1 - abs(across), 0, 1))
+        return _blurred(cell, _within(x*cos + y*sin, length)*_within(x*sin - y*cos, 1))
 
     def scale(cell, change, rng):
         factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
-        h,w = cell.inside.shape
-        to = factor, 0, w/2*(1-factor), 0, factor, h/2*(1-factor)
         picture = Image.fromarray(cell.x)
-        return np.asarray(picture.transform((w, h), Image.Transform.AFFINE, to, Image.Resampling.BILINEAR))
+        left,top = (side/2*(1 - factor) for side in picture.size)
+        to = factor, 0, left, 0, factor, top
+        return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE,
+                                            to, Image.Resampling.BILINEAR))
 
     def elastic(cell, move, rng):
-        shape,places = cell.inside.shape,[]
-        fields = [gaussian_filter(rng.uniform(-1, 1, shape), .06*cell.side) for _ in 'yx']
-        for grid,field in zip(np.indices(shape), fields):
-            places.append(grid + move*cell.side*field/abs(field).max())
-        channels = [
-            map_coordinates(cell.filled[..., i], places, order=1, mode='nearest')
-            for i in range(3)]
-        return np.stack(channels, -1)
+        shape = cell.inside.shape
+        ways = np.stack([gaussian_filter(rng.uniform(-1, 1, shape), .06*cell.side)
+                         for _ in 'yx'])
+        places = np.indices(shape) + move*cell.side*ways/abs(ways).max((1, 2),
+                                                                       keepdims=True)
+        colours = np.moveaxis(cell.filled, 2, 0)
+        return np.dstack([map_coordinates(colour, places, order=1, mode='nearest')
+                          for colour in colours])
 
 # %% ../../nbs/extra/05_robustness.ipynb #7a08d4e9
 class _Camera:
@@ -93,14 +97,17 @@ class _Camera:
     def gaussian_noise(cell, deviation, rng):
         return cell.filled + rng.normal(0, 255*deviation, cell.filled.shape)
 
-    def shot_noise(cell, photons, rng): return rng.poisson(cell.filled/255*photons)/photons*255
+    def shot_noise(cell, photons, rng):
+        return rng.poisson(cell.filled/255*photons)/photons*255
 
     def hot_pixels(cell, share, rng):
         hot = rng.random(cell.inside.shape) < share
         return np.where(hot[..., None], 255, cell.filled)
 
-    def brightness(cell, change, rng): return cell.filled*(1 + change*rng.choice([-1, 1]))
-    def contrast(cell, left, rng): return cell.mean() + (cell.filled - cell.mean())*left
+    def brightness(cell, change, rng):
+        return cell.filled*(1 + change*rng.choice([-1, 1]))
+    def contrast(cell, left, rng):
+        return cell.mean() + (cell.filled - cell.mean())*left
 
     def white_balance(cell, factor, rng):
         return cell.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
@@ -110,21 +117,22 @@ class _Camera:
         return grey + (cell.filled - grey)*left
 
     def vignetting(cell, lost, rng):
-        angle,(h,w) = rng.uniform(0, 2*np.pi),cell.inside.shape
+        angle = rng.uniform(0, 2*np.pi)
+        h,w = cell.inside.shape
         y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
         return cell.filled*(1 - lost*(1 + x*np.cos(angle) + y*np.sin(angle))/2)[..., None]
 
     def jpeg(cell, quality, rng):
         file = io.BytesIO()
-        Image.fromarray(cell.filled.astype(np.uint8)).save(file, 'JPEG', quality=quality)
+        picture = Image.fromarray(cell.filled.astype(np.uint8))
+        picture.save(file, 'JPEG', quality=int(quality))
         return np.asarray(Image.open(file))
 
     def pixelate(cell, share, rng):
         picture = Image.fromarray(cell.filled.astype(np.uint8))
-        h,w = cell.inside.shape
-        small = picture.resize(
-            (max(1, round(w*share)), max(1, round(h*share))), Image.Resampling.BOX)
-        return np.asarray(small.resize((w, h), Image.Resampling.NEAREST))
+        few = [max(1, round(side*share)) for side in picture.size]
+        small = picture.resize(few, Image.Resampling.BOX)
+        return np.asarray(small.resize(picture.size, Image.Resampling.NEAREST))
 
 # %% ../../nbs/extra/05_robustness.ipynb #10499d9e
 # Optical densities of methylene blue and eosin in red, green and blue: the Giemsa vectors of ImageJ's Colour
@@ -143,59 +151,43 @@ class _Smear:
         return 256*np.exp(-amounts@_DYES) - 1
 
     def stain_pale(cell, times, rng): return cell.stained(times, times)
-    def stain_dark(cell, times, rng): return cell.stained(times, times)
+    stain_dark = stain_pale
     def stain_blue(cell, times, rng): return cell.stained(times, 1)
 
     def debris(cell, n, rng):
-        (y,x) = np.indices(cell.inside.shape)
+        y,x = np.indices(cell.inside.shape)
         places = np.argwhere(cell.inside)
-        spots = places[rng.integers(len(places), size=5)][:n]
-        sizes = rng.uniform(.03, .06, 5)*cell.side
-        covers = [
-            np.clip(size + .5 - np.hypot(y - row, x - column), 0, 1)
-            for (row,column),size in zip(spots, sizes)]
+        spots = places[rng.integers(len(places), size=5)][:int(n)]
+        widths = 2*rng.uniform(.03, .06, 5)*cell.side
+        covers = [_within(np.hypot(y - row, x - column), width)
+                  for (row,column),width in zip(spots, widths)]
         cover = .8*np.max(covers, 0)[..., None]
         return cell.filled*(1 - cover) + np.array([80, 50, 115])*cover
 
-    def background(cell, brightness, rng): return cell.framed(cell.x, brightness*np.array([235, 225, 220]))
+    def background(cell, brightness, rng):
+        return cell.framed(cell.x, brightness*np.array([235, 225, 220]))
 
     def neighbour(cell, reach, rng):
         angle = rng.uniform(0, 2*np.pi)
-        move = [round(way*(1-reach)*cell.side) for way in (np.sin(angle), np.cos(angle))]
-        return cell.framed(cell.x, shift(cell.framed(cell.x, 0), (*move, 0), order=0))
+        move = [round(way*(1-reach)*cell.side)
+                for way in (np.sin(angle), np.cos(angle))]
+        return cell.framed(cell.x,
+                           shift(cell.framed(cell.x, 0), (*move, 0), order=0))
 
 # %% ../../nbs/extra/05_robustness.ipynb #66a5a959
-CORRUPTIONS = dict(
-    defocus_blur = (.015, .03, .05, .08, .12), # Diameter of the disc, share of the side
-    motion_blur = (.03, .06, .09, .13, .18), # Length of the line, share of the side
-    gaussian_noise = (.04, .06, .08, .09, .10), # Standard deviation, share of the range
-    shot_noise = (500, 250, 100, 75, 50), # Photons of a white pixel
-    hot_pixels = (.001, .003, .006, .01, .02), # Share of the pixels
-    brightness = (.1, .2, .3, .4, .5), # Change, share
-    contrast = (.85, .7, .55, .4, .25), # What is left, share
-    saturation = (.8, .6, .4, .2, 0.), # What is left, share
-    white_balance = (1.04, 1.08, 1.13, 1.18, 1.25), # Red times, blue divided by, or the other way
-    vignetting = (.15, .3, .45, .6, .75), # Light lost at one side, share
-    jpeg = (80, 60, 40, 25, 10), # Quality
-    pixelate = (.6, .5, .4, .3, .25), # Side, share
-    elastic = (.01, .02, .03, .04, .05), # Largest move, share of the side
-    stain_pale = (.9, .8, .7, .6, .5), # Optical density times
-    stain_dark = (1.2, 1.5, 2., 3., 4.), # Optical density times
-    stain_blue = (1.2, 1.5, 2., 3., 4.), # Density of methylene blue times
-    debris = (1, 2, 3, 4, 5), # Dark spots
-    background = (.2, .4, .6, .8, 1.), # Brightness of the frame, share of a bright field
-    neighbour = (.1, .15, .2, .25, .3), # How far another cell reaches in, share of the side
-    scale = (.06, .12, .18, .24, .3)) # Larger or smaller by, share
+_AMOUNTS = pd.read_csv(facts('corruptions.csv'),
+                       index_col='corruption') # What the numbers are, and five strengths
+CORRUPTIONS = _AMOUNTS.drop(columns='amount').T.to_dict('list')
 
 # %% ../../nbs/extra/05_robustness.ipynb #65229b8e
 class _Picture(_CutOut, _Lens, _Camera, _Smear):
     "A cut-out cell that can be damaged in every way."
     def damaged(self, kind, strength):
         if not strength: return self.x
+        rng = np.random.default_rng([self.key, [*CORRUPTIONS].index(kind)])
         damage = getattr(self, kind)
         amount = CORRUPTIONS[kind][strength-1]
-        draws = [self.key, [*CORRUPTIONS].index(kind)]
-        y = np.clip(np.rint(damage(amount, np.random.default_rng(draws))), 0, 255).astype(np.uint8)
+        y = np.rint(damage(amount, rng)).clip(0, 255).astype(np.uint8)
         return y if kind in ('background', 'neighbour', 'scale') else self.framed(y, self.x)
 
 # %% ../../nbs/extra/05_robustness.ipynb #c1081930
@@ -206,10 +198,9 @@ def corrupt(
     name:str=''   # Names the draws: the path of the picture
 )->np.ndarray: # uint8 (h, w, 3)
     "Damage one picture, its black frame left alone."
-    if kind not in CORRUPTIONS:
-        raise ValueError(f"there is no corruption {kind!r}: {', '.join(CORRUPTIONS)}")
-    if strength not in range(6):
-        raise ValueError(f"strengths are 0 (nothing) to 5, got {strength!r}")
+    if kind not in CORRUPTIONS or strength not in range(6):
+        raise ValueError(f"corruptions are {', '.join(CORRUPTIONS)}, and strengths 0 (nothing) to 5; "
+                         f"got {kind!r}, {strength!r}")
     return _Picture(x, name).damaged(kind, strength)
 
 # %% ../../nbs/extra/05_robustness.ipynb #a4badd5c
@@ -219,18 +210,18 @@ def sample_cells(
     seed:int=42         # Same seed, same cells
 )->pd.DataFrame: # Rows of `cells`, in their order
     "Draw cells so that every patient and label keeps its share."
-    if n is None or n >= len(cells): return cells.reset_index(drop=True)
-    mixed = cells.sample(frac=1, random_state=seed)
-    groups = mixed.groupby([mixed.patient.fillna(''), mixed.label])
+    cells = cells.reset_index(drop=True)
+    groups = cells.sample(frac=1, random_state=seed).groupby(['patient', 'label'], dropna=False)
     place = (groups.cumcount() + .5)/groups.path.transform('size')
     drawn = place.sort_values(kind='stable').index[:n]
-    return cells.loc[drawn].sort_index().reset_index(drop=True)
+    return cells.loc[drawn.sort_values()].reset_index(drop=True)
 
 # %% ../../nbs/extra/05_robustness.ipynb #secb0f01
 def _cut_outs(root, cells):
     "The pictures of some cells, opened and taken apart; those that are no cells have no frame."
     framed = has_no_up(cells.label)
-    return [_Picture(np.asarray(open_picture(Path(root)/path)), path, framed) for path in cells.path]
+    return [_Picture(np.asarray(open_picture(Path(root)/path)), path, framed)
+            for path in cells.path]
 
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
 def robustness(
@@ -246,18 +237,17 @@ def robustness(
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
     some = sample_cells(cells, n, seed)[['path', 'label', 'patient']].assign(split='test')
     pictures,rows = _cut_outs(root, some),[]
-    kinds = kinds or [kind for kind in CORRUPTIONS if has_no_up(cells.label) or not hasattr(_Smear, kind)]
-    rates = ('accuracy', 'sensitivity', 'specificity', 'auc')
+    kinds = kinds or [kind for kind in CORRUPTIONS if has_no_up(cells.label)
+                      or not hasattr(_Smear, kind)]
     todo = [('none', 0), *itertools.product(kinds, range(1, 6))]
-    for kind,strength in progress(todo, 'corruptions', quiet=len(todo)*len(some) < 2000):
-        p = probabilities(
-            learn, [picture.damaged(kind, strength) for picture in pictures], positive)
-        found = metrics(some.assign(p=p), positive, threshold)
-        about = dict(corruption=kind, strength=strength, n=len(some), threshold=threshold)
-        rows.append(about | {name: found[name] for name in rates})
-    table = pd.DataFrame(rows).astype(dict.fromkeys(rates, float))
-    both = table[['sensitivity', 'specificity']]
-    return table.join((both - both.loc[0]).add_suffix('_change'))
+    for damage in progress(todo, 'corruptions', quiet=len(todo)*len(some) < 2000):
+        p = probabilities(learn, [picture.damaged(*damage) for picture in pictures], positive)
+        rows.append(metrics(some.assign(p=p), positive, threshold))
+    rates = pd.DataFrame(rows)[['accuracy', 'sensitivity', 'specificity', 'auc']].astype(float)
+    table = pd.DataFrame(todo, columns=['corruption', 'strength']).assign(n=len(some),
+                                                                          threshold=threshold)
+    changes = (rates - rates.loc[0])[['sensitivity', 'specificity']].add_suffix('_change')
+    return pd.concat([table, rates, changes], axis=1)
 
 # %% ../../nbs/extra/05_robustness.ipynb #d29db30f
 def outline_features(
@@ -273,15 +263,6 @@ def outline_features(
     hull = ConvexHull(np.argwhere(edge)*1., qhull_options='QJ').volume if edge.sum() > 3 else 0.
     return np.array(
         [h, w, area, area/h/w, edge.sum(), hull, area/max(hull, 1.), small/large])
-
-# %% ../../nbs/extra/05_robustness.ipynb #e6d48f45
-def _by_outline(root, train, test, positive, seed):
-    "Predictions of the test cells from their outline alone."
-    both = pd.concat(
-        [train.assign(split='train'), test.assign(split='test')], ignore_index=True)
-    x = [outline_features(picture.x) for picture in _cut_outs(root, both)]
-    return boosted(
-        np.array(x), both[['path', 'label', 'patient', 'split']], positive, seed)
 
 # %% ../../nbs/extra/05_robustness.ipynb #9380a99d
 def shortcut_check(
@@ -302,23 +283,15 @@ def shortcut_check(
         painted = [picture.framed(colour, picture.x) for picture in pictures]
         tables[name] = some.assign(p=probabilities(learn, painted, positive))
     if train is not None:
-        tables['frame'] = _by_outline(
-            root, sample_cells(train, n, seed), some, positive, seed)
+        both = pd.concat([sample_cells(train, n, seed).assign(split='train'), some],
+                         ignore_index=True)
+        outlines = np.array([outline_features(picture.x)
+                             for picture in _cut_outs(root, both)])
+        tables['frame'] = boosted(outlines, both[some.columns], positive, seed)
     for name,table in tables.items():
         block = evaluate(table, positive, draws=draws, seed=seed)
         found[name] = {key: block[key] for key in ('auc', 'auc_ci', 'n')}
     return found
-
-# %% ../../nbs/extra/05_robustness.ipynb #004315cc
-def _worst(table):
-    "The gist of a robustness table, ready for JSON."
-    worse = table[table.strength > 0]
-    gist = dict(n=int(table.n[0]), threshold=float(table.threshold[0]), kinds=worse.corruption.nunique())
-    for name in ('sensitivity_change', 'specificity_change'):
-        for row in worse.nsmallest(1, name).to_dict('records'):
-            gist[name] = dict(mean=float(worse[name].mean()), worst=row[name],
-                              corruption=row['corruption'], strength=row['strength'])
-    return gist
 
 # %% ../../nbs/extra/05_robustness.ipynb #022c6f69
 def stress_test(
@@ -336,8 +309,18 @@ def stress_test(
     test,train = (cells[cells.split == part] for part in ('test', 'train'))
     found = {}
     if has_no_up(test.label):
-        found['shortcut'] = shortcut_check(learn, root, test, train if len(train) else None, positive, draws=draws)
+        found['shortcut'] = shortcut_check(learn, root, test,
+                                           train if len(train) else None,
+                                           positive, draws=draws)
     if not n: return found
     table = robustness(learn, root, test, positive, threshold, n, kinds)
     write_atomically(folder/'robustness.csv', table.to_csv(index=False))
-    return found | dict(robustness=_worst(table))
+    worse = table[table.strength > 0]
+    found['robustness'] = gist = dict(n=int(table.n[0]), threshold=float(threshold),
+                                      kinds=worse.corruption.nunique())
+    for name in ('sensitivity_change', 'specificity_change'):
+        for row in worse.nsmallest(1, name).to_dict('records'):
+            gist[name] = dict(mean=float(worse[name].mean()), worst=row[name],
+                              corruption=row['corruption'],
+                              strength=row['strength'])
+    return found
