@@ -144,9 +144,9 @@ def check_predictions(
     "Refuse a table that would give a wrong number: labels that are no truth, several parts, another `p`."
     _check_columns(preds, *columns, 'label', 'p')
     for column in ('split', 'p_is'):
-        kinds = preds[column].astype(str).unique() if column in preds else ()
+        kinds = preds[column].unique() if column in preds else ()
         if len(kinds)>1: raise BadPredictions(
-            f"the rows are not alike: column {column} holds {', '.join(kinds)}; "
+            f"the rows are not alike: column {column} holds {', '.join(map(str, kinds))}; "
             "judge one part at a time, e.g. preds[preds.split=='test'], "
             "with one kind of p")
     _check_p(preds, positive)
