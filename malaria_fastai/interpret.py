@@ -114,9 +114,10 @@ def to_frame(self:ClassificationInterpretation,
     largest=True # The worst first; False: the best
 )->pd.DataFrame: # Columns of the cells, such as `path` and `label`, then `pred`, `p_label` and `loss`
     "The worst errors by name; the index is their position in the part."
-    pred,p = np.take(self.classes, self.pred_class),self.preds[range(len(self.preds)), self.y_true]
-    cells = self.dl.dataset.cells.reset_index(drop=True)
-    table = cells.assign(pred=pred, p_label=p.numpy(), loss=self.losses.numpy())
+    table = self.dl.dataset.cells.reset_index(drop=True).assign(
+        pred=np.take(self.classes, self.pred_class),
+        p_label=self.preds[range(len(self.preds)), self.y_true].numpy(),
+        loss=self.losses.numpy())
     return table.iloc[self.top_losses(k, largest)[1]]
 
 # %% ../nbs/api/11_interpret.ipynb #f6787ed4

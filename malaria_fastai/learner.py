@@ -470,12 +470,10 @@ def _session(learn):
 @patch
 def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
     "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
-    if n_epoch < 1 or n_epoch % 1:
-        raise ValueError(f"the number of epochs must be at least 1, got {n_epoch}")
+    if n_epoch < 1 or n_epoch % 1: raise ValueError("the number of epochs must be whole, and at least 1")
     if not len(self.dls.train):
         raise ValueError("there is nothing to train on: this bunch has no training batch")
-    if start_epoch not in ['last', *range(n_epoch)]:
-        raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}, got {start_epoch!r}")
+    if start_epoch not in ['last', *range(n_epoch)]: raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}")
     cbs = L(cbs) + L(callbacks)
     self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
     with _session(self):
@@ -1005,9 +1003,9 @@ def writing(
     "Say of a folder that cannot be written to how to name another."
     try: yield
     except OSError as error:
-        told = f"{file} cannot be written ({error.strerror}). Name another folder: "
-        remedy = "path= or model_dir= of cnn_learner, or set learn.path or learn.model_dir"
-        raise OSError(error.errno, told + remedy) from error
+        told = (f"{file} cannot be written ({error.strerror}). Name another folder with path= or model_dir= of "
+                "cnn_learner, or set learn.path or learn.model_dir")
+        raise OSError(error.errno, told) from error
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
@@ -1057,7 +1055,7 @@ def load(self:CNNLearner,
     steps = then.get('optimizer', 'not named')
     if opt.state and steps != now['optimizer']:
         if with_opt: raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
-        print(f"{file}.pth: another optimizer trained it. The averages begin anew")
+        print(f"{file}.pth: not the averages of this optimizer. They begin anew")
         opt.state = None
     set_opt_state(self, opt.state)
     return self
@@ -1159,8 +1157,7 @@ def plot(self:Recorder,
 def _loader(self:CNNLearner, of, with_loss):
     "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
     dl = self.dls.fixed_dl(of)
-    if dl.dataset.classes != self.dls.classes:
-        raise ValueError(f"the loader has other classes than the learner: {dl.dataset.classes}")
+    if dl.dataset.classes != self.dls.classes: raise ValueError("the loader has other classes than the learner")
     if with_loss and not dl.dataset.labelled: raise ValueError("pictures without labels have no loss")
     return dl
 
@@ -1405,7 +1402,7 @@ def read_model(
             raise ValueError("its header does not describe it, as it is not what was written; copy it again")
         about = json.loads(text)
         if about['format'] == _MODEL_FORMAT: return about,tensors
-        raise ValueError(f"made by another version of this library ({about['format']})")
+        raise ValueError("another version of this library made it")
     except (SafetensorError, ValueError) as error:
         raise ModelRefused(
             f"{Path(file).name} is no model file that `learn.export` wrote, or damaged: {error}. If it is a pickle, "
