@@ -759,8 +759,9 @@ def eight_views(
     both = _both_ways(
         learn, learn.dls.test_dl([Path(root)/path for path in cells.path]),
         positive)
+    about = cells.reindex(columns=['path', 'label', 'patient', 'split', 'disputed'])
     plain,mean = tables = [
-        cells.reset_index(drop=True).assign(p=p, p_is='raw') for p in both]
+        about.reset_index(drop=True).assign(p=p, p_is='raw') for p in both]
     one,averaged = (evaluate(table, positive, threshold, draws) for table in tables)
     rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
     return dict(plain=one, averaged=averaged,
