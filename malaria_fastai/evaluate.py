@@ -310,7 +310,7 @@ METRICS = dict(
           ".25 is always saying .5. Lower is better.")
 
 # %% ../nbs/api/12_evaluate.ipynb #58cd4221
-def _ready(numbers):
+def _for_json(numbers):
     "Numbers by name, ready for JSON: None for NaN."
     return {name: None if np.isnan(number) else float(number)
             for name,number in numbers.items()}
@@ -327,7 +327,7 @@ def metrics(
     "Compute every metric of `preds`."
     s,w = _scores(preds, positive),np.ones((1,len(preds)))
     found = DataFrame(_all_metrics(w, s, _number(threshold, preds))).iloc[0]
-    return dict(n=len(preds), patients=_n_patients(preds)) | _ready(found)
+    return dict(n=len(preds), patients=_n_patients(preds)) | _for_json(found)
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
 def negative_of(
@@ -448,7 +448,7 @@ def _intervals(preds, positive, threshold, draws, seed, by):
     return {f'{metric}_ci': ends for metric,ends in ci.items()}
 
 # %% ../nbs/api/12_evaluate.ipynb #19281f41
-def _disputed(preds):
+def _disputes(preds):
     "Whose label is disputed; NA where nothing is known."
     return preds.get('disputed', pd.Series(pd.NA, preds.index)).astype('boolean')
 
@@ -465,7 +465,7 @@ def evaluate(
     threshold = _number(threshold, preds)
     found = metrics(preds, positive, threshold)
     n_positive = int((preds.label==positive).sum())
-    how,disputed = (positive, threshold, draws, seed, by),_disputed(preds)
+    how,disputed = (positive, threshold, draws, seed, by),_disputes(preds)
     rest = preds[~disputed.fillna(False)].drop(columns='disputed', errors='ignore')
     drawn = by or ('patient' if has_patients(preds) else 'cell')
     about = dict(
@@ -622,7 +622,7 @@ def detection_limit(
         fpr_ci = interval(drawn, n, [n])['fpr']
     numbers = dict(fpr=f, fpr_sd=sd, sensitivity=s, false_alarms=f*cells,
                    limit_of_blank=f+1.645*sd, limit_of_detection=limit)
-    return _ready(numbers) | dict(
+    return _for_json(numbers) | dict(
         cells=cells, fpr_ci=fpr_ci, limit_of_detection_ci=ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
@@ -713,7 +713,7 @@ def operating_points(
     called = p>=found.threshold.to_numpy()
     for rate,hits,of in (('sensitivity', called, y), ('specificity', ~called, ~y)):
         shares = _drawn_shares(test, hits, of, draws, seed)
-        found[rate],found[f'{rate}_ci'] = _ready(shares.share),_pairs(shares)
+        found[rate],found[f'{rate}_ci'] = _for_json(shares.share),_pairs(shares)
     return found.to_dict('records')
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
@@ -806,7 +806,7 @@ def with_and_without_disputed(
     seed:int=42, # Same seed, same intervals
 )->dict: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
     "Evaluate with all cells, and without those whose label is disputed."
-    disputed = _disputed(preds)
+    disputed = _disputes(preds)
     if disputed.isna().all(): return None
     block = evaluate(preds, positive, threshold, draws, seed)
     return dict(disputed=int(disputed.sum()), unknown=int(disputed.isna().sum()),
