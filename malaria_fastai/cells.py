@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -441,15 +441,10 @@ class ChangedCells(ValueError):
     "Cells that differ from the originals of the same name."
 
 # %% ../nbs/api/03_cells.ipynb #fbd2d214
-@dataclass(frozen=True)
-class _Verified:
+# total: cells in the manifest; same: those with the bytes and the label of the original; missing: file names in the
+# manifest only; extra: paths with a name that it does not have; changed: paths with other bytes or another label
+class _Verified(namedtuple('_Verified', 'total same missing extra changed')):
     "What `verify` found; its text is one line."
-    total:int # Cells in the manifest
-    same:int # Cells with the bytes and the label of the original
-    missing:list # File names in the manifest only
-    extra:list # Paths with a file name the manifest does not have
-    changed:list # Paths with other bytes or another label than the original of this name
-
     @property
     def complete(self): # True for the full original set and nothing else
         "Is it all of the original set, unchanged?"

@@ -457,8 +457,8 @@ def _checked_classes(cells, classes):
     if classes is not None: names = [*map(_class_name, classes)]
     else:
         names = sorted(found)
-        if all(re.fullmatch(r'-?\d+', str(name)) for name in names):
-            names.sort(key=int)
+        try: names.sort(key=int)
+        except ValueError: pass # they are no numbers
     if len({*names}) < 2 or len(trained) == 1:
         raise NoCells("a network tells at least two classes apart, and training has only "
                       f"{_spoken(trained or names)}: look at the folder, column or pattern of the labels")
@@ -505,22 +505,22 @@ def _without_copies(cells, content):
 # %% ../nbs/api/06_data.ipynb #9f1a3488
 @patch(cls_method=True)
 def from_cells(cls:ImageDataBunch,
-    path:Path,          # The folder that `cells.path` is relative to; models are saved under it too
-    cells:pd.DataFrame, # One row per picture: `path`, `label`, and `split` ('train', 'valid', 'test'), else drawn
-    valid_pct=.2,       # Share of validation pictures, in (0, 1), where `cells` has no column `split`
-    seed=42,            # Names the split, the order and every draw
-    ds_tfms=None,       # From `get_transforms`, or a pair (training, validation) of lists of fastai's
-    size=None,          # Pixels: one number (CROP), a pair (height, width) (SQUISH), or None (as they are)
-    resize_method=None, # A `ResizeMethod`, overrides what `size` implies
-    bs=64,              # Pictures in a training batch
-    val_bs=None,        # Pictures in a validation batch; None is `bs`
-    num_workers=None,   # Threads that decode; None is one per core. Results do not depend on it
-    classes=None,       # Class names in the order of the outputs; None is alphabetical, numbers by size
-    normalize=True,     # (mean, std) of three channels; True is ImageNet's, until `.normalize`; False is off
-    cache=True,         # Keep decoded pictures: True in the user's cache, a folder, or False
-    verify=False,       # Decode every picture, and compare it with the one that is kept
+    path:Path,            # The folder that `cells.path` is relative to; models are saved under it too
+    cells:pd.DataFrame,   # One row per picture: `path`, `label`, and `split` ('train', 'valid', 'test'), else drawn
+    valid_pct=.2,         # Share of validation pictures, in (0, 1), where `cells` has no column `split`
+    seed=42,              # Names the split, the order and every draw
+    ds_tfms=None,         # From `get_transforms`, or a pair (training, validation) of lists of fastai's
+    size=None,            # Pixels: one number (CROP), a pair (height, width) (SQUISH), or None (as they are)
+    resize_method=None,   # A `ResizeMethod`, overrides what `size` implies
+    bs=64,                # Pictures in a training batch
+    val_bs=None,          # Pictures in a validation batch; None is `bs`
+    num_workers=None,     # Threads that decode; None is one per core. Results do not depend on it
+    classes=None,         # Class names in the order of the outputs; None is alphabetical, numbers by size
+    normalize=True,       # (mean, std) of three channels; True is ImageNet's, until `.normalize`; False is off
+    cache=True,           # Keep decoded pictures: True in the user's cache, a folder, or False
+    verify=False,         # Decode every picture, and compare it with the one that is kept
     padding_mode='zeros', # What PAD fills in: 'zeros' (black), 'border', 'reflection' (v1)
-    device=None         # Where batches go; None is the GPU if there is one
+    device=None           # Where batches go; None is the GPU if there is one
 )->ImageDataBunch:
     "Batches from a checked table of cells: the constructor that all others end in."
     given = dict(locals())
@@ -531,7 +531,7 @@ def from_cells(cls:ImageDataBunch,
     if val_bs is None: val_bs = bs
     if cache is True:
         cache = os.environ.get('MALARIA_CACHE') or os_cache('malaria_fastai')
-    if num_workers is None: num_workers = os.cpu_count() or 1
+    if num_workers is None: num_workers = os.cpu_count()
     path,rule,whole = Path(path),Resizing.of(size, resize_method, padding_mode),_labelled(cells)
     _check_sizes(_with_parts(whole, valid_pct, seed), bs, val_bs) # before anything takes long
     pictures = Pictures(whole.path, rule, cache, num_workers, path, verify)
@@ -593,7 +593,7 @@ def denorm(self:ImageDataBunch,
 # %% ../nbs/api/06_data.ipynb #c8817d44
 @patch
 def normalize(self:ImageDataBunch,
-    stats:tuple|None=None # (mean, std), three numbers each; None measures them, as `batch_stats` does
+    stats=None # (mean, std), three numbers each; None measures them, as `batch_stats` does
 )->ImageDataBunch:
     "Choose the statistics that pictures are normalised with, once; a second call is an error, as in v1."
     if self._normalize_chosen:
@@ -625,8 +625,8 @@ def unnormalized(self:ImageDataBunch)->ImageDataBunch:
 @patch
 @delegates(ImageDataBunch.from_cells)
 def resized(self:ImageDataBunch,
-    size:int|tuple, # As in `from_cells`
-    **kwargs        # Other arguments of `from_cells` to change, such as `bs`
+    size,    # As in `from_cells`
+    **kwargs # Other arguments of `from_cells` to change, such as `bs`
 )->ImageDataBunch:
     "The same cells, split and transforms with pictures of another size."
     now = dict(cells=self.cells, size=size, resize_method=self.rule.method, normalize=self.stats or False,
@@ -686,7 +686,7 @@ def _check_folders(cells, path):
             raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
     beside = cells.label[cells.split.isna() & cells.label.isin(inside.label) & (cells.path.str.count('/') == 1)]
     if len(beside):
-        raise ValueError(f"{path}: the classes may be {', '.join(beside.unique())} below it, or those in "
+        raise ValueError(f"{path}: the classes may be {_spoken(beside.unique())} below it, or those in "
                          f"{inside.top.iloc[0]}. Give that folder as `path`, or say train='.'")
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
@@ -747,8 +747,8 @@ def _check_files(path, names):
 @delegates(ImageDataBunch.from_cells)
 def from_lists(cls:ImageDataBunch,
     path:Path,     # The folder that names are relative to
-    fnames:list,   # Names of the pictures
-    labels:list,   # As many labels
+    fnames,        # Names of the pictures
+    labels,        # As many labels
     valid_pct=.2,  # Share of validation pictures, in (0, 1)
     seed=42,       # Names the split, the order and every draw
     item_cls=None, # Only pictures are supported; v1 took other kinds here
@@ -808,18 +808,18 @@ def csv_in(path, name, delimiter, header):
 @patch(cls_method=True)
 @delegates(ImageDataBunch.from_df)
 def from_csv(cls:ImageDataBunch,
-    path:Path,         # The folder that names are relative to
-    folder=None,       # A folder under `path` that holds the pictures
-    label_delim=None,  # As in `from_df`
+    path:Path,        # The folder that names are relative to
+    folder=None,      # A folder under `path` that holds the pictures
+    label_delim=None, # As in `from_df`
     csv_labels='labels.csv', # The table, under `path`
-    valid_pct=.2,      # Share of validation pictures, in (0, 1)
-    seed=42,           # Names the split, the order and every draw
-    fn_col=0,          # Column of file names, by number or name
-    label_col=1,       # Column of labels; if all are numbers, so are the classes
-    suffix='',         # Added to every file name
-    delimiter=None,    # Between columns; None is a comma, a semicolon or a tab
-    header='infer',    # Row of the names of columns, 'infer' is the first; None: there is none
-    **kwargs           # As in `from_lists`: `test`, and all of `from_cells`
+    valid_pct=.2,     # Share of validation pictures, in (0, 1)
+    seed=42,          # Names the split, the order and every draw
+    fn_col=0,         # Column of file names, by number or name
+    label_col=1,      # Column of labels; if all are numbers, so are the classes
+    suffix='',        # Added to every file name
+    delimiter=None,   # Between columns; None is a comma, a semicolon or a tab
+    header='infer',   # Row of the names of columns, 'infer' is the first; None: there is none
+    **kwargs          # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures and labels from a CSV file."
     df = csv_in(path, csv_labels, delimiter, header)
@@ -832,7 +832,7 @@ def from_csv(cls:ImageDataBunch,
 @delegates(ImageDataBunch.from_lists)
 def from_name_func(cls:ImageDataBunch,
     path:Path,    # The folder that names are relative to
-    fnames:list,  # Names of the pictures
+    fnames,       # Names of the pictures
     label_func,   # From the full path of a picture to its label
     valid_pct=.2, # Share of validation pictures, in (0, 1)
     seed=42,      # Names the split, the order and every draw
@@ -857,7 +857,7 @@ def label_by(pat):
 @delegates(ImageDataBunch.from_lists)
 def from_name_re(cls:ImageDataBunch,
     path:Path,    # The folder that names are relative to
-    fnames:list,  # Names of the pictures
+    fnames,       # Names of the pictures
     pat:str,      # A regular expression whose first group is the label, searched in the full POSIX path
     valid_pct=.2, # Share of validation pictures, in (0, 1)
     seed=42,      # Names the split, the order and every draw
@@ -871,7 +871,7 @@ def from_name_re(cls:ImageDataBunch,
 @delegates(ImageDataBunch.from_cells)
 def single_from_classes(cls:ImageDataBunch,
     path:Path,    # Where models are saved
-    classes:list, # Class names, in the order of the outputs
+    classes,      # Class names, in the order of the outputs
     ds_tfms=None, # As in `from_cells`
     **kwargs      # As in `from_cells`
 )->ImageDataBunch:
@@ -890,8 +890,8 @@ def __repr__(self:ImageDataBunch):
 # %% ../nbs/api/06_data.ipynb #8f873897
 def show_grid(
     images,       # Pictures (h, w, 3), RGB in [0, 1] or uint8
-    titles:list,  # One short text a picture
-    cols:int,     # Pictures in a row
+    titles,       # One short text a picture
+    cols,         # Pictures in a row
     figsize=None, # Inches; None is 1.5 a picture
     note='',      # What stands under the grid
     font=8        # Points of a letter
@@ -917,10 +917,10 @@ def denormalize(self:ImageDataBunch,
 # %% ../nbs/api/06_data.ipynb #6283acc8
 @patch
 def show_batch(self:ImageDataBunch,
-    rows=5,                    # Rows, and columns, of the grid
+    rows=5,       # Rows, and columns, of the grid
     ds_type=DatasetType.Train, # Which part
-    figsize=None,              # Inches; None is 1.5 a picture
-    unique=False               # Show one picture again and again, each time transformed anew
+    figsize=None, # Inches; None is 1.5 a picture
+    unique=False  # Show one picture again and again, each time transformed anew
 )->plt.Figure:
     "Show a grid of pictures as the network gets them, with their labels."
     loader = self.dl(ds_type)
