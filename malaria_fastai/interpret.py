@@ -182,6 +182,7 @@ def plot_top_losses(self:ClassificationInterpretation,
     font = min(max(6, 4*size[0]/cols), 12) # points: a title is about as wide as its picture
     images = self.learn.dls.denormalize(self._pictures(table.index))
     fig = show_grid(images, titles, cols, size, f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
+    fig.get_layout_engine().set(h_pad=.12) # inches
     if heatmap:
         look = dict(extent=fig.axes[0].images[0].get_extent(), interpolation='bilinear', vmin=0, vmax=1)
         for ax,cam in zip(fig.axes, self.grad_cam(table.index, of, min_map, views)):
