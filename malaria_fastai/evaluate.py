@@ -664,7 +664,7 @@ def choose_threshold(
     _check_both_classes(valid)
     fpr,tpr,(_,*p) = roc_curve(y, p, drop_intermediate=False)
     near = 1e-6 # values of `p` as near as that may change places on another processor
-    edges = np.array([2. if p[0]>1-near else 1., *p, -1. if p[-1]<near else 0.])
+    edges = np.array([2. if p[0]>1-near else 1., *p, -1. if p[-1]<=near else 0.])
     steps = DataFrame(dict(sensitivity=tpr, specificity=1-fpr, cut=(edges[:-1]+edges[1:])/2))
     fine = steps[(steps[aim]>=wanted-1e-9) & (-np.diff(edges)>near)]
     step = fine.to_dict('records')[0 if aim=='sensitivity' else -1]
