@@ -68,7 +68,7 @@ def parity(a, folder):
             last.bias.mul_(k).sub_(k*z[0].mean(0))
         hook.remove()
         own = write_onnx(net, rule, Path(folder)/f'{name}.onnx')
-        ask = _onnx_network(Path(folder)/f'{name}.onnx', 1)
+        ask = _onnx_network(Path(folder)/f'{name}.onnx')
         with torch.inference_mode(): p = torch.cat([net(torch.from_numpy(x[i:i+32])) for i in range(0, len(x), 32)]).softmax(1).numpy()
         q = np.concatenate([_softmax(ask(x[i:i+32])) for i in range(0, len(x), 32)])
         rows.append(dict(recipe=name if name in RECIPES else '', arch=spec.arch, head=spec.kind, size=size, weights='random', cells=len(x), p_min=round(float(p[:,0].min()), 3), p_max=round(float(p[:,0].max()), 3), largest_difference=float(abs(p-q).max()),

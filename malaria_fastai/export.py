@@ -14,6 +14,7 @@ import io
 import json
 import warnings
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -41,18 +42,6 @@ def _spread_of(numbers):
     correlations = np.cov(((numbers - mean)/sd).to_numpy(float).T)
     return mean.to_numpy(),sd.to_numpy(),np.linalg.inv(.98*correlations + .02*np.eye(len(mean)))
 
-# %% ../nbs/api/17_export.ipynb #562d3d3b
-def _left_out_distances(numbers, patients, folds=4):
-    "The distance of each cell from cells of other patients."
-    who = pd.factorize(pd.Series(patients).astype(str), sort=True)[0]
-    fold = np.random.default_rng(42).permutation(who.max()+1)[who] % folds
-    squares = np.zeros(len(numbers))
-    for k in range(folds):
-        mean,sd,inverse = _spread_of(numbers[fold != k])
-        z = (numbers[fold == k].to_numpy(float) - mean)/sd
-        squares[fold == k] = ((z @ inverse)*z).sum(1)
-    return np.sqrt(squares)
-
 # %% ../nbs/api/17_export.ipynb #108722d6
 _SAME = 1e-6 # Values as near as this may change places on another processor: no limit lies between them
 
@@ -76,17 +65,22 @@ def _highest(distances):
 # %% ../nbs/api/17_export.ipynb #6393db2c
 def fit_content(
     numbers:pd.DataFrame, # Numbers of cells of the training and validation parts, one row a cell
-    patients=None,        # The patient of each cell; None: each cell for itself
-    about:dict|None=None  # What to remember of where they came from
+    patients=None         # The patient of each cell; None: each cell for itself
 )->ContentCheck:
     "Learn what cells look like, and set the limit by cells of patients left out."
-    frame = numbers[['cover', 'border']]
-    frame = dict(zip(frame, np.stack([frame.min() - .1, frame.max() + .1], 1).tolist()))
+    frame = numbers[['cover', 'border']].agg(['min', 'max']).add([-.1, .1], axis=0).to_dict('list')
     numbers = numbers.drop(columns=[*frame])
     if patients is None: patients = np.arange(len(numbers))
-    far = _highest(_left_out_distances(numbers, patients))
+    who = np.unique(np.array(patients, str), return_inverse=True)[1]
+    fold = np.random.default_rng(42).permutation(who.max()+1)[who] % 4
+    squares = np.zeros(len(numbers))
+    for k in range(4): # the distance of each cell from cells of other patients
+        mean,sd,inverse = _spread_of(numbers[fold != k])
+        z = ((numbers[fold == k] - mean)/sd).to_numpy()
+        squares[fold == k] = ((z @ inverse)*z).sum(1)
     mean,sd,inverse = (part.round(6).tolist() for part in _spread_of(numbers))
-    return ContentCheck([*numbers], mean, sd, inverse, far, frame, dict(cells=len(numbers)) | (about or {}))
+    return ContentCheck([*numbers], mean, sd, inverse, _highest(np.sqrt(squares)),
+                        frame, dict(cells=len(numbers)))
 
 # %% ../nbs/api/17_export.ipynb #4b2f2b03
 def numbers_of(
@@ -95,10 +89,10 @@ def numbers_of(
     "Describe many pictures."
     rows = {}
     for i,picture in enumerate(pictures):
-        try:
-            rows[i] = appearance(picture if isinstance(picture, Image.Image) else open_picture(picture))
+        try: numbers = appearance(open_picture(picture))
         except BadPicture: continue # training left it out as well
-    return pd.DataFrame.from_dict({i: row for i,row in rows.items() if row}, orient='index')
+        if numbers: rows[i] = numbers
+    return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/api/17_export.ipynb #d146f781
 def choose_band(
@@ -108,40 +102,38 @@ def choose_band(
     threshold:float=.5  # A cell with `p` at or above it is called positive
 )->tuple: # (low, high): a cell with `p` between them is unsure
     "The narrowest band around the threshold that leaves so few errors outside; at most half of the cells lie in it."
-    check_words(dict(risk=risk))
     by = float(_odds_of(threshold)) # all is as if the threshold were one half
     p = _moved(valid.p.to_numpy(float), -by)
-    sure,wrong = np.maximum(p, 1-p),(p >= .5) != (valid.label == positive).to_numpy()
+    sure = np.maximum(p, 1-p)
+    wrong = (p >= .5) != (valid.label == positive).to_numpy()
     order = np.argsort(-sure, kind='stable')
     decided,high = _gaps(sure[order])
-    decided,high = np.append(decided, len(p)),np.append(high, .5) # or all of them are decided
+    decided = np.append(decided, len(p))
+    high = np.append(high, .5) # or all of them are decided
     enough = decided*2 >= len(p)
     fine = enough & (wrong[order].cumsum()[decided-1] <= risk*decided)
     best = np.flatnonzero(fine)[-1] if fine.any() else enough.argmax()
     return tuple(float(_moved(end, by)) for end in (1-high[best], high[best]))
 
-# %% ../nbs/api/17_export.ipynb #79bde29e
-def _outside_the_band(preds, positive, threshold, low, high):
-    "What the band does to some predictions: counts and shares."
-    wrong = (preds.p >= threshold) != (preds.label == positive)
-    sure = (preds.p <= low) | (preds.p >= high)
-    error_decided = float(wrong[sure].mean()) if sure.any() else None
-    unsure,error_all = float((~sure).mean()),float(wrong.mean())
-    return dict(n=len(preds), unsure=unsure, error_all=error_all, error_decided=error_decided)
-
 # %% ../nbs/api/17_export.ipynb #208fc399
-def _calibration(preds, positive, risk, chosen):
-    "Temperature, threshold and band from the validation part, and what they do to both parts."
-    try: temperature = fit_temperature(preds[preds.split == 'valid'], positive).value
+def _calibration(preds, positive, risk, chosen=None):
+    "Temperature, threshold and band from the validation part, and what they do to both parts: counts and shares."
+    try:
+        temperature = float(fit_temperature(preds[preds.split == 'valid'], positive).value)
     except OneClass: temperature = 1.
-    facts = dict(temperature=float(temperature), threshold=.5, threshold_from=None, unsure=dict(low=.5, high=.5))
+    facts = dict(temperature=temperature, threshold=.5,
+                 threshold_from=None, unsure=dict(low=.5, high=.5))
     if chosen: facts = _with_threshold(facts, chosen)
-    threshold = facts['threshold']
-    parts = dict([*preds.assign(p=_moved(preds.p, temperature=facts['temperature'])).groupby('split')])
-    low,high = choose_band(parts['valid'], positive, risk, threshold)
+    preds = preds.assign(p=_moved(preds.p, temperature=temperature))
+    wrong = (preds.p >= facts['threshold']) != (preds.label == positive)
+    low,high = choose_band(preds[preds.split == 'valid'],
+                           positive, risk, facts['threshold'])
     facts['unsure'] = unsure = dict(low=low, high=high, risk=risk)
-    for part in ('valid', 'test'):
-        if part in parts: unsure[part] = _outside_the_band(parts[part], positive, threshold, low, high)
+    for part,rows in preds.assign(wrong=wrong, open=preds.p.between(low, high, 'neither')).groupby('split'):
+        decided = rows.wrong[~rows.open]
+        unsure[part] = dict(n=len(rows), unsure=float(rows.open.mean()),
+                            error_all=float(rows.wrong.mean()),
+                            error_decided=float(decided.mean()) if len(decided) else None)
     return facts
 
 # %% ../nbs/api/17_export.ipynb #421cc319
@@ -153,29 +145,29 @@ def _patient_of(path): return identity(path.rsplit('/', 1)[-1])['patient']
 
 
 def _training_cells(
-    root:Path,          # The folder of the data
-    preds:pd.DataFrame, # The predictions of the run
-    by_patient:bool     # Whether the split kept patients apart
-)->list: # Their paths below `root`, sorted
+    root,      # The folder of the data
+    preds,     # The predictions of the run
+    by_patient # Whether the split kept patients apart
+): # Their paths below `root`, sorted
     "Find the cells that are neither in the predictions nor, where patients are kept apart, of their patients."
-    known,others = set(preds.path),set(preds.patient.dropna()) if by_patient else set()
-    files,labels = Path(root).rglob('*'),set(preds.label)
-    pictures = (file for file in files if file.suffix.lower() in EXTENSIONS and file.parent.name in labels)
-    paths = sorted(file.relative_to(root).as_posix() for file in pictures)
-    learned = [path for path in paths if path not in known and _patient_of(path) not in others]
-    missing = '' if learned else "no training cell of the run"
-    if known.isdisjoint(paths): missing = "none of the run's cells"
-    if missing:
-        remedy = "name the data that the run was trained on"
-        raise FileNotFoundError(f"{Path(root).name}: {missing} is in this folder; {remedy}")
-    return learned
+    root,known,labels = Path(root),set(preds.path),set(preds.label)
+    others = set(preds.patient.dropna()) if by_patient else ()
+    pictures = [file for file in root.rglob('*')
+                if file.suffix.lower() in EXTENSIONS
+                and file.parent.name in labels]
+    paths = {file.relative_to(root).as_posix() for file in pictures}
+    learned = sorted(path for path in paths - known
+                     if _patient_of(path) not in others)
+    if learned and not paths.isdisjoint(known): return learned
+    raise FileNotFoundError(f"{root.name}: none of the run's cells, or no cell that it was trained on, is in this "
+                            "folder; name the data that the run was trained on")
 
 # %% ../nbs/api/17_export.ipynb #f5086e93
 def _drawn_from(
-    items:list,             # What to draw from
-    n:int,                  # How many; all of fewer
-    rng:np.random.Generator # Names the draw
-)->list: # In the order of `items`
+    items, # What to draw from
+    n,     # How many; all of fewer
+    rng    # Names the draw
+): # In the order of `items`
     "Draw some items, none of them twice."
     return [items[i] for i in sorted(rng.permutation(len(items))[:n])]
 
@@ -183,39 +175,42 @@ def _drawn_from(
 def _fitted_content(root, preds, by_patient, seed, n):
     "Fit the content check, and measure it on test cells; a cell without numbers is refused."
     root,rng = Path(root),np.random.default_rng(seed)
-    parts = preds.groupby('split').path.apply(list)
-    paths = _drawn_from(_training_cells(root, preds, by_patient), n, rng)
-    paths += _drawn_from(parts['valid'], n, rng)
-    test = _drawn_from(parts.get('test', []), n, rng)
+    parts = [_training_cells(root, preds, by_patient),
+             *([*preds.path[preds.split == part]] for part in ('valid', 'test'))]
+    learned,valid,test = (_drawn_from(paths, n, rng) for paths in parts)
+    paths = learned + valid
     numbers,judged = (numbers_of(root/path for path in progress(some, 'looking at cells')) for some in (paths, test))
     patients = [_patient_of(paths[i]) for i in numbers.index] if by_patient else None
-    check = fit_content(numbers, patients, dict(patients=patients and len(set(patients))))
+    check = fit_content(numbers, patients)
+    check.about['patients'] = patients and len({*patients})
     accepted = sum(not check.reason(row) for row in judged.to_dict('records'))
-    if test: check.about.update(test=len(test), test_refused=len(test) - accepted)
+    if test:
+        check.about.update(test=len(test), test_refused=len(test) - accepted)
     return check
 
 # %% ../nbs/api/17_export.ipynb #9cd161c7
 def _test_picture(w=61, h=47):
     "A picture of waves in an oval, by formula, as the bytes of a PNG."
-    y,x = np.mgrid[:h, :w]
-    rgb = np.stack([128 + 90*np.sin(x/7 + k) + 30*np.cos(y/(5 + k)) for k in range(3)], 2)
-    rgb[(2*x/(w-1) - 1)**2 + (2*y/(h-1) - 1)**2 > 1] = 0
+    y,x,k = np.ogrid[:h, :w, :3]
+    waves = 128 + 90*np.sin(x/7 + k) + 30*np.cos(y/(5 + k))
+    oval = (2*x/(w-1) - 1)**2 + (2*y/(h-1) - 1)**2 <= 1
     f = io.BytesIO()
-    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(f, 'PNG')
+    Image.fromarray((waves.clip(0, 255)*oval).astype(np.uint8)).save(f, 'PNG')
     return f.getvalue()
 
 # %% ../nbs/api/17_export.ipynb #93c099f9
 def _test_vector(net, rule):
     "A picture, some of its pixels after resizing, its numbers for the content check, and the answer of the network."
     png = _test_picture()
-    im = open_picture(io.BytesIO(png))
+    im = open_picture(png)
     x = _prepared(im, rule)
-    numbers = {name: round(number, 6) for name,number in appearance(im).items()}
     rows,columns = ([n//4, n//2, 3*n//4] for n in x.shape[:2])
-    pixels = [[i, j, x[i, j].tolist()] for i in rows for j in columns]
-    logits = net.logits(x[None])[0].astype(float).round(6).tolist()
-    return dict(png=base64.b64encode(png).decode(), pixels=pixels, pixel_sum=int(x.sum(dtype=np.int64)),
-                numbers=numbers, logits=logits)
+    return dict(
+        png=base64.b64encode(png).decode(),
+        pixels=[[i, j, x[i, j].tolist()] for i in rows for j in columns],
+        pixel_sum=int(x.sum()), numbers={name: round(number, 6)
+                                         for name,number in appearance(im).items()},
+        logits=net.logits(x[None])[0].astype(float).round(6).tolist())
 
 # %% ../nbs/api/17_export.ipynb #b57c7961
 _STEPS = [
@@ -228,7 +223,10 @@ _STEPS = [
     'then from row int((h - height)/2 + .5) and column int((w - width)/2 + .5) on. '
     'PAD: by the smaller ratio, no more than size; then (height - h)//2 rows above, '
     '(width - w)//2 columns on the left, the rest below and on the right, filled as padding_mode says',
-    'float32 = pixel/255', 'per channel: (x - mean)/std', 'network: logits, one per class',
+    'float32 = pixel/255', 'per channel: (x - mean)/std',
+    'network: logits, one per class',
+    'if `views` is 8: the same for the picture as it is, mirrored left to right, top to bottom, both, '
+    'and each of these with rows and columns swapped; the logarithms of the mean softmax stand for logits',
     'probabilities = softmax(logits/temperature); p is that of the positive class',
     'decision: `not a cell` if `content` refuses; `unsure` if unsure.low < p < unsure.high; '
     'else the positive class if p >= threshold',
@@ -247,22 +245,14 @@ def _write_folder(folder, facts):
     write_atomically(folder/'MODEL_CARD.md', model_card(folder))
 
 # %% ../nbs/api/17_export.ipynb #5c7f7c8c
-def _known_facts(folder, needed):
-    "What model.json says already: nothing where there is none, or where a damaged one is not needed."
-    try: return read_folder(folder)[1]
-    except FileNotFoundError: return {}
-    except ModelRefused:
-        if needed: raise
-        return {}
-
-
 def _files_of(folder, old):
     "What model.json says of export.pkl, and of the ONNX files that were made from it; others are removed."
     files = {'export.pkl': dict(file=_facts_of(folder/'export.pkl'))}
-    same_network = old.get('export.pkl') == files['export.pkl']
+    if old.get('export.pkl') != files['export.pkl']: old = {}
     for file in folder.glob('*.onnx'):
-        kept = same_network and file.name in old and _facts_of(file) == old[file.name]['file']
-        if kept: files[file.name] = old[file.name]
+        about = old.get(file.name)
+        if about and about['file'] == _facts_of(file):
+            files[file.name] = about
         else: file.unlink()
     return files
 
@@ -279,16 +269,20 @@ def pack(
 )->Path: # The model folder
     "Write `model.json` and `MODEL_CARD.md` beside the model of a run."
     check_words(dict(risk=risk, seed=seed))
-    run,folder = Path(run),Path(run)/'model'
+    run,folder,old = Path(run),Path(run)/'model',{}
     about,_ = read_model(folder/'export.pkl')
     described,positive = about['data'],about['positive']
     if described['size'] is None:
         raise ValueError("a network for pictures of any size cannot be packed: train with a size")
-    metrics = json.loads((run/'metrics.json').read_text('utf-8'))
-    environment = json.loads((run/'environment.json').read_text('utf-8'))
-    preds,record = read_predictions(run/'predictions.csv'),record_for(described['classes'])
-    chosen = threshold if threshold is None else read_threshold(threshold)
-    old = _known_facts(folder, data is None)
+    metrics,environment = (json.loads((run/f'{name}.json').read_text('utf-8'))
+                           for name in ('metrics', 'environment'))
+    preds = read_predictions(run/'predictions.csv')
+    record = record_for(described['classes'])
+    try: old = read_folder(folder)[1]
+    except FileNotFoundError: pass
+    except ModelRefused:
+        if data is None: raise # its content check would be lost
+    chosen = old.get('threshold_from') if threshold is None else read_threshold(threshold)
     content = old.get('content')
     if data is not None:
         content = vars(_fitted_content(data, preds, _keeps_patients(metrics['split']), seed, n))
@@ -296,17 +290,20 @@ def pack(
         format=_LAYOUT,
         notice='For learning and research. Not for diagnosis: never use it to decide about a patient.',
         arch=about['spec']['arch'], cut=about['spec'].get('cut'), steps=_STEPS,
-        classes=described['classes'], positive=positive, normalise=described['stats'],
-        resize=dict(size=described['size'], method=described['resize_method'],
-                    padding_mode=described['padding_mode']),
+        classes=described['classes'], positive=positive, views=about.get('views', 1),
+        normalise=described['stats'], resize=dict(
+            size=described['size'], method=described['resize_method'],
+            padding_mode=described['padding_mode']),
         refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
-        **_calibration(preds, positive, risk, chosen or old.get('threshold_from')), content=content,
+        **_calibration(preds, positive, risk, chosen), content=content,
         limits=dict(max_bytes=_MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK),
         data=metrics['data'], split=metrics['split'], pretrained=metrics['pretrained'],
         metrics={part: metrics[part] for part in ('valid', 'test') if part in metrics},
-        command=environment['command'], commit=environment['commit'], versions=environment['versions'],
+        command=environment['command'], commit=environment['commit'],
+        versions=environment['versions'],
         files=_files_of(folder, old.get('files', {})))
-    facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'), _resizing(facts))
+    facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'),
+                                        _resizing(facts))
     _write_folder(folder, facts)
     return folder
 
@@ -316,13 +313,17 @@ def model_card(
 )->str: # Markdown
     "Say in words what a model was made from, what it can do, and where it ends."
     facts = read_folder(folder)[1]
-    templates = Environment(loader=PackageLoader('malaria_fastai'), undefined=StrictUndefined,
-                            trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    templates = Environment(loader=PackageLoader('malaria_fastai'),
+                            undefined=StrictUndefined,
+                            trim_blocks=True, lstrip_blocks=True,
+                            keep_trailing_newline=True)
     thing = 'cell' if facts['refused_as'] == 'not a cell' else 'picture'
     try:
-        record,kept = RECORDS.get(facts['data'].get('record')),_keeps_patients(facts['split'])
+        record = RECORDS.get(facts['data'].get('record'))
+        kept = _keeps_patients(facts['split'])
         card = templates.get_template('model_card.md.jinja')
-        return card.render(dict(threshold_from=None) | facts, record=record, thing=thing, keeps_patients=kept)
+        return card.render(dict(threshold_from=None, views=1) | facts,
+                           record=record, thing=thing, keeps_patients=kept)
     except Exception as e: # a stranger's values fail in many ways
         raise ModelRefused(f"model.json: no card can be written of it ({type(e).__name__}: {e}); {_AGAIN}") from e
 
@@ -339,10 +340,12 @@ class _MappedNet(PictureNet):
 def _with_maps(net):
     "The same network with maps, if it can have them."
     head = [*net.model.children()][-1]
-    layers = [*map(type, head)] if isinstance(net.model, nn.Sequential) and isinstance(head, nn.Sequential) else []
-    plain = layers == [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
-    if not plain or head[0].output_size != 1: return net
-    return _MappedNet(net.model, (net.mean.flatten().tolist(), net.std.flatten().tolist())).to(net.mean.device).eval()
+    layers = [*map(type, head)] if type(net.model) is type(head) is nn.Sequential else []
+    if layers != [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear] or head[0].output_size != 1:
+        return net
+    mapped = _MappedNet(net.model)
+    mapped.mean,mapped.std = net.mean,net.std
+    return mapped.eval()
 
 # %% ../nbs/api/17_export.ipynb #aff1a9e6
 class _GlobalMaxPool(nn.Module):
@@ -353,29 +356,26 @@ class _GlobalMaxPool(nn.Module):
 def _exportable(net):
     "A copy on the processor, without the pooling that the exporter may not know."
     net = copy.deepcopy(net).cpu()
-    for module in [*net.modules()]:
-        for name,child in module.named_children():
-            if isinstance(child, nn.AdaptiveMaxPool2d) and child.output_size in (1, (1, 1)):
-                setattr(module, name, _GlobalMaxPool())
+    for name,module in [*net.named_modules()]:
+        if isinstance(module, nn.AdaptiveMaxPool2d) and module.output_size in (1, (1, 1)):
+            net.set_submodule(name, _GlobalMaxPool())
     return net
 
 # %% ../nbs/api/17_export.ipynb #029cec4b
 def _noise_and_waves(rule):
     "Eight pictures of the size that a network takes."
     x = np.random.default_rng(0).integers(0, 256, (8, *rule.size, 3)).astype(np.uint8)
-    waves = np.asarray(Image.open(io.BytesIO(_test_picture())).resize(rule.size[::-1]))
-    x[:4] = waves//np.arange(1, 5, dtype=np.uint8).reshape(4, 1, 1, 1)
+    waves = np.asarray(open_picture(_test_picture()).resize(rule.size[::-1]))
+    for i in range(4): x[i] = waves//(i + 1)
     return x
 
 
 def _apart(net, ask, x, temperature):
-    "How far two networks are apart, in batches of one and of eight: in p, and in logits as a share of the largest."
-    def in_batches(ask, n):
-        return np.concatenate([ask(x[i:i+n]) for i in range(0, len(x), n)]).astype(np.float64)
-    wanted = in_batches(net.logits, 8)
-    logits = np.stack([in_batches(ask, 1), in_batches(ask, 8)])
-    p = [abs(_softmax(given/temperature) - _softmax(wanted/temperature)).max() for given in logits]
-    return float(max(p)),float(abs(logits - wanted).max()/max(1, abs(wanted).max()))
+    "How far two networks are apart, one by one and all at once: in p, and in logits as a share of the largest."
+    wanted = net.logits(x).astype(float)
+    given = np.float64([np.concatenate([*map(ask, np.split(x, len(x)))]), ask(x)])
+    p = abs(_softmax(given/temperature) - _softmax(wanted/temperature)).max()
+    return float(p),float(abs(given - wanted).max()/max(1, abs(wanted).max()))
 
 # %% ../nbs/api/17_export.ipynb #4e94ee5a
 class ExportFailed(ValueError):
@@ -393,32 +393,35 @@ def write_onnx(
     for package in ('onnx', 'onnxscript'): _onnx_package(package)
     named_weights(net.model) # a wrapped network is refused, and not blamed on the exporter
     x = _noise_and_waves(rule)
-    how = dict(input_names=['pictures'], output_names=list(net.outputs), dynamo=True, verbose=False,
-               external_data=False, dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
+    how = dict(input_names=['pictures'], output_names=list(net.outputs),
+               dynamo=True, verbose=False,
+               external_data=False,
+               dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
     with warnings.catch_warnings(), replacing(file) as part:
         warnings.simplefilter('ignore')
         try:
-            torch.onnx.export(_exportable(net), (torch.from_numpy(x[:2]),), str(part), **how)
+            torch.onnx.export(_exportable(net),
+                              (torch.from_numpy(x[:2]),), str(part), **how)
         except Exception as e: # the exporter and its packages have many kinds
-            why = ' '.join(f"{type(e).__name__}: {e}".split())[:300]
-            raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. "
-                               f"The exporter says: {why}") from e
+            raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. The exporter says: "
+                               + shorten(repr(e), 300)) from e
         if pictures is not None: x = np.concatenate([x, pictures])
         p,z = _apart(net, _onnx_network(part), x, temperature)
         if not max(p, z) <= 1e-4:
-            raise ExportFailed(f"the exported network differs by {p:.1e} in a probability and by {z:.1e} in a logit; "
-                               "please report this with the name of the network")
+            text = ("the exported network differs by {:.1e} in a probability and by {:.1e} in a logit; "
+                    "please report this with the name of the network")
+            raise ExportFailed(text.format(p, z))
     return p
 
 # %% ../nbs/api/17_export.ipynb #2f3a0322
 def _prepared_cells(
-    paths,        # Paths of pictures; what cannot be read was left out of training as well
-    rule:Resizing # How they are resized
-)->np.ndarray: # uint8 (n, height, width, 3)
+    pictures, # Paths, or whatever `open_picture` takes; what cannot be read was left out of training as well
+    rule      # How they are resized
+): # uint8 (n, height, width, 3)
     "Cells as a network gets them."
     pixels = []
-    for path in paths:
-        try: pixels.append(_prepared(open_picture(path), rule))
+    for picture in pictures:
+        try: pixels.append(_prepared(open_picture(picture), rule))
         except BadPicture: continue
     return np.stack(pixels)
 
@@ -430,16 +433,18 @@ def export_onnx(
 )->dict: # File name -> what was measured
     "Write `model.onnx` into the model folder."
     folder,facts = read_folder(run)
-    _checked_file(folder, facts, 'export.pkl')
+    source = _checked_file(folder, facts, 'export.pkl')
+    file = folder/'model.onnx'
     rule,cells = _resizing(facts),None
     if data is not None:
         preds = read_predictions(folder.parent/'predictions.csv')
         _training_cells(data, preds, False) # says so if it is another folder
-        valid = [*preds.path[preds.split == 'valid']]
-        valid = _drawn_from(valid, 16, np.random.default_rng(seed))
+        valid = _drawn_from([*preds.path[preds.split == 'valid']],
+                            16, np.random.default_rng(seed))
         cells = _prepared_cells([Path(data)/path for path in valid], rule)
-    file,net = folder/'model.onnx',_with_maps(_picture_net(folder/'export.pkl'))
-    apart = write_onnx(net, rule, file, cells, facts['temperature'])
-    facts['files'][file.name] = dict(file=_facts_of(file), largest_difference=apart)
+    apart = write_onnx(_with_maps(_picture_net(source)), rule,
+                       file, cells, facts['temperature'])
+    facts['files'][file.name] = measured = dict(file=_facts_of(file),
+                                                largest_difference=apart)
     _write_folder(folder, facts)
-    return facts['files'][file.name]
+    return measured

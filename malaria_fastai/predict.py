@@ -21,7 +21,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,41 +33,37 @@ from PIL import Image, ImageFilter
 from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, open_picture
 from .files import ModelRefused, check_output, digest, file_digest, replacing
 from .recipes import _FROM_1, check_words
-from .source import BadArchive, _archive_plan, _no_picture, install_command, progress
+from .source import _archive_plan, _no_picture, install_command, progress
 
 # %% ../nbs/api/16_predict.ipynb #90a823fd
 _SIDE = 64 # Pixels: the pictures that numbers are taken of
 _DARK = 24 # A pixel is black if no colour is brighter, of 255: above what JPEG leaves around a black frame
 _DEEP = 4  # Pixels: so far inside of what is not black
 
-
-def _inside(
-    seen # bool (64, 64): what is not black
-): # bool (64, 64)
-    "What is farther than `_DEEP` pixels from anything black, and from the border."
-    mask = Image.fromarray(np.pad(seen, _DEEP).astype(np.uint8)*255)
-    share = np.asarray(mask.filter(ImageFilter.BoxBlur(_DEEP))) # of the pixels around each; far faster than a minimum
-    return share[_DEEP:-_DEEP, _DEEP:-_DEEP] == 255
-
 # %% ../nbs/api/16_predict.ipynb #46b0f87d
 def appearance(
     im:Image.Image # An RGB picture of any size
 )->dict|None: # Name of a number -> float; None where there is next to nothing but black
     "Describe a picture by ten numbers that can be said in words."
-    small = np.asarray(im.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
-    colours = np.ascontiguousarray(small.transpose(2, 0, 1)).astype(np.float32)
+    small = im.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    colours = np.stack(small.split()).astype(np.float32)
     seen = colours.max(0) > _DARK
-    inside = _inside(seen)
-    if np.count_nonzero(inside) < 50: return None
+    mask = Image.fromarray(np.pad(seen, _DEEP)).convert('L')
+    share = np.asarray(mask.filter(ImageFilter.BoxBlur(_DEEP))) # seen around each pixel; far faster than a minimum
+    inside = share[_DEEP:-_DEEP, _DEEP:-_DEEP] == 255
+    if inside.sum() < 50: return None
     light = colours.mean(0)
     red,green,blue = np.log(colours[:, inside] + 8)
-    up,left = abs(np.diff(light, axis=0)),abs(np.diff(light, axis=1))
+    red,blue,lit = red - green,blue - green,light[inside]
+    up = abs(np.diff(light, axis=0))
+    left = abs(np.diff(light, axis=1))
     steps = (up[:, 1:] + left[1:])[inside[1:, 1:]]
     numbers = dict(
         cover=seen.mean(), border=(seen[[0, -1]].mean() + seen[:, [0, -1]].mean())/2,
-        light=light[inside].mean(), red=(red - green).mean(), blue=(blue - green).mean(),
-        red_sd=np.log((red - green).std() + .005), blue_sd=np.log((blue - green).std() + .005),
-        spread=np.log(light[inside].std() + .3), edge=np.log(steps.mean() + .1), edge_sd=np.log(steps.std() + .1))
+        light=lit.mean(), red=red.mean(), blue=blue.mean(),
+        red_sd=np.log(red.std() + .005), blue_sd=np.log(blue.std() + .005),
+        spread=np.log(lit.std() + .3),
+        edge=np.log(steps.mean() + .1), edge_sd=np.log(steps.std() + .1))
     return {name: float(number) for name,number in numbers.items()}
 
 # %% ../nbs/api/16_predict.ipynb #998c4571
@@ -94,14 +90,14 @@ class ContentCheck:
     about: dict    # How many cells and patients it was fitted on
 
     def __post_init__(self):
-        n,every = len(self.names),appearance(Image.new('RGB', (_SIDE, _SIDE), 'grey'))
+        n = len(self.names)
+        every = appearance(Image.new('RGB', (_SIDE, _SIDE), 'grey'))
         _numeric(self.mean, n)
         _numeric(self.inverse, n, n)
         _numeric([*self.frame.values()], len(self.frame), 2)
-        if not {*self.names, *self.frame} <= every.keys():
-            raise ValueError("unknown numbers")
-        if _numeric(self.sd, n).min() <= 0 or _numeric(self.far) < 0:
-            raise ValueError("a negative distance")
+        positive = _numeric(self.sd, n).min() > 0 <= _numeric(self.far)
+        if not (positive and {*self.names, *self.frame} <= every.keys()):
+            raise ValueError("numbers that no pictures have")
 
     def _deviations(self, numbers):
         return (np.array([numbers[name] for name in self.names]) - self.mean)/self.sd
@@ -120,18 +116,19 @@ class ContentCheck:
         if numbers is None: return 'next to nothing but black'
         for name,(low,high) in self.frame.items():
             if not low <= numbers[name] <= high:
-                allowed = f"{max(low, 0):.2f} to {min(high, 1):.2f}"
-                return f"not one cell cut out on black: {name} is {numbers[name]:.2f}, allowed {allowed}"
+                text = 'not one cell cut out on black: {} is {:.2f}, allowed {:.2f} to {:.2f}'
+                return text.format(name, numbers[name], max(low, 0), min(high, 1))
+        z = self._deviations(numbers)
         distance = self.distance(numbers)
         if distance <= self.far: return ''
-        z = self._deviations(numbers)
         most = abs(z).argmax()
-        return (f"unlike the training cells: distance {distance:.0f}, allowed {self.far:.0f}; "
-                f"most of all {self.names[most]}, {z[most]:+.0f} deviations")
+        text = 'unlike the training cells: distance {:.0f}, allowed {:.0f}; most of all {}, {:+.0f} deviations'
+        return text.format(distance, self.far, self.names[most], z[most])
 
 # %% ../nbs/api/16_predict.ipynb #73982068
 _LAYOUT = 'malaria_fastai model folder 2' # Changes when the layout of model.json does
-_NETWORKS = dict(torch='export.pkl', onnx='model.onnx', int8='model.int8.onnx') # Engine -> file
+_NETWORKS = dict(torch='export.pkl', onnx='model.onnx',
+                 int8='model.int8.onnx') # Engine -> file
 _AGAIN = ("copy the folder again, or pack the run again with its data "
           "(on the command line: `malaria-fastai export RUN --data DATA`)")
 _MAX_BYTES = 32*2**20 # Largest picture file that is read: far above any picture that `MAX_PIXELS` allows
@@ -149,26 +146,28 @@ def _resizing(
 )->Resizing:
     "How pictures become as large as the network needs them."
     resize = facts['resize']
-    return Resizing.of(tuple(resize['size']), ResizeMethod[resize['method']], resize['padding_mode'])
+    return Resizing.of(tuple(resize['size']), ResizeMethod[resize['method']],
+                       resize['padding_mode'])
+
+# %% ../nbs/api/16_predict.ipynb #c7e0c3d0
+def _has_views(size, n):
+    "Whether pictures of this size, (height, width), can be, and be asked in so many views."
+    return math.prod(size) <= MAX_PIXELS and (n == 1 or n == 8 and size[0] == size[1])
 
 # %% ../nbs/api/16_predict.ipynb #4a50772c
-def _are_labels(names):
-    return len(names) > 1 and sorted({*map(str, names)}) == sorted(names)
-
-
-def _are_files(files): return {*_NETWORKS.values()} >= {*files} and min(files[name]['file']['sha256'] for name in files)
-
-
-_SOUND = dict( # Key of model.json -> whether something can be made of it; an error means no
-    refused_as  = lambda facts: isinstance(facts['refused_as'], str),
-    classes     = lambda facts: _are_labels(facts['classes']),
-    positive    = lambda facts: facts['positive'] in facts['classes'],
-    resize      = lambda facts: math.prod(_resizing(facts).size) <= MAX_PIXELS,
-    temperature = lambda facts: _numeric(facts['temperature']) > 0,
-    threshold   = lambda facts: 0 <= _numeric(facts['threshold']) <= 1,
-    unsure      = lambda facts: 0 <= _numeric(facts['unsure']['low']) <= _numeric(facts['unsure']['high']) <= 1,
-    content     = lambda facts: facts['content'] is None or ContentCheck(**facts['content']),
-    files       = lambda facts: _are_files(facts['files']))
+_SOUND = dict( # Key of model.json -> whether its value, beside all the others, can be used; an error means no
+    format      = lambda value, facts: value == _LAYOUT,
+    sha256      = lambda value, facts: value == _seal(facts),
+    refused_as  = lambda value, facts: isinstance(value, str),
+    classes     = lambda names, facts: len(names) > 1 and sorted({*map(str, names)}) == sorted(names),
+    positive    = lambda name, facts: name in facts['classes'],
+    resize      = lambda value, facts: _has_views(_resizing(facts).size, facts.get('views', 1)),
+    temperature = lambda value, facts: _numeric(value) > 0,
+    threshold   = lambda value, facts: 0 <= _numeric(value) <= 1,
+    unsure      = lambda band, facts: 0 <= _numeric(band['low']) <= _numeric(band['high']) <= 1,
+    content     = lambda value, facts: value is None or ContentCheck(**value),
+    files       = lambda files, facts: {*_NETWORKS.values()} >= {*files} and min(
+        about['file']['sha256'] for about in files.values()))
 
 # %% ../nbs/api/16_predict.ipynb #45a5dad0
 def read_folder(
@@ -178,20 +177,14 @@ def read_folder(
     there = [file for file in (Path(folder)/'model.json', Path(folder)/'model/model.json') if file.is_file()]
     if not there:
         raise FileNotFoundError(f"{folder}: no model.json here; `malaria-fastai export RUN` (or `pack(run)`) writes it")
+    text,key = there[0].read_bytes(),'JSON'
     try:
-        facts = json.loads(there[0].read_text('utf-8'))
-        known,sealed = facts['format'] == _LAYOUT,facts['sha256'] == _seal(facts)
-    except (ValueError, LookupError, TypeError, RecursionError) as e:
-        raise ModelRefused(f"model.json: damaged ({e}); {_AGAIN}") from e
-    if not known:
-        raise ModelRefused(f"model.json: not one that this version of the library wrote; {_AGAIN}")
-    if not sealed:
-        raise ModelRefused(f"model.json: it is not what was written; {_AGAIN}")
-    for key,sound in _SOUND.items():
-        try: fine = sound(facts)
-        except Exception: fine = False # a stranger's values fail in many ways
-        if not fine:
-            raise ModelRefused(f"model.json: {key!r} is missing or not what it must be; {_AGAIN}")
+        facts = json.loads(text)
+        for key,sound in _SOUND.items():
+            if not sound(facts[key], facts): raise ValueError(key)
+    except Exception as e: # a stranger's values fail in many ways
+        raise ModelRefused(f"model.json: {key!r} is missing or not what it must be: the file was damaged or changed, "
+                           f"or another version of the library wrote it; {_AGAIN}") from e
     return there[0].parent,facts
 
 # %% ../nbs/api/16_predict.ipynb #46402b92
@@ -203,19 +196,17 @@ def _facts_of(
 
 # %% ../nbs/api/16_predict.ipynb #48fc5783
 def _checked_file(
-    folder:Path, # A model folder
-    facts:dict,  # What its model.json says
-    name:str     # Name of a network
-)->Path: # Where it is
+    folder, # A model folder
+    facts,  # What its model.json says
+    name    # Name of a network
+): # The path of its file
     "Find a file that model.json vouches for."
-    file = folder/name
     if name not in facts['files']:
         how = "`malaria-fastai export RUN --onnx` makes model.onnx, --quantize model.int8.onnx"
         raise FileNotFoundError(f"{name}: this model folder has none; {how}")
-    if not file.is_file():
-        raise FileNotFoundError(f"{name}: model.json names it, but it is missing; copy the whole folder")
-    if _facts_of(file) != facts['files'][name]['file']:
-        raise ModelRefused(f"{name}: it is not what model.json says; copy the whole folder again")
+    file = folder/name
+    if not file.is_file() or _facts_of(file) != facts['files'][name]['file']:
+        raise ModelRefused(f"{name}: it is missing, or not what model.json says; copy the whole folder again")
     return file
 
 # %% ../nbs/api/16_predict.ipynb #630155d2
@@ -235,44 +226,44 @@ class Found:
         what = self.file
         try:
             if isinstance(what, tuple):
-                with _LOADING: what = what[0].open(what[1]).read(_MAX_BYTES + 1)
+                with _LOADING:
+                    what = what[0].open(what[1]).read(_MAX_BYTES + 1)
             elif isinstance(what, (str, Path)):
                 if os.path.exists(what) and not os.path.isfile(what):
                     raise BadPicture(self.name, 'it is no regular file')
-                with open(what, 'rb') as opened: what = opened.read(_MAX_BYTES + 1)
+                with open(what, 'rb') as opened:
+                    what = opened.read(_MAX_BYTES + 1)
             if isinstance(what, bytes) and len(what) > _MAX_BYTES:
-                raise BadPicture(self.name, f"more than {_MAX_BYTES >> 20} MB are too many for a picture")
+                raise BadPicture(self.name,
+                                 f"more than {_MAX_BYTES >> 20} MB are too many for a picture")
             return open_picture(what)
         except BadPicture: raise
         except Exception as e: # `zipfile` raises many kinds for a damaged entry
-            raise BadPicture(self.name, getattr(e, 'strerror', None) or f"it cannot be unpacked ({e})") from e
+            raise BadPicture(self.name,
+                             getattr(e, 'strerror', None) or f"it cannot be unpacked ({e})") from e
 
 # %% ../nbs/api/16_predict.ipynb #34a71bb9
 def _counted_as(why):
     "Under which word something that was left out is counted."
-    plain = not why.startswith('.') or why == '.DS_Store' or re.fullmatch(r'\.[a-z0-9]{1,8}', why)
-    return why if plain else 'other endings'
-
-# %% ../nbs/api/16_predict.ipynb #b5a5a948
-def _why_skipped(path):
-    "Why a file or a folder inside a folder is left out, or None; a link to a folder may lead back."
-    name = os.path.basename(path)
-    if not os.path.isdir(path): return _no_picture(name)
-    if name.startswith('.') or name == '__MACOSX': return 'hidden folder'
-    return 'link to a folder' if os.path.islink(path) else None
+    return why if re.fullmatch(r'[^.].*|\.DS_Store|\.[a-z0-9]{1,8}', why) else 'other endings'
 
 # %% ../nbs/api/16_predict.ipynb #3d0f97fa
 def _in_folder(folder, left_out):
     "Pictures of a folder and of the folders in it, sorted; where one cannot be listed, a row says so."
-    try: paths = sorted(entry.path for entry in os.scandir(folder))
+    try:
+        paths = sorted((os.path.isdir(entry.path), entry.path)
+                       for entry in os.scandir(folder))
     except OSError as e:
         return (yield Found(folder, reason=f'this folder cannot be listed ({e.strerror or e})'))
-    keep,reasons = {False: [], True: []},map(_why_skipped, paths)
-    for path,why in zip(paths, reasons):
+    for is_folder,path in paths:
+        why = _no_picture(os.path.basename(path))
+        if is_folder and why in ('hidden file', '__MACOSX'):
+            why = 'hidden folder'
+        elif is_folder:
+            why = 'link to a folder' if os.path.islink(path) else '' # it may lead back
         if why: left_out[_counted_as(why)] += 1
-        else: keep[os.path.isdir(path)].append(path)
-    for path in keep[False]: yield Found(path, path)
-    for path in keep[True]: yield from _in_folder(path, left_out)
+        elif is_folder: yield from _in_folder(path, left_out)
+        else: yield Found(path, path)
 
 # %% ../nbs/api/16_predict.ipynb #d239fdfe
 def _in_zip(path, left_out):
@@ -280,53 +271,52 @@ def _in_zip(path, left_out):
     try:
         archive = zipfile.ZipFile(path) # open as long as one of its pictures is waiting
         keep,others = _archive_plan(archive.infolist(), os.path.getsize(path))
-    except BadArchive as e:
-        return (yield Found(path, reason=str(e).replace('. Nothing was extracted', '')))
     except Exception as e:
-        return (yield Found(path, reason=f'no zip, or a damaged one ({e})'))
+        return (yield Found(path, reason=f'no zip to take pictures from: {e}'))
     for why,n in others.items(): left_out[_counted_as(why)] += n
     for info in keep: yield Found(f'{path}/{info.filename}', (archive, info))
 
 # %% ../nbs/api/16_predict.ipynb #a10cfbfb
-def _is_zip(path): return path.lower().endswith('.zip') and os.path.isfile(path)
-
-
-def _is_pattern(path):
-    return glob.has_magic(path) and '\0' not in path and not os.path.lexists(path)
-
-
-def _fitting(pattern):
-    "What fits a pattern, sorted; a folder stands for all that is in it, and that is not named again."
-    paths = sorted(glob.glob(pattern, recursive=True))
+def _fitting(path):
+    "What a path stands for: itself, or what fits it as a pattern, sorted; not again what lies in a folder that fits."
+    paths = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
     folders = {Path(path) for path in paths if os.path.isdir(path)}
     return [path for path in paths if folders.isdisjoint(Path(path).parents)]
 
+
+def _behind(path, left_out):
+    "The pictures that a path stands for, and what to say where there are none."
+    if os.path.isdir(path):
+        return _in_folder(path, left_out),'no pictures in this folder'
+    if path.lower().endswith('.zip') and os.path.isfile(path):
+        return _in_zip(path, left_out),'no pictures in this zip'
+    if glob.has_magic(path) and '\0' not in path and not os.path.lexists(path):
+        return find_pictures(_fitting(path), left_out),'no file fits this pattern'
+    return iter([Found(path, path)]),''
+
 # %% ../nbs/api/16_predict.ipynb #ad9640e9
 def find_pictures(
-    paths,                      # Paths: files, folders, patterns with `*`, zips; one, or many
+    paths,                      # Files, folders, patterns with `*`, zips; one, or many, also pictures among them
     left_out:Counter|None=None  # Filled with what lies in folders and zips and is no picture
 ): # An iterator over `Found`, in the order given, sorted inside each folder
     "Find pictures, one after another, without holding them in memory."
     left_out = Counter() if left_out is None else left_out
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = str(path)
-        if os.path.isdir(path):
-            pictures,nothing = _in_folder(path, left_out),'no pictures in this folder'
-        elif _is_zip(path):
-            pictures,nothing = _in_zip(path, left_out),'no pictures in this zip'
-        elif _is_pattern(path):
-            pictures,nothing = find_pictures(_fitting(path), left_out),'no file fits this pattern'
-        else: pictures,nothing = iter([Found(path, path)]),''
-        yield next(pictures, Found(path, reason=nothing))
-        yield from pictures
+    for i,path in enumerate([paths] if isinstance(paths, (str, Path)) else paths):
+        if isinstance(path, Found): yield path
+        elif isinstance(path, (str, Path)):
+            pictures,nothing = _behind(str(path), left_out)
+            yield next(pictures, Found(str(path), reason=nothing))
+            yield from pictures
+        else: yield Found(f'picture {i}', path)
 
 # %% ../nbs/api/16_predict.ipynb #041dd67d
 def _prepared(im, rule):
     "The pixels that the network gets."
-    w,h = rule._target(*im.size)
-    if w*h > max(MAX_PIXELS, rule.size[0]*rule.size[1]): # CROP makes the shorter side fit
-        given = f"{im.width} x {im.height}"
-        raise BadPicture('picture', f"{given} pixels are too long and narrow: resizing would make {w} x {h} of them")
+    high,wide = rule.size
+    enlarged = max(high/im.height, wide/im.width)**2*im.height*im.width
+    if rule.method == ResizeMethod.CROP and enlarged > MAX_PIXELS: # it makes the shorter side fit
+        raise BadPicture('picture',
+                         f"{im.width} x {im.height} pixels are too long and narrow to be resized")
     return rule.crop(rule.fixed(im))
 
 # %% ../nbs/api/16_predict.ipynb #c1cb5f78
@@ -345,20 +335,20 @@ def _onnx_package(name):
         raise ImportError(f"ONNX needs more packages ({e.name} is missing): {install_command('onnx')}") from e
 
 # %% ../nbs/api/16_predict.ipynb #0b3bda7a
-def _onnx_network(file, threads=0):
+def _onnx_network(file):
     "A network as onnxruntime runs it; normalisation is part of the file."
     onnxruntime = _onnx_package('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(str(file), options,
+                                           providers=['CPUExecutionProvider'])
     return lambda pixels: session.run(None, {'pictures': pixels})[0]
 
 # %% ../nbs/api/16_predict.ipynb #dbe7f2ad
 def _softmax(x):
-    "Logits (n, classes) as probabilities."
-    e = np.exp(x - x.max(1, keepdims=True))
-    return e/e.sum(1, keepdims=True)
+    "Logits (…, classes) as probabilities."
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e/e.sum(-1, keepdims=True)
 
 
 def _odds_of(p):
@@ -373,13 +363,17 @@ def _moved(p, by=0., temperature=1.):
 
 
 def _decide(
-    p:float,   # Calibrated probability of the positive class
-    facts:dict # What model.json says
-)->tuple: # (label, decision): the decision is the label, or `unsure`
+    p,    # Calibrated probability of the positive class; NaN where there is none
+    facts # What model.json says
+): # (label, decision, reason): the decision is the label, or why there is none
     "Say which class a probability speaks for, and whether that is enough."
+    if np.isnan(p):
+        return '',facts['refused_as'],'the network gives no number for it'
     negative = next(name for name in facts['classes'] if name != facts['positive'])
     label = facts['positive'] if p >= facts['threshold'] else negative
-    return label,'unsure' if facts['unsure']['low'] < p < facts['unsure']['high'] else label
+    if not facts['unsure']['low'] < p < facts['unsure']['high']:
+        return label,label,''
+    return label,'unsure','p is between {low:.3f} and {high:.3f}'.format(**facts['unsure'])
 
 # %% ../nbs/api/16_predict.ipynb #5b7e2c11
 def read_threshold(
@@ -388,42 +382,54 @@ def read_threshold(
     "A threshold, and which `p` it belongs to."
     written = re.fullmatch(r'(raw|calibrated):([-+.\de]+)', str(threshold))
     if written: about = dict(p_is=written[1], value=float(written[2]))
-    elif hasattr(threshold, 'to_dict'): about = threshold.to_dict() | dict(p_is=threshold.p_is)
+    elif hasattr(threshold, 'to_dict'):
+        about = threshold.to_dict() | dict(p_is=threshold.p_is)
     else:
         raise ValueError(f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was chosen on "
                          "the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
-    check_words(dict(threshold=about['value'], p_is=about['p_is']), p_is='raw|calibrated')
+    check_words(dict(threshold=about['value'], p_is=about['p_is']),
+                p_is='raw|calibrated')
     return about
 
 
 def _with_threshold(facts, about):
     "What model.json says, with a chosen threshold, which takes the band of unsure along."
     value = float(about['value'])
-    if about['p_is'] == 'raw': value = float(_moved(value, temperature=facts['temperature']))
-    by,unsure = _odds_of(value) - _odds_of(facts['threshold']),facts['unsure']
+    if about['p_is'] == 'raw':
+        value = float(_moved(value, temperature=facts['temperature']))
+    by = _odds_of(value) - _odds_of(facts['threshold'])
+    unsure = facts['unsure']
     band = {name: float(_moved(unsure[name], by)) for name in ('low', 'high')}
     return facts | dict(threshold=value, threshold_from=about, unsure=unsure | band)
 
 # %% ../nbs/api/16_predict.ipynb #aadef364
-def _each(pictures):
-    "What was given, as `Found`, one after another."
-    for i,picture in enumerate(pictures):
-        if isinstance(picture, Found): yield picture
-        elif isinstance(picture, (str, Path)): yield from find_pictures(picture)
-        else: yield Found(f'picture {i}', picture)
-
-
-def _best_engine(files):
-    "ONNX where it is exported and installed, else torch, else 8 bits."
-    if 'model.onnx' in files and (find_spec('onnxruntime') or 'export.pkl' not in files): return 'onnx'
-    return 'torch' if 'export.pkl' in files else 'int8'
-
-
 def _has_gpu():
     "Whether torch can compute on a GPU; it is only asked where there is a driver."
-    if not (find_spec('torch') and any(map(os.path.exists, ('/dev/nvidiactl', '/dev/dxg')))): return False
+    if not (find_spec('torch') and any(map(os.path.exists, ('/dev/nvidiactl', '/dev/dxg')))):
+        return False
     import torch
     return torch.cuda.is_available()
+
+# %% ../nbs/api/16_predict.ipynb #c7e0c3d2
+def _own_network():
+    "The model folder that comes with the package; it says so in one line, beside the answers."
+    folder = Path(str(resources.files('malaria_fastai')/'network'))
+    if not folder.is_dir():
+        raise FileNotFoundError("no model is named, and none came with this package: name a run or a model folder")
+    print("No model is named: the network of the package answers. For learning and research, not for diagnosis",
+          file=sys.stderr)
+    return folder
+
+
+def _over_views(ask):
+    "The same, by the eight views: the logarithm of the mean probability stands for a logit."
+    def answer(pixels):
+        both = pixels,pixels.swapaxes(1, 2)
+        views = [seen[:, ::down, ::right] for seen in both
+                 for down in (1, -1) for right in (1, -1)]
+        return np.log(np.mean([_softmax(ask(np.ascontiguousarray(view)).astype(float)) for view in views], 0))
+    return answer
+
 
 # %% ../nbs/api/16_predict.ipynb #9d7c7236
 _COLUMNS = 'path','pred','p','p_is','decision','reason'
@@ -433,7 +439,7 @@ _UNREAD = 'cannot be read: ' # The reason begins so where there is no picture
 class Predictor:
     "A model folder at work: pictures in, one row each out."
     def __init__(self,
-        folder:str|Path,        # A model folder, or a run folder that has one
+        folder:str|Path|None=None, # A model folder, or a run folder that has one; None is the package's own
         # 'torch', 'onnx' or 'int8'; None is torch on a GPU, else onnx if there and installed, else torch, else int8
         engine:str|None=None,
         bs:int=32,              # Pictures in a batch
@@ -441,18 +447,23 @@ class Predictor:
         device:str|None=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
         threshold=None          # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
-        check_words(dict(bs=bs, threads=threads, engine=engine, device=device), bs=_FROM_1, threads=_FROM_1,
+        check_words(dict(bs=bs, threads=threads, engine=engine, device=device),
+                    bs=_FROM_1, threads=_FROM_1,
                     engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
-        self.folder,self.facts = read_folder(folder)
-        if threshold is not None: self.facts = _with_threshold(self.facts, read_threshold(threshold))
-        self.bs,self.threads,self.rule = bs,threads or os.cpu_count() or 1,_resizing(self.facts)
+        self.folder,self.facts = read_folder(folder or _own_network())
+        if threshold is not None:
+            self.facts = _with_threshold(self.facts, read_threshold(threshold))
+        self.bs = bs
+        self.threads = threads or os.cpu_count() or 1
+        self.rule = _resizing(self.facts)
         self.content = self.facts['content'] and ContentCheck(**self.facts['content'])
-        files = self.facts['files']
-        by_torch = engine == 'torch' or engine is None and 'export.pkl' in files
-        self.device = device or ('cuda' if by_torch and _has_gpu() else 'cpu')
-        self.engine = engine or ('torch' if self.device != 'cpu' and by_torch else _best_engine(files))
-        if self.device != 'cpu' and not (self.engine == 'torch' and _has_gpu()):
-            raise ValueError(f"device={self.device!r}: only the engine torch computes on a GPU, and only where there "
+        gpu = device != 'cpu' and 'export.pkl' in self.facts['files'] and engine in ('torch', None) and _has_gpu()
+        best = ('torch', 'onnx', 'int8') if gpu or not find_spec('onnxruntime') else ('onnx', 'torch', 'int8')
+        self.engine = engine or next(name for name in best
+                                     if _NETWORKS[name] in self.facts['files'])
+        self.device = device or ('cuda' if gpu else 'cpu')
+        if self.device != 'cpu' and not gpu:
+            raise ValueError(f"device={device!r}: only the engine torch computes on a GPU, and only where there "
                              "is one; leave the device out")
         self._ask = self._network(_checked_file(self.folder, self.facts, _NETWORKS[self.engine]))
 
@@ -460,17 +471,10 @@ class Predictor:
         pictures # Paths, folders, zips, or whatever `open_picture` takes; one, or many
     )->pd.DataFrame: # Columns path, pred, p, p_is, decision, reason
         "Predict pictures, in their order."
-        single = isinstance(pictures, (str, bytes)) or not hasattr(pictures, '__iter__')
-        single = single or hasattr(pictures, 'read') or getattr(pictures, 'ndim', 4) < 4
-        return pd.DataFrame(self.rows([pictures] if single else pictures), columns=_COLUMNS)
-
-    def rows(self,
-        pictures # As above; may be an iterator without end
-    ): # An iterator over dicts
-        "Predict pictures one batch after another: memory does not grow with their number."
-        with ThreadPoolExecutor(self.threads) as pool:
-            for batch in chunked(_each(pictures), self.bs):
-                yield from self._answers([*pool.map(self._prepare, batch)])
+        one = isinstance(pictures, (str, bytes)) or hasattr(pictures, 'read') or getattr(pictures, 'ndim', 4) < 4
+        rows = self.rows([pictures] if one
+                         or not hasattr(pictures, '__iter__') else pictures)
+        return pd.DataFrame(rows, columns=_COLUMNS)
 
 # %% ../nbs/api/16_predict.ipynb #cca27b69
 @patch
@@ -482,11 +486,11 @@ def _network(self:Predictor, file):
         shape = ask(np.zeros((1, *self.rule.size, 3), np.uint8)).shape
     except (ImportError, OSError, ValueError): raise
     except Exception as e: # onnxruntime raises kinds of its own
-        why = f"it cannot be opened, or takes other pictures than model.json says ({type(e).__name__})"
-        raise ModelRefused(f"{file.name}: {why}; {_AGAIN}") from e
+        raise ModelRefused(f"{file.name}: it cannot be opened, or takes other pictures than model.json says; {_AGAIN}"
+                           ) from e
     if shape != (1, n):
-        raise ModelRefused(f"{file.name}: it answers with {shape} numbers where {n} classes need {(1, n)}; {_AGAIN}")
-    return ask
+        raise ModelRefused(f"{file.name}: it answers with {shape} numbers, not {n} classes; {_AGAIN}")
+    return _over_views(ask) if self.facts.get('views') == 8 else ask
 
 # %% ../nbs/api/16_predict.ipynb #66d1b204
 @patch
@@ -500,58 +504,43 @@ def _prepare(self:Predictor, found):
 
 # %% ../nbs/api/16_predict.ipynb #bf5ba916
 @patch
-def _answers(self:Predictor, batch):
-    "A row for each picture of a batch; the network is asked about those that nothing speaks against."
-    asked,ps = [pixels for _,pixels,reason in batch if not reason],iter(())
-    if asked:
-        logits = self._ask(np.stack(asked)).astype(float)
-        ps = iter(_softmax(logits/self.facts['temperature'])[:, self.facts['classes'].index(self.facts['positive'])])
-    for name,_,reason in batch:
-        yield self._row(name, reason, np.nan if reason else float(next(ps)))
-
-# %% ../nbs/api/16_predict.ipynb #ee1caf85
-@patch
-def _row(self:Predictor, name, reason, p):
-    "The row of one picture, with its decision."
-    row = dict(path=name, pred='', p=np.nan, p_is='calibrated', decision=self.facts['refused_as'])
-    if not reason and np.isnan(p): reason = 'the network gives no number for it'
-    if reason: return dict(row, reason=reason)
-    pred,decision = _decide(p, self.facts)
-    if decision != pred:
-        reason = 'p is between {low:.3f} and {high:.3f}'.format(**self.facts['unsure'])
-    return dict(row, pred=pred, p=p, decision=decision, reason=reason)
+def rows(self:Predictor,
+    pictures # As above; may be an iterator without end
+): # An iterator over dicts
+    "Predict pictures one batch after another: memory does not grow with their number."
+    at = self.facts['classes'].index(self.facts['positive'])
+    with ThreadPoolExecutor(self.threads) as pool:
+        for batch in chunked(find_pictures(pictures), self.bs):
+            prepared = [*pool.map(self._prepare, batch)]
+            asked = [pixels for _,pixels,reason in prepared
+                     if not reason] # nothing speaks against these
+            ps = iter(())
+            if asked:
+                logits = self._ask(np.stack(asked)).astype(float)
+                ps = iter(_softmax(logits/self.facts['temperature'])[:, at])
+            for name,_,reason in prepared:
+                p = np.nan if reason else float(next(ps))
+                pred,decision,why = _decide(p, self.facts)
+                yield dict(zip(_COLUMNS, (name, pred, p, 'calibrated', decision, reason or why)))
 
 # %% ../nbs/api/16_predict.ipynb #57d0d3f2
-def _plain_text(text):
-    "A text that a spreadsheet will not run and that stays on one line."
-    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def _plain_text(value):
+    "A value as a text that a spreadsheet will not run and that stays on one line."
+    if isinstance(value, float):
+        return '' if math.isnan(value) else f'{value:.6f}'
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
     return re.sub(r'(^|;)(?=\s*[=+@＝＋－＠-])', r"\1'", text)
-
-# %% ../nbs/api/16_predict.ipynb #08b659fe
-def _in_csv(row):
-    "The values of a row as texts."
-    values = {key: _plain_text(value) for key,value in row.items() if key != 'p'}
-    return [values.get(key, '' if np.isnan(row['p']) else f"{row['p']:.6f}") for key in _COLUMNS]
 
 # %% ../nbs/api/16_predict.ipynb #ac9ccdbc
 @contextmanager
 def _table_in(out):
     "What writes the rows of a table: into a file that is whole or absent, a pipe, or for the eye."
     if out is not None:
-        with replacing(out) as part, open(part, 'w', newline='', encoding='utf-8') as f: yield csv.writer(f).writerow
+        with replacing(out) as part, open(part, 'w', newline='', encoding='utf-8') as f:
+            yield csv.writer(f).writerow
     elif sys.stdout.isatty():
-        yield lambda row: print(f'{row[4]:<16}{row[2]:<10}{row[0]}  {row[5]}')
+        yield lambda row: print('{4:<16}{2:<10}{0}  {5}'.format(*row))
     else: yield csv.writer(sys.stdout, lineterminator='\n').writerow
-
-
-def _given(paths):
-    "Files and folders that were named, patterns filled in; one that leads nowhere is refused."
-    there = []
-    for path in map(str, paths):
-        found = _fitting(path) if _is_pattern(path) else [path]*os.path.lexists(path)
-        if not found: raise FileNotFoundError(f"{path}: no such file or folder, and no pattern that fits one")
-        there += found
-    return there
 
 # %% ../nbs/api/16_predict.ipynb #ac9ccdbd
 def predict_files(
@@ -562,18 +551,28 @@ def predict_files(
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
     "Predict pictures from files, and write one row each; where none of them can be read, that is an error."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    there = _given(paths)
-    if out is not None: check_output(out, predict.folder, *there) # before the first picture, and not after the last
+    there = []
+    for path in map(str, paths):
+        fits = _fitting(path)
+        if not fits:
+            raise FileNotFoundError(f"{path}: no such file or folder, and no pattern that fits one")
+        there += fits
+    if out is not None:
+        check_output(out, predict.folder,
+                     *there) # before the first picture, and not after the last
     quiet = quiet or out is None
-    total = None if quiet else sum(1 for _ in find_pictures(paths)) # for the time that is left
+    total = None if quiet else sum(1
+                                   for _ in find_pictures(paths)) # for the time that is left
     left_out,decisions,readable,row = Counter(),Counter(),0,None
     with _table_in(out) as write:
         write(_COLUMNS)
-        for row in progress(predict.rows(find_pictures(paths, left_out)), 'predicting', total, quiet=quiet):
-            write(_in_csv(row))
+        for row in progress(predict.rows(find_pictures(paths, left_out)),
+                            'predicting', total, quiet=quiet):
+            write([*map(_plain_text, row.values())])
             decisions[row['decision']] += 1
             readable += not row['reason'].startswith(_UNREAD)
         if row and not readable:
             reason = row['reason'].removeprefix(_UNREAD)
-            raise BadPicture(row['path'], reason, 'Name pictures, folders, zips or patterns that can be read')
+            raise BadPicture(row['path'], reason,
+                             'Name pictures, folders, zips or patterns that can be read')
     return dict(decisions=dict(decisions), left_out=dict(left_out))

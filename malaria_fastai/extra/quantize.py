@@ -8,9 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/quantize.html.md"""
 __all__ = ['quantize']
 
 # %% ../../nbs/extra/06_quantize.ipynb #1627b7ab
-import io
 import logging
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,46 +20,45 @@ from ..files import replacing
 from ..predict import _facts_of, _onnx_network, _onnx_package, _resizing, _softmax
 from ..predict import _checked_file, _decide, read_folder
 
-# %% ../../nbs/extra/06_quantize.ipynb #1aa0529b
-@contextmanager
-def _quietly():
-    "Without the advice of the quantiser, which does not apply to exported networks."
-    was = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try: yield
-    finally: logging.disable(was)
-
-
-def _output_nodes(file):
-    "Names of the nodes of a network that give its outputs."
-    graph = _onnx_package('onnx').load(str(file)).graph
-    outputs = {value.name for value in graph.output}
-    return [node.name for node in graph.node if not outputs.isdisjoint(node.output)]
-
 # %% ../../nbs/extra/06_quantize.ipynb #604745dd
 def _write_int8(source, target, pixels, bs=16):
-    "Quantise a network, with ranges from some pictures."
+    "Quantise a network, with ranges from some pictures; without advice that does not apply to exported networks."
     onnx = _onnx_package('onnxruntime.quantization')
-    batches = iter([{'pictures': pixels[i:i+bs]} for i in range(0, len(pixels), bs)])
+    batches = iter([{'pictures': pixels[i:i+bs]}
+                    for i in range(0, len(pixels), bs)])
+    silenced = logging.root.manager.disable
     class Ranges(onnx.CalibrationDataReader):
         def get_next(self): return next(batches, None)
-    how = dict(quant_format=onnx.QuantFormat.QDQ, per_channel=True, reduce_range=True,
-               weight_type=onnx.QuantType.QInt8, activation_type=onnx.QuantType.QUInt8)
-    with _quietly(), replacing(target) as part:
-        onnx.quantize_static(str(source), str(part), Ranges(), nodes_to_exclude=_output_nodes(source), **how)
+    how = dict(quant_format=onnx.QuantFormat.QDQ,
+               per_channel=True, reduce_range=True,
+               weight_type=onnx.QuantType.QInt8,
+               activation_type=onnx.QuantType.QUInt8)
+    graph = _onnx_package('onnx').load(str(source)).graph
+    outputs = {value.name for value in graph.output} # what gives these stays in floats
+    last = [node.name for node in graph.node if not outputs.isdisjoint(node.output)]
+    with replacing(target) as part:
+        logging.disable(logging.WARNING)
+        try:
+            onnx.quantize_static(str(source), str(part), Ranges(),
+                                 nodes_to_exclude=last, **how)
+        finally: logging.disable(silenced)
 
 # %% ../../nbs/extra/06_quantize.ipynb #f13e1232
 def _cost(asks, pixels, labels, facts):
     "What two networks make of the same cells."
-    at,truth = facts['classes'].index(facts['positive']),labels == facts['positive']
+    at = facts['classes'].index(facts['positive'])
+    truth = labels == facts['positive']
+    decisions = np.vectorize(lambda p: _decide(p, facts)[1])
     def answers(ask):
-        logits = np.concatenate([ask(pixels[i:i+64]) for i in range(0, len(pixels), 64)])
+        logits = np.concatenate([ask(pixels[i:i+64])
+                                 for i in range(0, len(pixels), 64)])
         return _softmax(logits/facts['temperature'])[:, at]
     before,after = map(answers, asks)
-    right_before,right_after = (float(((p >= facts['threshold']) == truth).mean()) for p in (before, after))
-    same = [_decide(one, facts)[1] == _decide(other, facts)[1] for one,other in zip(before, after)]
-    return dict(valid_cells=len(labels), accuracy=right_after, accuracy_float=right_before,
-                same_decision=float(np.mean(same)), largest_difference=float(abs(before-after).max()))
+    was_right,right = (float(((p >= facts['threshold']) == truth).mean())
+                       for p in (before, after))
+    return dict(valid_cells=len(labels), accuracy=right, accuracy_float=was_right,
+                same_decision=float((decisions(before) == decisions(after)).mean()),
+                largest_difference=float(abs(before-after).max()))
 
 # %% ../../nbs/extra/06_quantize.ipynb #b9cd6901
 def quantize(
@@ -71,18 +68,20 @@ def quantize(
 )->dict: # What was measured
     "Write `model.int8.onnx` into the model folder."
     folder,facts = read_folder(run)
-    source,target = _checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
+    source = _checked_file(folder, facts, 'model.onnx')
+    target = folder/'model.int8.onnx'
     root,rule,rng = Path(data),_resizing(facts),np.random.default_rng(seed)
     preds = read_predictions(folder.parent/'predictions.csv')
     learned = _drawn_from(_training_cells(root, preds, _keeps_patients(facts['split'])), 256, rng)
     valid = preds[preds.split == 'valid']
     valid = valid.iloc[rng.permutation(len(valid))[:1000]]
     _write_int8(source, target, _prepared_cells([root/path for path in learned], rule))
-    before,after = _onnx_network(source),_onnx_network(target)
+    before = _onnx_network(source)
+    after = _onnx_network(target)
     pixels = _prepared_cells([root/path for path in valid.path], rule)
+    logits = after(_prepared_cells([_test_picture()], rule))[0].astype(float).round(6).tolist()
     cost = _cost([before, after], pixels, valid.label, facts)
-    logits = after(_prepared_cells([io.BytesIO(_test_picture())], rule))[0]
-    measured = dict(file=_facts_of(target), test_logits=logits.astype(float).round(6).tolist(), **cost)
-    facts['files'][target.name] = measured
+    facts['files'][target.name] = measured = dict(file=_facts_of(target),
+                                                  test_logits=logits, **cost)
     _write_folder(folder, facts)
     return measured
