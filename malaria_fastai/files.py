@@ -105,14 +105,18 @@ def read_table(
 ): # A `DataFrame`; text is text ('string'), and only an empty field is missing (NA)
     "Read a table, and change nothing in it."
     import pandas as pd
-    text,tables,heads = _table_text(file),{},{}
+    text = _table_text(file)
+    tables = {}
+    heads = {}
     for mark in separator:
         rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
         tables[mark] = [row for row in rows if row][header or 0:] or [[]]
         heads[mark] = [name.strip() for name in tables[mark][0]]
     fits = [mark for mark,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
     mark = fits[0] if fits else max(heads, key=lambda mark: len(heads[mark]))
-    columns,rows,problem = heads[mark],tables[mark],''
+    columns = heads[mark]
+    rows = tables[mark]
+    problem = ''
     if gone := [name for name in needed if name not in columns]: problem = f"no column {', '.join(gone)}"
     if len({*columns}) < len(columns): problem = "a column is there twice"
     if odd := [row for row in rows if len(row) != len(columns)]: problem = f"{len(odd[0])} fields in the row {odd[0]}"
@@ -139,7 +143,8 @@ def check_output(
     folder:bool=False  # A folder is written, which may be there already
 )->Path: # `out`, as a path
     "Refuse an output that would replace what is read, or lie in it, that is a link or a device, or cannot be written."
-    out,kind = Path(out),'folder' if folder else 'file'
+    out = Path(out)
+    kind = 'folder' if folder else 'file'
     fits = out.is_dir() if folder else out.is_file() and not out.is_symlink()
     if os.path.lexists(out) and not fits:
         raise FileExistsError(f"{out} is a link, which would be replaced, or no {kind}: name another {kind}")

@@ -11,6 +11,7 @@ __all__ = ['DRAWN_NOTE', 'draw_sample', 'is_drawn']
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from numpy import angle, clip, cos, exp
@@ -33,8 +34,9 @@ _PIGMENT = _colours('#46321e')
 # %% ../nbs/api/02_sample.ipynb #e52739c7
 def _stain(rng):
     "The look of one slide: the colours of its cells and of its stain, their rim, size, blur and grain."
-    shares,redness = rng.dirichlet(np.full(len(_BODIES), .25)),rng.uniform()
-    return dict(
+    shares = rng.dirichlet(np.full(len(_BODIES), .25))
+    redness = rng.uniform()
+    return SimpleNamespace(
         body=shares@_BODIES + rng.normal(0, 4, 3),
         purple=[1-redness, redness]@_PURPLES + rng.normal(0, 6, 3),
         rim=rng.choice([-16, 27], p=[.7, .3]), # dark or bright
@@ -46,9 +48,12 @@ def _stain(rng):
 class _Canvas:
     "A cell being drawn. A place in it is a complex number, x + iy from its centre; lengths are in radii."
     def __init__(self, rng, radius, stain):
-        self.rng,self.uniform,self.radius = rng,rng.uniform,radius
+        self.rng = rng
+        self.uniform = rng.uniform
+        self.radius = radius
         turn = np.linspace(0, 2*np.pi, 361)
-        heights = rng.normal(size=5)*[.07, .035, .02, .012, .008] # of a few low waves, which make the circle uneven
+        # an uneven circle: a few low waves
+        heights = rng.normal(size=5)*[.07, .035, .02, .012, .008]
         outline = 1 + cos(np.outer(turn, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
         border = outline*np.array([cos(turn), np.sin(turn)])
         width,height = np.ptp(radius*border, axis=1).astype(int) + 2
@@ -56,7 +61,7 @@ class _Canvas:
         self.corner = complex(*border.min(1))
         self.places = self.corner + (columns + 1j*rows)/radius
         self.edge = np.interp(angle(self.places) % (2*np.pi), turn, outline) - abs(self.places)
-        self.rgb = stain['body'] + self.light(stain['rim'])
+        self.rgb = stain.body + self.light(stain.rim)
 
     def light(self, rim):
         "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
@@ -88,7 +93,8 @@ class _Canvas:
     def spot(self, place, radius, rough=.25):
         "Coverage of an uneven spot."
         away = self.places - place
-        waves = cos(np.multiply.outer(angle(away), [2, 3, 5]) + self.uniform(0, 7, 3)) @ [.6, .4, .2]
+        turns = np.multiply.outer(angle(away), [2, 3, 5])
+        waves = cos(turns + self.uniform(0, 7, 3)) @ [.6, .4, .2]
         return self.soft(radius*(1 + rough*waves) - abs(away))
 
     def paint(self, cover, colour, alpha):
@@ -98,7 +104,8 @@ class _Canvas:
 # %% ../nbs/api/02_sample.ipynb #f8f21278
 def _ring(cell, purple, alpha):
     "A young parasite: a thin, open ring, with a dot of chromatin."
-    place,radius = cell.place(.05, .72),cell.uniform(.13, .2)
+    place = cell.place(.05, .72)
+    radius = cell.uniform(.13, .2)
     away = cell.places - place
     gap = cos(angle(away) - cell.uniform(0, 7))*3 + cell.uniform(.6, 2.6)
     line = cell.soft(.035 + .5/cell.radius - abs(radius - abs(away)))
@@ -110,7 +117,8 @@ def _ring(cell, purple, alpha):
 # %% ../nbs/api/02_sample.ipynb #5a2d81f0
 def _trophozoite(cell, purple, alpha):
     "An older parasite: an uneven body with a pale hole, a dark nucleus, and a grain of pigment."
-    place,radius = cell.place(.05, .5),cell.uniform(.17, .28)
+    place = cell.place(.05, .5)
+    radius = cell.uniform(.17, .28)
     cell.paint(cell.spot(place, radius, .35), purple + 45, alpha*.8)
     cell.paint(cell.spot(place + radius*(.25 - .2j), radius*.38), cell.rgb.mean((0, 1)), .6)
     cell.paint(cell.spot(place - radius*(.45 - .3j), radius*.3), purple - 15, alpha)
@@ -120,7 +128,8 @@ def _trophozoite(cell, purple, alpha):
 # %% ../nbs/api/02_sample.ipynb #e8feaee8
 def _platelet(cell, purple):
     "A fuzzy, granular patch without dots or ring, often at the rim."
-    place,radius = cell.place(.3, .95),cell.uniform(.12, .27)
+    place = cell.place(.3, .95)
+    radius = cell.uniform(.12, .27)
     grain = clip(.55 + .35*cell.noise(3), 0, 1)
     cover = grain*exp(-(abs(cell.places - place)/radius)**2)
     cell.paint(cover, purple + 40, cell.uniform(.5, .95))
@@ -136,12 +145,12 @@ def _specks(cell, purple):
 def draw_cell(
     rng:np.random.Generator, # Draws everything about the cell
     infected:bool,           # Draw a parasite into it
-    stain:dict|None=None     # The look of its slide; None draws one
+    stain=None               # The look of its slide; None draws one
 )->tuple: # (RGB picture, black around the cell; (x, y, radius) of the parasite in pixels, or None)
     "Draw one red blood cell."
     stain = stain or _stain(rng)
-    cell = _Canvas(rng, stain['radius']*exp(rng.normal(0, .1)), stain)
-    purple = stain['purple'] + rng.normal(0, 6, 3)
+    cell = _Canvas(rng, stain.radius*exp(rng.normal(0, .1)), stain)
+    purple = stain.purple + rng.normal(0, 6, 3)
     if rng.random() < (.3 if infected else .55): _platelet(cell, purple)
     if rng.random() < (.4 if infected else .65): _specks(cell, purple)
     where = None
@@ -150,9 +159,9 @@ def draw_cell(
         place,size = parasite(cell, purple, rng.uniform(.6, .98))
         place = 1+1j + (place - cell.corner)*cell.radius
         where = place.real,place.imag,size*cell.radius
-    rgb = cell.rgb + rng.normal(0, stain['grain'], cell.rgb.shape)
+    rgb = cell.rgb + rng.normal(0, stain.grain, cell.rgb.shape)
     picture = Image.fromarray(clip(rgb, 1, 255).astype(np.uint8))
-    picture = picture.filter(ImageFilter.GaussianBlur(stain['blur']))
+    picture = picture.filter(ImageFilter.GaussianBlur(stain.blur))
     return Image.fromarray(picture*(cell.edge > 0)[..., None]),where
 
 # %% ../nbs/api/02_sample.ipynb #ec45dbc9
