@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from malaria_fastai.cells import open_picture, read_cells
 from malaria_fastai.split import SplitError, fold_rules, split_by, split_kfold
 from malaria_fastai.extra import robustness as robust
-from malaria_fastai.extra.robustness import CORRUPTIONS, corrupt, outline_features, robustness, sample_cells, shortcut_check
+from malaria_fastai.extra.robustness import _CORRUPTIONS, corrupt, outline_features, robustness, sample_cells, shortcut_check
 from malaria_fastai.run import boosted, colour_features
 
 OF_FRAME = {'background', 'neighbour', 'scale'}
@@ -32,7 +32,7 @@ def cut_out(seed, h, w):
 
 # ---- corruptions
 
-@pytest.mark.parametrize('kind', CORRUPTIONS)
+@pytest.mark.parametrize('kind', _CORRUPTIONS)
 def test_every_kind_keeps_the_frame_and_changes_the_cell(kind, pictures):
     for name,x in pictures.items():
         y,frame = corrupt(x, kind, 5, name),x.max(-1) == 0
@@ -41,7 +41,7 @@ def test_every_kind_keeps_the_frame_and_changes_the_cell(kind, pictures):
         elif kind != 'scale': assert (y[~frame] == x[~frame]).all() and y[frame].any()
 
 
-@pytest.mark.parametrize('kind', CORRUPTIONS)
+@pytest.mark.parametrize('kind', _CORRUPTIONS)
 def test_strength_0_is_the_picture_and_more_strength_is_more_damage(kind, pictures):
     "The mean change over the pictures grows with every strength."
     assert all((corrupt(x, kind, 0, name) == x).all() for name,x in pictures.items())
@@ -50,7 +50,7 @@ def test_strength_0_is_the_picture_and_more_strength_is_more_damage(kind, pictur
 
 
 @settings(max_examples=25, deadline=None)
-@given(kind=st.sampled_from(list(CORRUPTIONS)), strength=st.integers(1, 5), seed=st.integers(0, 99), h=st.integers(8, 60), w=st.integers(8, 60))
+@given(kind=st.sampled_from(list(_CORRUPTIONS)), strength=st.integers(1, 5), seed=st.integers(0, 99), h=st.integers(8, 60), w=st.integers(8, 60))
 def test_the_same_picture_is_damaged_in_the_same_way(kind, strength, seed, h, w):
     x = cut_out(seed, h, w)
     before,y = x.copy(),corrupt(x, kind, strength, f'{seed}.png')
@@ -67,7 +67,7 @@ def test_another_name_is_another_draw(kind, pictures):
 
 def test_a_picture_without_a_frame_and_a_black_one_are_no_trouble():
     full,black = np.random.default_rng(0).integers(1, 256, (40, 30, 3), np.uint8),np.zeros((40, 30, 3), np.uint8)
-    for kind in CORRUPTIONS:
+    for kind in _CORRUPTIONS:
         for x in (full, black): assert corrupt(x, kind, 5).shape == x.shape
 
 
@@ -166,13 +166,13 @@ def test_what_holds_for_cells_is_not_done_to_other_pictures(by_brightness, sampl
     "X-rays have no stain and no frame: black is a part of them, and an outline they have not."
     others = cells[::12].assign(label=cells.label.replace(dict(Parasitized='PNEUMONIA', Uninfected='NORMAL')), split='test')
     table = robustness(None, sample_root, others, 'PNEUMONIA', n=None)
-    assert set(CORRUPTIONS) - set(table.corruption) == {'stain_pale', 'stain_dark', 'stain_blue', 'debris', 'background', 'neighbour'}
+    assert set(_CORRUPTIONS) - set(table.corruption) == {'stain_pale', 'stain_dark', 'stain_blue', 'debris', 'background', 'neighbour'}
     picture = robust._cut_outs(sample_root, others[:1])[0]
     assert picture.inside.all() and (picture.damaged('gaussian_noise', 5)[picture.x.max(-1) == 0] > 0).any()
     found = robust.stress_test(tmp_path, None, sample_root, others, 'PNEUMONIA', .5, 10, n=10, kinds=['jpeg'])
     assert set(found) == {'robustness'}
     mine = cells[::12].assign(split='test')
-    assert set(robustness(None, sample_root, mine, 'Parasitized', n=6).corruption) == {'none', *CORRUPTIONS}
+    assert set(robustness(None, sample_root, mine, 'Parasitized', n=6).corruption) == {'none', *_CORRUPTIONS}
     assert set(robust.stress_test(tmp_path, None, sample_root, mine, 'Parasitized', .5, 10, n=0)) == {'shortcut'}
 
 
