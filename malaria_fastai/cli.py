@@ -27,10 +27,12 @@ _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a d
 
 # %% ../nbs/api/18_cli.ipynb #6f9cd123
 def when(text): # A number of batches, or 'epoch'
+    "Read how often a state is written."
     return text if text == 'epoch' else int(text)
 
 # %% ../nbs/api/18_cli.ipynb #f7641eaa
 def names(text): # Names with commas between them
+    "Read a list of names."
     found = tuple(text.replace(',', ' ').split())
     if found: return found
     raise argparse.ArgumentTypeError('at least one name is needed')
