@@ -1047,11 +1047,15 @@ def load(self:CNNLearner,
     weights_only=True # A word of fastai's callbacks: whatever it says, only numbers are read
 )->CNNLearner:
     "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
+    path = Path(self.path)/self.model_dir/f'{file}.pth'
+    if not path.exists():
+        there = ', '.join(sorted(found.stem for found in path.parent.glob('*.pth')))
+        raise FileNotFoundError(f"{path.name}: no such file in {path.parent}; there is {there or 'none'}")
     weights,opt = _Read(),_Read() # fastai's reader knows what may stand in a file
     distrib_barrier()
     with warnings.catch_warnings():
         if with_opt is None: warnings.simplefilter('ignore')
-        load_model(Path(self.path)/self.model_dir/f'{file}.pth', weights, opt, with_opt is not False)
+        load_model(path, weights, opt, with_opt is not False)
     then,now = getattr(weights.state, '_metadata', {}).get(_FACTS, {}),learner_facts(self)
     if not then: print(f"{file}.pth does not say for which classes and normalisation: not compared")
     elif lines := differences(then['data'], now['data']):
