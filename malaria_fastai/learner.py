@@ -540,7 +540,7 @@ def _do_fit(self:CNNLearner):
     rec,first = self.recorder,self.first_epoch
     savers = [cb for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
     back = [cb.jump_to_epoch(first) for cb in savers]
-    if self.dls.train.share[1] > 1: torch.distributed.barrier() # no process writes while another one looks
+    distrib_barrier() # no process writes while another one looks
     done = [(row['stage'], row['epoch'] + 1, rec.iters[-1]) for row in rec.history[-1:]]
     if first == 0 or (first == 'last' and savers and not any(back)): self.begin_stage()
     elif not any(back) and done != [(self.stage, first, len(rec.losses))]:
