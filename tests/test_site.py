@@ -6,6 +6,7 @@ stand the faults that it must find. `MALARIA_SITE=_docs` examines a site that is
 import json,os,re,shutil,subprocess,sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler,ThreadingHTTPServer
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -214,7 +215,7 @@ def test_pages_are_woven_together(site):
         for lesson in LESSONS:
             assert archive.read(lesson.name)==(site/'notebooks'/lesson.name).read_bytes()==lesson.read_bytes()
             assert leads(page_of(lesson), f'href="../notebooks/{lesson.name}" download')
-    assert leads('index.html', 'malaria_fastai '+re.search(r'__version__ = .(.*).$', (ROOT/'malaria_fastai/__init__.py').read_text(), re.M)[1])
+    assert leads('index.html', 'malaria_fastai '+version('malaria_fastai'))
 
 def test_a_term_is_linked_once_and_not_in_code():
     from weave_pages import link_terms

@@ -6,6 +6,7 @@ published, makes this an error.
 
 Whoever has Quarto runs `nbdev-docs` on the same notebooks instead."""
 import os,re,shutil,subprocess,sys
+from importlib.metadata import version
 from pathlib import Path
 import yaml
 from finish_pages import finish
@@ -50,13 +51,13 @@ def rename(text, names):
     for old,new in names.items(): text = re.sub(rf'(https?://[^\s"\')]*)?(?<![\w-]){re.escape(old)}', lambda m: m[0] if m[1] else new, text)
     return text
 
-def arrange(stage, site, version):
+def arrange(stage, site, release):
     "Make what nbdev staged fit smalldocs: page names, sidebar, version, relative links to our own pages. Returns which notebook got which name."
     config = yaml.safe_load((stage/'_quarto.yml').read_text(encoding='utf-8'))
     side = config['website']['sidebar']
     side['contents'] = prune([*spell_out(side['contents'], stage)], stage)
     footer = config['website']['page-footer']
-    footer['left'] = footer['left'].replace('malaria_fastai', f'malaria_fastai {version}', 1)
+    footer['left'] = footer['left'].replace('malaria_fastai', f'malaria_fastai {release}', 1)
     (stage/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
     moved = {o.relative_to(stage).as_posix(): staged(o).relative_to(stage).as_posix() for o in stage.rglob('*.ipynb') if staged(o)!=o}
     names = {Path(k).name: Path(v).name for k,v in moved.items()}
@@ -78,7 +79,7 @@ def main():
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(proc_nbs(cfg.nbs_path, n_workers=1, force=True), stage, ignore=shutil.ignore_patterns('runs')) # what lessons wrote
     (stage/'try/model/MODEL_CARD.md').unlink(missing_ok=True) # no page of the site: `try_page` brings it
-    moved = arrange(stage, cfg.doc_url, cfg.version)
+    moved = arrange(stage, cfg.doc_url, version('malaria_fastai'))
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)])
     if done.returncode: sys.exit('The site is not built: mend what the lines above name.')
     shutil.copytree(ROOT/'results', stage/built.name/'results', ignore=shutil.ignore_patterns('*.csv', '*.md', '*.txt'))
