@@ -5,6 +5,7 @@ from pathlib import Path
 from set_address import owner
 from test_repo import copy
 
+PUBLISHED = 'somebody' # who holds the repository there: while nobody does, a lesson stops
 OWN = ('malaria_fastai', '__editable__', 'nbdev') # what is not lent: this package, and what only its makers need
 MINE = ('MALARIA_', 'PIP_', 'PYTEST', 'JUPYTER', 'IN_TEST', 'MPLBACKEND', 'PYTHONPATH', 'TQDM_DISABLE') # what the tests' own surroundings must not lend
 
@@ -32,8 +33,8 @@ class FreshEnvironment:
         self.python = self.bin/'python'
         self.site = next((folder/'python').glob('[Ll]ib/**/site-packages'))
         (self.site/'lent.pth').write_text(f'{lend(folder/"lent")}\n')
-        (folder/'gitconfig').write_text(f'[url "{snapshot(tree, folder/"repository").as_uri()}"]\n'
-            f'    insteadOf = https://github.com/{owner(tree)}/malaria_fastai\n[protocol "file"]\n    allow = always\n')
+        here = ''.join(f'    insteadOf = https://github.com/{name}/malaria_fastai\n' for name in (owner(tree), PUBLISHED))
+        (folder/'gitconfig').write_text(f'[url "{snapshot(tree, folder/"repository").as_uri()}"]\n{here}[protocol "file"]\n    allow = always\n')
         # PIP_NO_BUILD_ISOLATION: 0 means that there is none (pypa/pip, issue 5735); setuptools is among what is lent
         self.env = {k:v for k,v in os.environ.items() if not k.startswith(MINE)} | dict(PATH=f'{self.bin}{os.pathsep}{os.environ["PATH"]}',
             GIT_CONFIG_GLOBAL=str(folder/'gitconfig'), PIP_NO_INDEX='1', PIP_NO_BUILD_ISOLATION='0', PIP_DISABLE_PIP_VERSION_CHECK='1',

@@ -14,7 +14,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
-from fresh_environment import FreshEnvironment
+from fresh_environment import PUBLISHED, FreshEnvironment
+from set_address import readdress
 from test_repo import NOISE, ROOT, code_cells, settings
 
 TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
@@ -62,8 +63,8 @@ class Colab(FreshEnvironment):
     def has_package(self): return not self.run(self.python, '-c', 'import malaria_fastai', cwd=self.content).returncode
 
     def play(self, notebook):
-        "Run every cell of a copy of `notebook`, which is in the folder; returns it with its outputs."
-        nb = nbformat.reads(json.dumps(notebook), as_version=4)
+        "Run every cell of a copy of `notebook`, which is in the folder, as if somebody had published it; returns it with its outputs."
+        nb = nbformat.reads(readdress(json.dumps(notebook), PUBLISHED), as_version=4)
         for c in nb.cells:
             if c.cell_type=='code': c.outputs = []
         nbformat.write(nb, self.content/'tutorial.ipynb')
@@ -138,6 +139,20 @@ def test_tutorial_runs_in_colab(path, colab):
     assert colab.has_package()
     if os.environ.get('UPDATE_RESULTS'): write_row(path, wall, cpu)
 
+@pytest.mark.parametrize('path', TUTORIALS, ids=lambda o: o.stem)
+def test_first_cell_stops_with_one_sentence_while_nobody_has_published(path, monkeypatch):
+    "And runs on as soon as the address names somebody: then the sentence is gone, and pip is asked for that address."
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    asked = []
+    monkeypatch.setattr(shell, 'system', asked.append)
+    monkeypatch.setitem(sys.modules, 'malaria_fastai.all', None) # an import of it fails
+    cell = code_cells(read(path))[0][1]
+    stopped = shell.run_cell(cell).error_in_exec
+    assert isinstance(stopped, SystemExit) and re.fullmatch(r'Not published yet: .*GitHub name for OWNER', stopped.code) and not asked
+    assert isinstance(shell.run_cell(readdress(cell, 'somebody')).error_in_exec, ModuleNotFoundError)
+    assert len(asked)==1 and re.search(r' @ git\+https://github\.com/somebody/malaria_fastai"', asked[0])
+
 def clocks(): return time.time(),sum(os.times()[2:4]) # seconds, and seconds of processor time of kernels that ended
 
 def write_row(path, wall, cpu):
@@ -209,7 +224,8 @@ def test_colab_satisfies_the_requirements():
 # ---- the head and the tail of each tutorial
 
 def first_cell(url): return re.compile(r'try:(?: from malaria_fastai\.all import \*|\n    from malaria_fastai\.all import \*\n    import \w+)\nexcept ModuleNotFoundError:\n'
-    rf'    %pip install -q (?:\\\n {{8}})?"malaria_fastai(?:\[\w+\])? @ git\+{re.escape(url)}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\([^)]*\)))?')
+    rf"    address = '{re.escape(url)}'\n    if '/OWNER/' in address: raise SystemExit\(\n        '[^'\n]+'\)\n"
+    r'    %pip install -q "malaria_fastai(?:\[\w+\])? @ git\+{address}"\n    from malaria_fastai\.all import \*(?:\n\n[\w,*]+ = (start_notebook\([^)]*\)))?')
 
 OWN_WORDS = {'09_train_on_several_gpus': 'torch.cuda.get_device_name'} # it chooses nothing by its accelerator, so its second cell says which there is
 
@@ -250,7 +266,7 @@ def replaced(old, new):
     return change
 
 HEAD_FAULTS = [('no T4', replaced('"T4"', '"A100"')), ('no T4', replaced('"accelerator"', '"x"')), ('no badge', replaced('01_malaria_with_fastai.ipynb)', '02.ipynb)')),
-    ('the first code cell', replaced('ModuleNotFoundError', 'Exception')), ('the first code cell', replaced('git+https', 'https')),
+    ('the first code cell', replaced('ModuleNotFoundError', 'Exception')), ('the first code cell', replaced("address = 'https", "address = 'git+https")),
     ('it does not say where', replaced("start_notebook('01_malaria_with_fastai')", 'start_notebook()')), ('a later cell', replaced('test_eq(', '!pip install x\\ntest_eq(')),
     ('it does not say which', replaced("source,full,runs = start_notebook('01_malaria_with_fastai')", '')), ('the opening has no "What', replaced('**What you will learn.**', '')), ('the opening has no "The data', replaced('**The data.**', '')),
     ('The time: does not say estimated', replaced('estimated', 'about')), ('the opening does not say', replaced('not for diagnosis', 'for you')),
