@@ -5,15 +5,19 @@ Nothing but the expected may be printed. Python 3.13, a T4 and a Drive cannot be
 The minutes in results/colab_run.csv are written by
 
     UPDATE_RESULTS=1 python -m pytest tests/test_colab.py -k runs_in_colab"""
-import json,os,platform,re,shutil,sys,time
-from importlib.metadata import version
+import json,os,platform,re,shutil,subprocess,sys,time,venv
+from importlib.metadata import distribution, requires, version
+from pathlib import Path
+from zipfile import ZipFile
 import nbformat
 import pandas as pd
+import pip
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from fresh_environment import PUBLISHED, FreshEnvironment
 from set_address import readdress
 from test_repo import NOISE, ROOT, code_cells, settings
@@ -21,9 +25,11 @@ from test_repo import NOISE, ROOT, code_cells, settings
 TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
 RESULTS = ROOT/'results/colab_run.csv'
 
-# Colab's own, of those that settings.ini asks for, in August 2026; what it does not have pip fetches
-COLAB = dict(python='3.13.15', torch='2.11.0', torchvision='0.26.0', fastai='2.8.8', timm='1.0.28', numpy='2.1.3', pandas='2.2.3',
-             matplotlib='3.10.0', pillow='11.3.0', **{'scikit-learn': '1.6.1'})
+# What Colab's images ship, of what an install could touch: the pinned one of January 2026 and the one of June, from the lists that Colab publishes
+# (googlecolab/backend-info, pip-freeze.gpu.txt); the newest as far as it is known.
+IMAGES = pd.read_csv(Path(__file__).parent/'colab_images.csv', index_col='package', dtype=str)
+COLAB = IMAGES['2026.08'].dropna().to_dict()
+INSTALLS = ROOT/'results/colab_install.csv'
 
 # ---- the imitation
 
@@ -219,7 +225,90 @@ def test_colab_satisfies_the_requirements():
     s = settings(ROOT)
     assert unmet(s['requirements'], COLAB)==[]
     assert f'python>={s["min_python"]}' not in unmet(f'python>={s["min_python"]}', COLAB)
-    assert unmet('torch>=2.12 fastai>=2.8.8,<2.9 tqdm>=99', COLAB)==['torch>=2.12']
+    assert unmet('torch>=2.12 fastai>=2.8.8,<2.9 missing>=99', COLAB)==['torch>=2.12']
+
+# ---- what pip's resolver answers in three of Colab's images
+
+def wheel(folder, name, version, requires=(), extras=()):
+    "A wheel that has nothing in it but its name, its version and what it requires."
+    info = f'{name.replace("-", "_")}-{version}.dist-info'
+    texts = dict(METADATA='\n'.join(['Metadata-Version: 2.1', f'Name: {name}', f'Version: {version}', *(f'Provides-Extra: {o}' for o in extras), *(f'Requires-Dist: {o}' for o in requires)])+'\n',
+                 WHEEL='Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n', RECORD='')
+    with ZipFile(folder/f'{info[:-10]}-py3-none-any.whl', 'w') as archive:
+        for file,text in texts.items(): archive.writestr(f'{info}/{file}', text)
+
+class Image:
+    "An environment in which nothing but pip says that it is installed, and the packages of one of Colab's images."
+    def __init__(self, folder, packages):
+        venv.create(folder/'python', with_pip=False)
+        self.python,self.packages = folder/'python/bin/python',packages
+        site = next((folder/'python').glob('lib/*/site-packages'))
+        for found in (Path(pip.__file__).parent, distribution('pip')._path): (site/found.name).symlink_to(found)
+        for name,number in packages.items():
+            info = site/f'{name.replace("-", "_")}-{number}.dist-info'
+            info.mkdir()
+            (info/'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
+
+    def answer(self, registry, extra=''):
+        "What pip would install for this project, name -> version, where the wheels of `registry` can be had."
+        env = {k: v for k,v in os.environ.items() if not k.startswith('PIP_')} | dict(PIP_CONFIG_FILE=os.devnull)
+        done = subprocess.run([self.python, '-m', 'pip', 'install', '--dry-run', '--quiet', '--no-index', '--find-links', registry, '--report', '-', f'malaria_fastai{extra}'],
+                              env=env, capture_output=True, text=True)
+        assert done.returncode==0, done.stderr
+        new = {canonicalize_name(o['metadata']['name']): o['metadata']['version'] for o in json.loads(done.stdout)['install']}
+        return {name: number for name,number in new.items() if name!='malaria-fastai'}
+
+def closure(requirements):
+    "Requirements and what those need, of what is installed here: name -> what it requires."
+    found,todo = {},[*map(Requirement, requirements)]
+    while todo:
+        wanted = todo.pop()
+        name = canonicalize_name(wanted.name)
+        if name in found or wanted.marker and not wanted.marker.evaluate(dict(extra='')): continue
+        found[name] = [o for o in requires(name) or [] if 'extra ==' not in o]
+        todo += map(Requirement, found[name])
+    return found
+
+def registry(folder, requirements, extras):
+    "Wheels without anything in them: this project, as settings.ini describes it, and everything that it needs, as new as here."
+    folder.mkdir()
+    both = [*requirements, *(f'{o};extra=="{name}"' for name,wanted in extras.items() for o in wanted)]
+    wheel(folder, 'malaria_fastai', settings(ROOT)['version'], both, extras)
+    for name,wanted in closure([*requirements, *sum(extras.values(), [])]).items(): wheel(folder, name, version(name), wanted)
+    return folder
+
+EXTRAS = 'audit','distributed','onnx' # of lessons 4, 9 and 8
+def asked(): return settings(ROOT)['requirements'].split(),{name: settings(ROOT)[f'{name}_requirements'].split() for name in EXTRAS}
+
+def installs(folder):
+    "A row for each image and each line that a lesson installs: what of Colab's own pip would change."
+    wheels,rows = registry(folder/'registry', *asked()),[]
+    for name in IMAGES:
+        packages = IMAGES[name].dropna()
+        image = Image(folder/name, packages.drop('python'))
+        for extra in ('', *EXTRAS):
+            new = image.answer(wheels, extra and f'[{extra}]')
+            changed = [f'{o} {packages[o]} to {number}' for o,number in sorted(new.items()) if o in packages]
+            rows.append(dict(image=name, python=packages['python'], torch=packages['torch'], fastai=packages['fastai'], extra=extra, changes=', '.join(changed)))
+    return pd.DataFrame(rows)
+
+@pytest.mark.slow
+def test_what_pip_would_change_in_an_image_of_colab(tmp_path):
+    "In the newest image nothing; what it would in older ones is written down."
+    found = installs(tmp_path)
+    if os.environ.get('UPDATE_RESULTS'): found.to_csv(INSTALLS, index=False, lineterminator='\n')
+    stored = pd.read_csv(INSTALLS, dtype=str, keep_default_na=False)
+    without_versions = lambda table: table.assign(changes=table.changes.str.replace(r' to [\w.]+', '', regex=True))
+    pd.testing.assert_frame_equal(without_versions(found), without_versions(stored))
+    newest = found[found.image=='2026.08']
+    assert len(newest)==4 and not newest.changes.any()
+
+@pytest.mark.slow
+def test_the_resolver_finds_a_bound_that_replaces_what_colab_has(tmp_path):
+    requirements,extras = asked()
+    wheels = registry(tmp_path/'registry', ['fastai>2.8.8' if o.startswith('fastai') else o for o in requirements], extras)
+    packages = IMAGES['2026.08'].dropna().drop('python')
+    assert 'fastai' in Image(tmp_path/'image', packages).answer(wheels)
 
 # ---- the head and the tail of each tutorial
 
