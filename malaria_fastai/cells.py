@@ -21,7 +21,6 @@ from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from itertools import cycle
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFile, ImageOps
 
-from .files import digest, read_table
+from .files import digest, near, read_table
 from .sample import draw_sample
 from .source import (DataNotFound, RECORDS, _class_folders, _no_picture, class_root, counted,
                                    download, extract, facts, progress as bar)
@@ -49,11 +48,10 @@ def locate(
     if name in RECORDS or name.startswith(('http://', 'https://')):
         archive = download(RECORDS.get(name, source), folder)
     if not archive.is_file():
-        near = get_close_matches(name, [*RECORDS, *map(str, archive.parent.glob('*'))], 1)
-        hint = f'; did you mean {near[0]}?' if near else '.'
+        known = [*RECORDS, *archive.parent.glob('*')]
         raise DataNotFound(
-            f"{source or 'an empty name'}: no such folder or file, and no data set of this name{hint} Give a folder "
-            f"with one folder per class, a zip, an http(s) address, or one of: {', '.join(RECORDS)}")
+            f"{source or 'an empty name'}: no such folder or file, and no data set of this name. Give a folder with one "
+            f"folder per class, a zip, an http(s) address, or one of: {', '.join(RECORDS)}{near(name, known)}")
     done = extract(archive, folder)
     print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
     return class_root(done.root)

@@ -15,6 +15,7 @@ import io
 import os
 import uuid
 from contextlib import contextmanager
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
@@ -155,3 +156,13 @@ def check_output(
     above = next(path for path in (*[real]*folder, *real.parents) if os.path.exists(path))
     if above.is_dir() and os.access(above, os.W_OK): return out
     raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
+
+# %% ../nbs/api/00_files.ipynb #49b7a84c
+def near(
+    word, # What was asked for
+    known # The words that there are
+)->str: # `; did you mean patient?`; empty where none is near
+    "The end of a sentence that refuses a word: the known ones that are most like it, whatever their capitals."
+    names = {str(name).lower(): str(name) for name in known}
+    found = get_close_matches(str(word).lower(), names)
+    return f"; did you mean {' or '.join(map(names.get, found))}?" if found else ''

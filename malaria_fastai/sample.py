@@ -219,3 +219,10 @@ def is_drawn(
 )->bool: # Whether every figure made from it must say so
     "Whether a data set is the drawn sample."
     return any(Path(root, up, _MARK).is_file() for up in ('.', '..'))
+
+# %% ../nbs/api/02_sample.ipynb #efd6da71
+def drawn_note(
+    root:str|Path # A data set's folder
+)->str: # `DRAWN_NOTE`, or nothing
+    "What a figure made from this data set must say."
+    return DRAWN_NOTE if is_drawn(root) else ''

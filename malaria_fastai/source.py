@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -399,3 +400,13 @@ def install_command(
     "How to install this package with an extra."
     from malaria_fastai._modidx import d # nbdev keeps the repository's address here
     return f'pip install "malaria_fastai[{extra}] @ git+{d["settings"]["git_url"]}"'
+
+# %% ../nbs/api/01_source.ipynb #2c28dde9
+def needs(
+    module:str, # Name of a module of a package that comes with an extra
+    extra:str   # Name of the extra
+): # The module
+    "Import a module; where it is missing, the error says how to install it."
+    try: return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here, and missing ({error}): {install_command(extra)}") from error

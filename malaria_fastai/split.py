@@ -11,14 +11,13 @@ __all__ = ['SplitError', 'split_random', 'split_patient', 'split_folder', 'split
 # %% ../nbs/api/04_split.ipynb #5e6b8e04
 import re
 import warnings
-from difflib import get_close_matches
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from .cells import NoPatients
-from .files import read_table
+from .files import near, read_table
 from .source import facts
 
 # %% ../nbs/api/04_split.ipynb #8ca42ff1
@@ -362,9 +361,8 @@ def split_by(
     drawn = re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule)
     if drawn: parts = split_kfold(cells, drawn[1], int(drawn[2]), int(drawn[3]), valid, seed)
     elif rule not in _RULES:
-        near = get_close_matches(rule.lower(), _RULES, 1, .4) or _RULES
-        raise SplitError(f"there is no split rule {rule!r}; did you mean {near[0]!r}? Rules: random, patient, folder, "
-                         "fold:0 to fold:4, and patient:K/N or random:K/N, which is fold K of N drawn ones")
+        raise SplitError(f"there is no split rule {rule!r}. Rules: random, patient, folder, fold:0 to fold:4, and "
+                         f"patient:K/N or random:K/N, which is fold K of N drawn ones{near(rule, _RULES)}")
     elif rule == 'folder': parts = split_folder(cells, valid, seed)
     elif rule.startswith('fold:'): parts = split_fold(cells, int(rule[-1]), valid, seed)
     else: parts = dict(random=split_random, patient=split_patient)[rule](cells, valid, test, seed)
