@@ -45,7 +45,7 @@ from .report import (
 from .resume import AnotherRun, SaveModelCallback, StateDamaged, StateNotWritten
 from .run import (
     augmentation, boosted, colour_features, colour_floor, cross_validate, environment, evaluate_run, fit_recipe,
-    limit_cells, positive_class, probabilities, recipe_data, recipe_learner, runs_table, split_gap, splits_table,
+    limit_cells, positive_class, probabilities, recipe_data, recipe_learner, runs_table,
     start_notebook, summary, train)
 from .sample import DRAWN_NOTE, draw_sample, is_drawn
 from .source import (

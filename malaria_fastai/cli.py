@@ -77,12 +77,17 @@ def _run_options(
     "The options that `train` and `crossval` share."
 
 # %% ../nbs/api/18_cli.ipynb #13fd6ead
+def _several():
+    "Whether several processes were launched together."
+    return int(os.environ.get('WORLD_SIZE', 1)) > 1
+
+
 def _import_extras(*recipes):
     "Import what only some need: weights from Python packages, and several processes."
     from malaria_fastai.recipes import find_recipe
     if any(find_recipe(recipe).weights == 'packaged' for recipe in recipes if recipe):
         import malaria_fastai.extra.packaged_weights # noqa: F401
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if _several():
         from malaria_fastai.extra.distributed import join
         join()
 
@@ -204,10 +209,10 @@ def review(self:Command,
     "Rank doubtful labels of a cross-validation by patient, and draw the sheets to look at."
     from malaria_fastai.cells import locate, read_cells
     from malaria_fastai.extra.contact_sheets import review_run
-    from malaria_fastai.sample import DRAWN_NOTE, is_drawn
+    from malaria_fastai.sample import drawn_note
     root = locate(source, folder=data_dir)
     cells = read_cells(root, on_bad=on_bad)
-    agreed = review_run(folder, root, cells, out, K, DRAWN_NOTE*is_drawn(root))
+    agreed = review_run(folder, root, cells, out, K, drawn_note(root))
     if agreed:
         print('{marked:,} labels of {n:,} are disputed already; AUC of the list {auc:.3f}'.format(**agreed))
         row = '  first {k:,}: {found:,} of them ({precision:.0%}), recall {recall:.0%}'
@@ -251,8 +256,7 @@ def export(self:Command,
     if quantize:
         from malaria_fastai.extra.quantize import quantize as write_int8
         write_int8(folder, root)
-    for path in sorted(folder.iterdir()):
-        print(f'{path.stat().st_size/1e6:8.2f} MB  {path}')
+    print(f'Model folder: {folder}')
 
 # %% ../nbs/api/18_cli.ipynb #614ed32a
 @patch
@@ -273,11 +277,11 @@ def predict(self:Command,
 ):
     "Say for each picture: a class, unsure, or not a cell."
     from malaria_fastai.predict import Predictor, predict_files
+    from malaria_fastai.source import counted
     predict = Predictor(model or None, engine, bs, device=device, threshold=threshold)
     done = predict_files(predict, paths, Out)
     lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
-    left_out = ', '.join(f'{n:,} {why}' for why,n in sorted(done['left_out'].items()))
-    if left_out: lines.append(f'left out: {left_out}')
+    if done['left_out']: lines.append(f"left out: {counted(done['left_out'])}")
     if Out: lines.append(f'Table: {Out}')
     for line in lines:
         print(_visible(line), file=sys.stdout if Out else sys.stderr)
@@ -311,13 +315,12 @@ _WORDS = 'train', 'crossval', 'recipes', 'compare', 'evaluate', 'review', 'data'
 
 
 def parser(
-    word:str='', # A word of the command; '' is the list of them
-    typed:str='' # What was typed
+    word:str='' # A word of the command; '' is the list of them
 )->argparse.ArgumentParser:
     "The grammar of a word, or that of the list of words."
     if word:
         grammar = anno_parser(
-            getattr(Command(typed), word), prog=f'malaria-fastai {word}')
+            getattr(Command(''), word), prog=f'malaria-fastai {word}')
     else:
         about = 'Learn, and do, malaria cell classification with fastai.'
         grammar = argparse.ArgumentParser('malaria-fastai', description=about)
@@ -335,52 +338,42 @@ def _is_model(path):
     return any((Path(path)/name).exists() for name in ('model.json', 'model', 'run.json'))
 
 
-# %% ../nbs/api/18_cli.ipynb #238b1183
+# %% ../nbs/api/18_cli.ipynb #238b1184
 _GOES_ON = dict( # Word -> how an interrupted command goes on
     train='; the same command with --resume goes on',
     compare='; the same command goes on',
     crossval='; the same command with --resume goes on')
 
 
-def _answer(argv):
-    "Read what was typed, do it, and say in one line what went wrong; returns the exit status."
-    word = parser().parse_args(argv[:1]).word
-    own = ['']*(word == 'predict' and not any(map(_is_model, argv[1:])))
-    options = vars(parser(word).parse_args([*own, *argv[1:]]))
-    del options['pdb'], options['xtra'] # fastcore's own
-    typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')
-    n = int(os.environ.get('WORLD_SIZE', 1)) # as the launchers of several processes say it
+def main(
+    argv:list=None # The words after the command; None takes them from the command line
+)->int: # Exit status: 0; 2 with one line that says what to do; or 130 after Ctrl-C
+    "Read what was typed, do it, and say in one line what went wrong."
+    argv = [*map(str, sys.argv[1:] if argv is None else argv)]
+    for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    word = ''
     try:
-        if n > 1 and word != 'train':
-            raise ValueError(
-                f'{word} is done by one process, and {n} were launched: start it without a launcher. '
-                '`train` is what several can share')
+        word = parser().parse_args(argv[:1]).word
+        own = ['']*(word == 'predict' and not any(map(_is_model, argv[1:])))
+        options = vars(parser(word).parse_args([*own, *argv[1:]]))
+        del options['pdb'], options['xtra'] # fastcore's own
+        if word != 'train' and _several():
+            from malaria_fastai.learner import alone
+            alone(word)
+        typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')
         getattr(Command(typed), word)(**options)
-    except BrokenPipeError: raise
+        sys.stdout.flush()
+    except BrokenPipeError: # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         text = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.strerror and error.filename:
+        if getattr(error, 'filename', ''):
             text = f"{error.filename}: {error.strerror}. {_REMEDY.get(error.errno, '')}"
-        print(f"malaria-fastai: {_visible(' '.join(text.split()))}",
-              file=sys.stderr)
+        print(f"malaria-fastai: {_visible(' '.join(text.split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"malaria-fastai: stopped{_GOES_ON.get(word, '')}", file=sys.stderr)
         return 130
     return 0
-
-# %% ../nbs/api/18_cli.ipynb #238b1184
-def main(
-    argv:list|None=None # The words after the command; None takes them from the command line
-)->int: # Exit status: 0; 2 with one line that says what to do; or 130 after Ctrl-C
-    "Run the command."
-    for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to fail
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
-    try:
-        status = _answer([*map(str, sys.argv[1:] if argv is None else argv)])
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError: # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

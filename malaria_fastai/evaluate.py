@@ -6,14 +6,13 @@ Docs: https://OWNER.github.io/malaria_fastai/api/evaluate.html.md"""
 
 # %% ../nbs/api/12_evaluate.ipynb #6a092f0d
 from __future__ import annotations
-import difflib
 from collections import namedtuple
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from pandas import DataFrame
 
 from .cells import NoPatients
-from .files import read_table
+from .files import near, read_table
 
 # %% auto #0
 __all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics',
@@ -24,13 +23,13 @@ __all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'On
 
 # %% ../nbs/api/12_evaluate.ipynb #8d39512f
 def simulate_predictions(
-    patients:int=60, # How many patients
-    cells:int=40, # Cells of each patient
-    controls:float=.25, # Share of patients without any positive cell, in [0,1)
-    separation:float=2., # Half the distance between the two classes, in standard deviations within one patient
-    spread:float=.7, # Standard deviation of the shift that all cells of a patient share, same unit
-    sharpness:float=1., # 1 is calibrated, above 1 overconfident, below 1 timid
-    seed:int=42, # Same seed, same table
+    patients=60, # How many patients
+    cells=40, # Cells of each patient
+    controls=.25, # Share of patients without any positive cell, in [0,1)
+    separation=2., # Half the distance between the two classes, in standard deviations within one patient
+    spread=.7, # Standard deviation of the shift that all cells of a patient share, same unit
+    sharpness=1., # 1 is calibrated, above 1 overconfident, below 1 timid
+    seed=42, # Same seed, same table
 )->DataFrame: # A predictions table: path, label, patient, split, pred, p, p_is, disputed
     "Draw predictions whose truth is known, for teaching and for tests."
     rng = np.random.default_rng(seed)
@@ -45,10 +44,10 @@ def simulate_predictions(
     path = [f'{folder}/{name}_cell_{i}.png'
             for i,(folder,name) in enumerate(zip(label, patient))]
     split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
-    table = DataFrame(dict(
+    return DataFrame(dict(
         path=path, label=label, patient=patient, split=split, pred=pred,
-        p=p, p_is='raw', disputed=rng.random(len(who))<.05))
-    return table.astype(dict(patient='string', disputed='boolean'))
+        p=p, p_is='raw', disputed=rng.random(len(who))<.05)).astype(
+        dict(patient='string', disputed='boolean'))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -96,16 +95,12 @@ def _ends(p, mask):
 def _check_labels(preds, positive):
     "Refuse more than two classes, a positive class that is called otherwise, and labels that are not the truth."
     seen = _class_names(preds)
-    by_lower = {str(name).lower(): name for name in seen}
-    near = [] if positive in seen else difflib.get_close_matches(
-        str(positive).lower(), by_lower, 1)
     names = sorted(map(str, seen))
     if len(seen)>2:
         raise NotBinary(f"two classes are needed, found {len(seen)}: {names[:5]}. "
                         "Evaluate one against the rest")
-    if near or positive not in seen and len(seen)==2:
-        hint = f". Did you mean {by_lower[near[0]]!r}?" if near else ''
-        raise NotBinary(f"no class is called {positive!r}, found {names}{hint}")
+    if positive not in seen and (len(seen)==2 or near(positive, names)):
+        raise NotBinary(f"no class is called {positive!r}, found {names}{near(positive, names)}")
     if 'pred' not in preds and not {'decision', 'reason'}.isdisjoint(preds):
         raise BadPredictions(
             "this is a table of answers: its labels are what a model said, "
@@ -127,8 +122,7 @@ def _check_p(preds, positive):
     bad = preds.p[~p.between(0, 1)]
     if len(bad):
         raise BadPredictions(
-            "column p must hold probabilities in [0, 1]: "
-            f"{len(bad)} rows do not, as {bad.iloc[0]!r}")
+            f"column p must hold probabilities in [0, 1], and not {bad.iloc[0]!r}")
     if 'pred' not in preds or preds.pred.isna().any(): return
     low,high = _ends(p, preds.pred==positive)
     if low<high:
@@ -146,7 +140,7 @@ def check_predictions(
     for column in ('split', 'p_is'):
         kinds = preds[column].unique() if column in preds else ()
         if len(kinds)>1: raise BadPredictions(
-            f"the rows are not alike: column {column} holds {', '.join(map(str, kinds))}; "
+            f"the rows are not alike: column {column} holds {[*kinds]}; "
             "judge one part at a time, e.g. preds[preds.split=='test'], "
             "with one kind of p")
     _check_p(preds, positive)
@@ -186,7 +180,7 @@ class Fitted:
 
     def check(self,
         preds:DataFrame, # The predictions it is about to be used on; labels are not needed
-        kind:str='threshold', # What it is to be used as
+        kind='threshold', # What it is to be used as
     )->DataFrame: # The same table
         "Refuse another kind of `p`, and predictions of a patient or a picture that it was chosen on."
         if self.kind!=kind:
@@ -197,9 +191,8 @@ class Fitted:
         for column,names in _names_in(preds).items():
             shared = names & self.known.get(column, set())
             if shared: raise BadPredictions(
-                f"this {kind} was chosen on {len(shared)} of the same {column}s, "
-                f"e.g. {min(shared)!r}. Choose it on validation patients "
-                "and judge it on others")
+                f"this {kind} was chosen on some of the same {column}s, e.g. {min(shared)!r}. "
+                "Choose it on validation patients and judge it on others")
         return preds
 
     def __float__(self): return float(self.value)
@@ -252,7 +245,7 @@ def _group_numbers(preds, by=None):
     known = _known(preds)
     if by=='cell' or by is None and not known.any(): return np.arange(len(preds))
     if by and not known.all(): raise NoPatients(
-        f"{(~known).sum():,} cells name no patient, so they cannot be drawn by "
+        "some cells name no patient, so they cannot be drawn by "
         "patient. by=None draws the patients that are known; by='cell' draws "
         "cells, and the intervals are too narrow then")
     return pd.factorize(preds.patient.astype('string').where(known), sort=True)[0]
@@ -277,18 +270,17 @@ def _walk(w, s):
 @np.errstate(invalid='ignore') # what is not defined is 0/0
 def _all_metrics(w, s, threshold):
     "Every metric as arrays (draws,), for weights `w` (draws, n); NaN where it is not defined."
+    from scipy.integrate import trapezoid
     tp,fp = _walk(w, s)
     at = np.searchsorted(s.steps, np.sum(s.p>=threshold))
     p,n,a,b = tp[-1],fp[-1],tp[at],fp[at] # positive and negative cells; a and b of them are called positive
     sens,spec = a/p,(n-b)/n
-    mcc = (a*(n-b)-b*(p-a))/np.sqrt(np.maximum((a+b)*p*n*(p+n-a-b), p*n>0)) # 0 where all are called alike
-    found,precision = np.diff(tp, axis=0),tp[1:]/(tp[1:]+fp[1:])
-    area = (np.diff(fp, axis=0)*(tp[1:]+tp[:-1])).sum(0)/2
-    return dict(accuracy=(a+n-b)/(p+n), balanced_accuracy=(sens+spec)/2, auc=area/(p*n),
+    mcc = (a*n-b*p)/np.sqrt(np.maximum((a+b)*p*n*(p+n-a-b), p*n>0)) # 0 where all are called alike
+    return dict(accuracy=(a+n-b)/(p+n), balanced_accuracy=(sens+spec)/2, auc=trapezoid(tp, fp, axis=0)/(p*n),
                 sensitivity=sens, specificity=spec,
                 f1=2*a/(a+b+p), mcc=mcc, precision=a/(a+b),
-                average_precision=np.nansum(found*precision, 0)/p,
-                brier=w@np.square(s.p-s.y)/w.sum(1))
+                average_precision=np.nansum(np.diff(tp, axis=0)*(tp[1:]/(tp[1:]+fp[1:])), 0)/p,
+                brier=w@np.square(s.p-s.y)/(p+n))
 
 # %% ../nbs/api/12_evaluate.ipynb #8e6f5542
 METRICS = dict(
@@ -322,11 +314,11 @@ def _n_patients(preds):
 def metrics(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    s,w = _scores(preds, positive),np.ones((1,len(preds)))
-    found = DataFrame(_all_metrics(w, s, _number(threshold, preds))).iloc[0]
+    s = _scores(preds, positive)
+    found = DataFrame(_all_metrics(np.ones((1,len(preds))), s, _number(threshold, preds))).iloc[0]
     return dict(n=len(preds), patients=_n_patients(preds)) | _for_json(found)
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
@@ -335,8 +327,7 @@ def negative_of(
     positive:str, # Name of the positive class
 )->str: # Name of the other class, or 'not <positive>' if the table never names it
     "Find the name of the negative class."
-    others = (str(name) for name in _class_names(preds) if name!=positive)
-    return next(others, f'not {positive}')
+    return next((str(name) for name in _class_names(preds) if name!=positive), f'not {positive}')
 
 # %% ../nbs/api/12_evaluate.ipynb #342b2f4e
 def _truth_and_call(preds, positive, threshold):
@@ -348,20 +339,20 @@ def _truth_and_call(preds, positive, threshold):
 def confusion(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold=.5, # A cell with `p` at or above it is called positive
 )->DataFrame: # Counts (2, 2): rows are the truth, columns the decision, the negative class first
     "Count cells by truth and decision."
     y,called = _truth_and_call(preds, positive, threshold)
     names = [negative_of(preds, positive), positive]
-    counts = np.bincount(2*y+called, minlength=4).reshape(2, 2)
-    return DataFrame(counts, names, names).rename_axis(index='truth', columns='decision')
+    return DataFrame(np.bincount(2*y+called, minlength=4).reshape(2, 2), names, names).rename_axis(
+        index='truth', columns='decision')
 
 # %% ../nbs/api/12_evaluate.ipynb #cd211873
 def resamples(
     n:int, # Number of patients (or cells) to draw from
-    draws:int=2000, # Number of draws
-    seed:int=42, # Same seed, same draws
-    block:int=50, # Draws per array, to bound memory
+    draws=2000, # Number of draws
+    seed=42, # Same seed, same draws
+    block=50, # Draws per array, to bound memory
 ): # int64 arrays (rows, n): how often each of the n is in the draw; rows sum to n
     "Draw `n` out of `n` with replacement, `draws` times."
     rng = np.random.default_rng(seed)
@@ -381,22 +372,20 @@ def _weights(group, draws, seed):
 def _estimate_and_draws(preds, positive, threshold, draws, seed, by=None):
     "A row with every metric of the table, and below it a row for each draw."
     s,threshold = _scores(preds, positive, by),_number(threshold, preds)
-    rows = [DataFrame(_all_metrics(w, s, threshold))
-            for w in _weights(s.group, draws, seed)]
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat([DataFrame(_all_metrics(w, s, threshold))
+                      for w in _weights(s.group, draws, seed)], ignore_index=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #d1f3c436
 def bootstrap(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
     positive:str, # Name of the positive class
-    draws:int=2000, # Number of draws
-    seed:int=42, # Same seed, same draws
-    by:str='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    draws=2000, # Number of draws
+    seed=42, # Same seed, same draws
+    by='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->DataFrame: # One row per draw, one column per metric; NaN where a draw does not define it
     "Compute every metric on `draws` resamples of the patients."
-    rows = _estimate_and_draws(preds, positive, threshold, draws, seed, by)
-    return rows[1:].reset_index(drop=True)
+    return _estimate_and_draws(preds, positive, threshold, draws, seed, by)[1:].reset_index(drop=True)
 
 # %% ../nbs/api/12_evaluate.ipynb #061f9bbe
 def _interval_ends(draws, n=None, about=(), undefined=.05):
@@ -404,7 +393,7 @@ def _interval_ends(draws, n=None, about=(), undefined=.05):
     Wilson's for `about` patients (or cells), one number per interval."""
     from scipy.special import ndtr, stdtrit
     tail = (1-.95)/2
-    if n and n>1: tail = ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, tail))
+    if (n or 0)>1: tail = ndtr(np.sqrt(n/(n-1))*stdtrit(n-1, tail))
     ends = draws.quantile([tail, 1-tail]).T.set_axis(['lo','hi'], axis=1)
     ends[(draws.isna().mean()>undefined) | (n==1)] = np.nan
     for name,k in zip(ends.index, about):
@@ -438,14 +427,13 @@ def _pairs(ends):
 def _intervals(preds, positive, threshold, draws, seed, by):
     "The interval of each metric, as `<metric>_ci`; None for a single patient."
     drawn = bootstrap(preds, positive, draws, seed, by, threshold)
-    group,y = _group_numbers(preds, by),(preds.label==positive).to_numpy(bool)
-    n,sick,well = (len({*group[rows]}-{-1}) for rows in (y|~y, y, ~y))
-    if by=='patient' and n<2: raise NoPatients(
+    y = preds.label==positive
+    rows = DataFrame(dict(accuracy=True, sensitivity=y, specificity=~y)) # what a rate is about
+    about = rows.groupby(_group_numbers(preds, by)).any().loc[0:].sum()
+    if by=='patient' and about.accuracy<2: raise NoPatients(
         "all cells are of one patient, which cannot tell how patients differ: "
         "no interval by patient can be had")
-    about = dict(accuracy=n, sensitivity=sick, specificity=well)
-    ci = interval(drawn, n, [about.get(metric, min(sick, well)) for metric in drawn])
-    return {f'{metric}_ci': ends for metric,ends in ci.items()}
+    return interval(drawn.add_suffix('_ci'), about.accuracy, about.reindex(drawn.columns).fillna(about.min()))
 
 # %% ../nbs/api/12_evaluate.ipynb #19281f41
 def _disputes(preds):
@@ -456,9 +444,9 @@ def _disputes(preds):
 def evaluate(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
     by:str=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
 )->dict: # n, patients, counts, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`, undisputed; no NaN
     "Compute every metric with its 95 % interval."
@@ -468,12 +456,12 @@ def evaluate(
     how,disputed = (positive, threshold, draws, seed, by),_disputes(preds)
     rest = preds[~disputed.fillna(False)].drop(columns='disputed', errors='ignore')
     drawn = by or ('patient' if has_patients(preds) else 'cell')
-    about = dict(
+    return found | dict(
         n_positive=n_positive, n_negative=found['n']-n_positive,
         positive=positive, threshold=threshold, ci_by=drawn, draws=draws,
         patient_unknown=int(drawn=='patient' and (~_known(preds)).sum()),
-        undisputed=evaluate(rest, *how) if disputed.notna().any() and len(rest) else None)
-    return found | about | _intervals(preds, *how)
+        undisputed=evaluate(rest, *how) if disputed.notna().any() and len(rest) else None,
+        **_intervals(preds, *how))
 
 # %% ../nbs/api/12_evaluate.ipynb #f606d7b1
 def both_lines(
@@ -502,16 +490,16 @@ def _band(s, kind, draws, seed, points=101):
     for w in _weights(s.group, draws, seed):
         tp,fp = _walk(w, s)
         lines += [_read_curve(kind, *draw, grid) for draw in zip(tp.T, fp.T)]
-    ends = _interval_ends(DataFrame(lines[1:]), s.group.max()+1)
-    return DataFrame(dict(x=grid, y=lines[0])).join(ends)
+    return DataFrame(dict(x=grid, y=lines[0])).join(
+        _interval_ends(DataFrame(lines[1:]), s.group.max()+1))
 
 # %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
 def curve_band(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    kind:str='roc', # 'roc': sensitivity at each false positive rate. 'pr': precision at each sensitivity
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same band
+    kind='roc', # 'roc': sensitivity at each false positive rate. 'pr': precision at each sensitivity
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same band
 )->DataFrame: # 101 rows, evenly over [0,1]: x, y, lo, hi, all in [0,1]; lo and hi are NaN where there is no interval
     "Read a ROC or precision-recall curve with its 95 % band, by patient where patients are known."
     return _band(_scores(preds, positive), kind, draws, seed)
@@ -521,9 +509,9 @@ def read_predictions(
     path, # The file, as `predictions.to_csv(path, index=False)` wrote it
 )->DataFrame: # The table, with the types it had; what is no number is text
     "Read a predictions table; only an empty field is a missing value."
-    types = dict(p=float, loss=float, quality=float, fold=int, seed=int, rank=int,
-                 disputed=bool, flipped=bool, suspected=bool)
-    return read_table(path, types=types)
+    return read_table(path, types=dict(
+        p=float, loss=float, quality=float, fold=int, seed=int, rank=int,
+        disputed=bool, flipped=bool, suspected=bool))
 
 # %% ../nbs/api/12_evaluate.ipynb #b34782b4
 def _aligned(tables):
@@ -550,9 +538,9 @@ def paired_difference(
     a:DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
     b:DataFrame, # Predictions of another model on the same cells
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive, by both; or what `choose_threshold` gave
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same draws
+    threshold=.5, # A cell with `p` at or above it is called positive, by both; or what `choose_threshold` gave
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same draws
 )->DataFrame: # One row per metric: a, b, difference (b-a), lo, hi; NaN where not defined
     "Compare two models on the same patients with 95 % intervals of the difference."
     a,b = _aligned((a, b))
@@ -560,33 +548,26 @@ def paired_difference(
     one,two = (_estimate_and_draws(table, positive, threshold, draws, seed)
                for table in (a, b))
     gap = two-one
-    ends = _interval_ends(gap[1:], _group_numbers(a).max()+1)
-    return DataFrame(dict(
-        a=one.loc[0], b=two.loc[0], difference=gap.loc[0])).join(ends)
+    return DataFrame(dict(a=one.loc[0], b=two.loc[0], difference=gap.loc[0])).join(
+        _interval_ends(gap[1:], _group_numbers(a).max()+1))
 
 # %% ../nbs/api/12_evaluate.ipynb #a87a821a
 def mean_of(
     *tables:DataFrame, # Predictions of several models on the same cells; need `path`, `label` and `p`
-    positive:str=None, # Name of the positive class; None reads it from `pred`, which all need then
+    positive:str, # Name of the positive class
 )->DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
     "Average the predictions of several models, once it is sure that they are of the same cells, class and kind of `p`."
     first,*_ = tables = _aligned(tables)
-    if positive is None:
-        for table in tables: _check_columns(table, 'pred')
-        if first.pred.nunique()<2: raise BadPredictions(
-            f"all cells are called {first.pred[0]!r}, so nothing shows "
-            "which class p speaks for: pass positive=")
-        positive = first.sort_values('p').pred.iloc[-1]
     for table in tables: _check_p(table, positive)
     p = np.mean([table.p for table in tables], 0)
-    pred = np.where(p>=.5, positive, negative_of(first, positive))
-    return first.drop(columns='loss', errors='ignore').assign(p=p, pred=pred)
+    return first.drop(columns='loss', errors='ignore').assign(
+        p=p, pred=np.where(p>=.5, positive, negative_of(first, positive)))
 
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
     y,called = _truth_and_call(preds, positive, threshold)
@@ -605,7 +586,7 @@ def per_patient(
 # %% ../nbs/api/12_evaluate.ipynb #67cbc376
 def detection_limit(
     patients:DataFrame, # As `per_patient` gives it
-    cells:int=5000, # Red cells looked at in one patient
+    cells=5000, # Red cells looked at in one patient
 )->dict: # fpr, fpr_ci, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection and _ci: shares, or None
     "Work out which share of infected cells could be told from false alarms, as far as so many controls can say."
     from scipy.special import chdtri
@@ -618,25 +599,24 @@ def detection_limit(
         ends = np.minimum(
             limit*np.sqrt((n-1)/chdtri(n-1, [.025,.975])), 1).tolist()
     if n:
-        drawn = DataFrame(dict(fpr=next(resamples(n, block=2000))@fpr/n))
-        fpr_ci = interval(drawn, n, [n])['fpr']
-    numbers = dict(fpr=f, fpr_sd=sd, sensitivity=s, false_alarms=f*cells,
-                   limit_of_blank=f+1.645*sd, limit_of_detection=limit)
-    return _for_json(numbers) | dict(
+        fpr_ci = interval(DataFrame(next(resamples(n, block=2000))@fpr/n), n, [n])[0]
+    return _for_json(dict(
+        fpr=f, fpr_sd=sd, sensitivity=s, false_alarms=f*cells,
+        limit_of_blank=f+1.645*sd, limit_of_detection=limit)) | dict(
         cells=cells, fpr_ci=fpr_ci, limit_of_detection_ci=ends)
 
 # %% ../nbs/api/12_evaluate.ipynb #82889098
 def patient_scores(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells, split
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
     table = per_patient(preds, positive, threshold).reset_index()
-    label = np.where(table.infected, 'infected', 'healthy')
-    return DataFrame(dict(path=table.patient,
-                             patient=table.patient.astype('string'), label=label,
-                             p=table.share_called, cells=table.cells, split='judged'))
+    return DataFrame(dict(
+        path=table.patient, patient=table.patient.astype('string'),
+        label=np.where(table.infected, 'infected', 'healthy'),
+        p=table.share_called, cells=table.cells, split='judged'))
 
 # %% ../nbs/api/12_evaluate.ipynb #aacb38df
 def _chosen_on(preds, positive, kind, value, **about):
@@ -663,10 +643,10 @@ def choose_threshold(
     y,p = _truth_and_p(valid, positive)
     _check_both_classes(valid)
     fpr,tpr,(_,*p) = roc_curve(y, p, drop_intermediate=False)
-    near = 1e-6 # values of `p` as near as that may change places on another processor
-    edges = np.array([2. if p[0]>1-near else 1., *p, -1. if p[-1]<=near else 0.])
+    tiny = 1e-6 # values of `p` as near as that may change places on another processor
+    edges = np.array([2. if p[0]>1-tiny else 1., *p, -1. if p[-1]<=tiny else 0.])
     steps = DataFrame(dict(sensitivity=tpr, specificity=1-fpr, cut=(edges[:-1]+edges[1:])/2))
-    fine = steps[(steps[aim]>=wanted-1e-9) & (-np.diff(edges)>near)]
+    fine = steps[(steps[aim]>=wanted-1e-9) & (-np.diff(edges)>tiny)]
     step = fine.to_dict('records')[0 if aim=='sensitivity' else -1]
     return _chosen_on(valid, positive, 'threshold', step.pop('cut'),
                       aim=aim, wanted=float(wanted), **step)
@@ -677,7 +657,7 @@ def apply_threshold(
     fitted:Fitted, # What `choose_threshold` gave
 )->DataFrame: # `preds` with a new column `pred`
     "Decide by a threshold that was chosen on other patients."
-    called = fitted.check(preds, 'threshold').p.astype(float)>=fitted.value
+    called = fitted.check(preds).p.astype(float)>=fitted.value
     return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
@@ -692,17 +672,17 @@ def _drawn_shares(preds, hits, of, draws, seed, undefined=.05):
     share,*drawn = np.concatenate([
         w@hits/(w@of) for w in _weights(group, draws, seed)])
     about = DataFrame(of).groupby(group).any().loc[0:].sum() # how many groups each share is about
-    ends = _interval_ends(DataFrame(drawn), group.max()+1, about, undefined)
-    return DataFrame(dict(share=share)).join(ends)
+    return DataFrame(dict(share=share)).join(
+        _interval_ends(DataFrame(drawn), group.max()+1, about, undefined))
 
 # %% ../nbs/api/12_evaluate.ipynb #2f12e39c
 def operating_points(
     valid:DataFrame, # Predictions of validation patients
     test:DataFrame, # Predictions of other patients
     positive:str, # Name of the positive class
-    aims:tuple=AIMS, # Pairs of 'sensitivity' or 'specificity' and the wanted value
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    aims=AIMS, # Pairs of 'sensitivity' or 'specificity' and the wanted value
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
     fitted = [choose_threshold(valid, positive, **{aim: wanted})
@@ -721,9 +701,9 @@ def operating_points(
 def reliability(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    bins:int=10, # Number of bins of equal width over [0,1]
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    bins=10, # Number of bins of equal width over [0,1]
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
 )->DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
     "Compare `p` with the share of positive cells, bin by bin."
     y,p = _truth_and_p(preds, positive)
@@ -737,7 +717,7 @@ def reliability(
 def ece(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    bins:int=15, # Number of bins of equal width over [0,1]
+    bins=15, # Number of bins of equal width over [0,1]
 )->float: # Mean distance of `p` from the share of positive cells, weighted by cells, in [0,1]
     "Compute the expected calibration error of `p`."
     table = reliability(preds, positive, bins, draws=1)
@@ -753,7 +733,7 @@ def _logit(p):
 def log_loss(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    temperature:float=1., # The logit of `p` is divided by it
+    temperature=1., # The logit of `p` is divided by it
 )->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1
     "Compute the log loss of `p`."
     x = _logit(preds.p)/temperature
@@ -786,24 +766,23 @@ def apply_temperature(
 def coverage_risk(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same band
-    points:int=101, # Places at which the curve is read, evenly over [0,1]
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same band
+    points=101, # Places at which the curve is read, evenly over [0,1]
 )->DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     y,called = _truth_and_call(preds, positive, threshold)
     sure = np.abs(_logit(preds.p)-_logit(_number(threshold, preds)))
-    s = _sorted_scores(y!=called, sure, _group_numbers(preds))
-    return _band(s, 'risk', draws, seed, points)
+    return _band(_sorted_scores(y!=called, sure, _group_numbers(preds)), 'risk', draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
 def with_and_without_disputed(
     preds:DataFrame, # A predictions table; column `disputed` is boolean, NA where unknown
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
 )->dict: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
     "Evaluate with all cells, and without those whose label is disputed."
     disputed = _disputes(preds)
@@ -815,30 +794,29 @@ def with_and_without_disputed(
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
 def _quantiles(x):
     "What a rate is in the worst, the middle and the best of patients; None if no patient has it."
-    spread = x.quantile([0,.05,.25,.5,.75,.95,1]).rename('{:g}'.format)
-    return spread.to_dict() if x.notna().any() else None
+    if x.notna().any(): return x.quantile([0,.05,.25,.5,.75,.95,1]).rename('{:g}'.format).to_dict()
 
 # %% ../nbs/api/12_evaluate.ipynb #c2da21df
 def _patient_summary(patients):
     "How patients differ, from what `per_patient` gives; ready for JSON."
     sick,well = patients[patients.infected],patients[~patients.infected]
-    off = (patients.share_called-patients.share_true).abs().mean()
     return dict(infected=len(sick), controls=len(well),
                 sensitivity=_quantiles(sick.sensitivity),
                 fpr_controls=_quantiles(well.fpr),
                 false_positives_controls=int(well.false_positives.sum()),
                 cells_controls=int(well.cells.sum()),
-                share_error=float(off), detection=detection_limit(patients))
+                share_error=float((patients.share_called-patients.share_true).abs().mean()),
+                detection=detection_limit(patients))
 
 # %% ../nbs/api/12_evaluate.ipynb #30207f58
 def patient_rule(
     valid:DataFrame, # Predictions of validation patients
     test:DataFrame, # Predictions of other patients
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
-    specificity:float=.9, # Wanted share of the healthy patients that are left alone
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    threshold=.5, # A cell with `p` at or above it is called positive
+    specificity=.9, # Wanted share of the healthy patients that are left alone
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
 )->dict: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
     chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold)
@@ -868,16 +846,16 @@ def _choices(valid, test, positive, threshold, draws, seed):
         dict(ece=ece(table, positive), log_loss=log_loss(table, positive),
              brier=metrics(table, positive)['brier'])
         for table in (test, apply_temperature(test, fitted))]
-    effect = DataFrame(before_and_after).to_dict('list')
-    return found | dict(calibration=dict(temperature=float(fitted.value)) | effect)
+    return found | dict(calibration=dict(
+        temperature=float(fitted.value), **DataFrame(before_and_after).to_dict('list')))
 
 # %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(
     preds:DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
-    draws:int=2000, # Number of bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    threshold=.5, # A cell with `p` at or above it is called positive
+    draws=2000, # Number of bootstrap draws
+    seed=42, # Same seed, same intervals
 )->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON
     "Look at the predictions of a run from every side."
     _check_columns(preds, 'split')

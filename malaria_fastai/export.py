@@ -20,20 +20,20 @@ import numpy as np
 import pandas as pd
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pandas import DataFrame
 from PIL import Image
 from torch import nn
 
 from .backbone import PictureNet
-from .cells import MAX_PIXELS, BadPicture, Resizing, identity, open_picture
-from .evaluate import OneClass, fit_temperature, read_predictions
-from .files import ModelRefused, replacing, write_atomically
+from .cells import MAX_PIXELS, BadPicture, Resizing, open_picture
+from .evaluate import OneClass, _logit, fit_temperature, read_predictions
+from .files import ModelRefused, read_table, replacing, write_atomically
 from .learner import named_weights, read_model
-from .predict import _MAX_BYTES, ContentCheck, appearance, _checked_file, read_folder
-from .predict import _AGAIN, _DARK, _LAYOUT, _SIDE, _facts_of, _prepared, _resizing, _seal
-from .predict import _moved, _odds_of, _onnx_network, _onnx_package, _picture_net, _softmax
-from .predict import _with_threshold, read_threshold
+from .predict import (
+    _AGAIN, _DARK, _LAYOUT, _MAX_BYTES, _SIDE, ContentCheck, _checked_file, _facts_of, _moved, _onnx_network,
+    _picture_net, _prepared, _resizing, _seal, _softmax, _with_threshold, appearance, read_folder)
 from .recipes import check_words
-from .source import EXTENSIONS, RECORDS, progress, record_for
+from .source import RECORDS, needs, progress, record_for
 
 # %% ../nbs/api/17_export.ipynb #ef7b40bc
 def _spread_of(numbers):
@@ -48,8 +48,8 @@ _SAME = 1e-6 # Values as near as this may change places on another processor: no
 
 def _gaps(falling):
     "Where values that fall leave a gap: how many lie above each, and its middle."
-    above = 1+np.flatnonzero(falling[:-1]-falling[1:] > _SAME)
-    return above,(falling[above-1]+falling[above])/2
+    above = 1 + np.flatnonzero(np.diff(falling) < -_SAME)
+    return above,(falling[above-1] + falling[above])/2
 
 # %% ../nbs/api/17_export.ipynb #333c2d18
 _LET_GO = .001 # Share of cells of patients left out that may be too far
@@ -57,27 +57,27 @@ _LET_GO = .001 # Share of cells of patients left out that may be too far
 
 def _highest(distances):
     "A limit in a gap, with `_LET_GO` of the distances above it or fewer; of few distances, the largest alone."
-    falling = np.sort(distances)[::-1]
-    above,middle = _gaps(falling)
-    if not len(above): return float(falling[0]) # all the same
-    return float(middle[max(0, (above <= max(1, _LET_GO*len(falling))).sum()-1)])
+    above,middle = _gaps(np.sort(distances)[::-1])
+    fine = (above <= max(1, _LET_GO*len(distances))).sum()
+    limits = middle[:max(1, fine)] if len(above) else distances # or all are the same
+    return float(limits[-1])
 
 # %% ../nbs/api/17_export.ipynb #6393db2c
 def fit_content(
-    numbers:pd.DataFrame, # Numbers of cells of the training and validation parts, one row a cell
+    numbers:DataFrame, # Numbers of cells of the training and validation parts, one row a cell
     patients=None         # The patient of each cell; None: each cell for itself
 )->ContentCheck:
     "Learn what cells look like, and set the limit by cells of patients left out."
     frame = numbers[['cover', 'border']].agg(['min', 'max']).add([-.1, .1], axis=0).to_dict('list')
     numbers = numbers.drop(columns=[*frame])
     if patients is None: patients = np.arange(len(numbers))
-    who = np.unique(np.array(patients, str), return_inverse=True)[1]
+    who = pd.factorize(pd.Series(patients).astype(str), sort=True)[0]
     fold = np.random.default_rng(42).permutation(who.max()+1)[who] % 4
-    squares = np.zeros(len(numbers))
+    squares = []
     for k in range(4): # the distance of each cell from cells of other patients
         mean,sd,inverse = _spread_of(numbers[fold != k])
         z = ((numbers[fold == k] - mean)/sd).to_numpy()
-        squares[fold == k] = ((z @ inverse)*z).sum(1)
+        squares += ((z @ inverse)*z).sum(1).tolist()
     mean,sd,inverse = (part.round(6).tolist() for part in _spread_of(numbers))
     return ContentCheck([*numbers], mean, sd, inverse, _highest(np.sqrt(squares)),
                         frame, dict(cells=len(numbers)))
@@ -85,55 +85,54 @@ def fit_content(
 # %% ../nbs/api/17_export.ipynb #4b2f2b03
 def numbers_of(
     pictures # Pictures, or paths
-)->pd.DataFrame: # One row a picture that can be read and is not black; its position is the index
+)->DataFrame: # One row a picture that can be read and is not black; its position is the index
     "Describe many pictures."
     rows = {}
     for i,picture in enumerate(pictures):
         try: numbers = appearance(open_picture(picture))
         except BadPicture: continue # training left it out as well
         if numbers: rows[i] = numbers
-    return pd.DataFrame.from_dict(rows, orient='index')
+    return DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/api/17_export.ipynb #d146f781
 def choose_band(
-    valid:pd.DataFrame, # Calibrated predictions of validation patients; needs `label` and `p`
+    valid:DataFrame, # Calibrated predictions of validation patients; needs `label` and `p`
     positive:str,       # The positive class
-    risk:float=.02,     # Accepted share of wrong cells among the decided, in (0, 1)
-    threshold:float=.5  # A cell with `p` at or above it is called positive
+    risk=.02,           # Accepted share of wrong cells among the decided, in (0, 1)
+    threshold=.5        # A cell with `p` at or above it is called positive
 )->tuple: # (low, high): a cell with `p` between them is unsure
     "The narrowest band around the threshold that leaves so few errors outside; at most half of the cells lie in it."
-    by = float(_odds_of(threshold)) # all is as if the threshold were one half
+    by = float(_logit(threshold)) # all is as if the threshold were one half
     p = _moved(valid.p.to_numpy(float), -by)
     sure = np.maximum(p, 1-p)
-    wrong = (p >= .5) != (valid.label == positive).to_numpy()
     order = np.argsort(-sure, kind='stable')
+    wrong = (p >= .5) != (valid.label == positive).to_numpy()
     decided,high = _gaps(sure[order])
     decided = np.append(decided, len(p))
-    high = np.append(high, .5) # or all of them are decided
     enough = decided*2 >= len(p)
     fine = enough & (wrong[order].cumsum()[decided-1] <= risk*decided)
-    best = np.flatnonzero(fine)[-1] if fine.any() else enough.argmax()
-    return tuple(float(_moved(end, by)) for end in (1-high[best], high[best]))
+    best = max(np.flatnonzero(fine), default=enough.argmax())
+    high = np.append(high, .5)[best] # or all of them are decided
+    return float(_moved(1-high, by)),float(_moved(high, by))
 
 # %% ../nbs/api/17_export.ipynb #208fc399
-def _calibration(preds, positive, risk, chosen=None):
+def _calibration(preds, positive, risk, threshold=None):
     "Temperature, threshold and band from the validation part, and what they do to both parts: counts and shares."
     try:
         temperature = float(fit_temperature(preds[preds.split == 'valid'], positive).value)
     except OneClass: temperature = 1.
-    facts = dict(temperature=temperature, threshold=.5,
-                 threshold_from=None, unsure=dict(low=.5, high=.5))
-    if chosen: facts = _with_threshold(facts, chosen)
+    facts = _with_threshold(dict(
+        temperature=temperature, positive=positive, threshold=.5,
+        threshold_from=None, unsure=dict(low=.5, high=.5)), threshold)
     preds = preds.assign(p=_moved(preds.p, temperature=temperature))
-    wrong = (preds.p >= facts['threshold']) != (preds.label == positive)
     low,high = choose_band(preds[preds.split == 'valid'],
                            positive, risk, facts['threshold'])
+    wrong = (preds.p >= facts['threshold']) != (preds.label == positive)
     facts['unsure'] = unsure = dict(low=low, high=high, risk=risk)
     for part,rows in preds.assign(wrong=wrong, open=preds.p.between(low, high, 'neither')).groupby('split'):
         decided = rows.wrong[~rows.open]
-        unsure[part] = dict(n=len(rows), unsure=float(rows.open.mean()),
-                            error_all=float(rows.wrong.mean()),
-                            error_decided=float(decided.mean()) if len(decided) else None)
+        unsure[part] = dict(n=len(rows), unsure=rows.open.mean(), error_all=rows.wrong.mean(),
+                            error_decided=decided.mean() if len(decided) else None)
     return facts
 
 # %% ../nbs/api/17_export.ipynb #421cc319
@@ -141,50 +140,39 @@ def _keeps_patients(rule):
     return rule.split(':')[0] in ('patient', 'fold') # no patient is on two sides then
 
 
-def _patient_of(path): return identity(path.rsplit('/', 1)[-1])['patient']
-
-
-def _training_cells(
-    root,      # The folder of the data
-    preds,     # The predictions of the run
-    by_patient # Whether the split kept patients apart
-): # Their paths below `root`, sorted
-    "Find the cells that are neither in the predictions nor, where patients are kept apart, of their patients."
-    root,known,labels = Path(root),set(preds.path),set(preds.label)
-    others = set(preds.patient.dropna()) if by_patient else ()
-    pictures = [file for file in root.rglob('*')
-                if file.suffix.lower() in EXTENSIONS
-                and file.parent.name in labels]
-    paths = {file.relative_to(root).as_posix() for file in pictures}
-    learned = sorted(path for path in paths - known
-                     if _patient_of(path) not in others)
-    if learned and not paths.isdisjoint(known): return learned
+def _cells_of(run, root):
+    "The cells of a run with their parts, if those that it was trained on are in this folder."
+    cells = read_table(run/'split.csv')
+    learned = cells.path[cells.split == 'train']
+    if any((root/path).is_file() for path in learned): return cells
     raise FileNotFoundError(f"{root.name}: none of the run's cells, or no cell that it was trained on, is in this "
                             "folder; name the data that the run was trained on")
 
 # %% ../nbs/api/17_export.ipynb #f5086e93
-def _drawn_from(
-    items, # What to draw from
+def _drawn(
+    cells, # A table with `path` and `split`
+    root,  # The folder that `path` is relative to
+    part,  # 'train', 'valid' or 'test'
     n,     # How many; all of fewer
     rng    # Names the draw
-): # In the order of `items`
-    "Draw some items, none of them twice."
-    return [items[i] for i in sorted(rng.permutation(len(items))[:n])]
+): # Rows of `cells`, in their order; `file` is where each lies
+    "Draw some cells of a part, none of them twice."
+    some = cells[cells.split == part]
+    some = some.iloc[np.sort(rng.permutation(len(some))[:n])]
+    return some.assign(file=[root/path for path in some.path])
 
 
-def _fitted_content(root, preds, by_patient, seed, n):
+def _fitted_content(root, cells, by_patient, seed, n):
     "Fit the content check, and measure it on test cells; a cell without numbers is refused."
-    root,rng = Path(root),np.random.default_rng(seed)
-    parts = [_training_cells(root, preds, by_patient),
-             *([*preds.path[preds.split == part]] for part in ('valid', 'test'))]
-    learned,valid,test = (_drawn_from(paths, n, rng) for paths in parts)
-    paths = learned + valid
-    numbers,judged = (numbers_of(root/path for path in progress(some, 'looking at cells')) for some in (paths, test))
-    patients = [_patient_of(paths[i]) for i in numbers.index] if by_patient else None
+    rng = np.random.default_rng(seed)
+    *looked,test = (_drawn(cells, root, part, n, rng) for part in ('train', 'valid', 'test'))
+    looked = pd.concat(looked, ignore_index=True)
+    numbers,judged = (numbers_of(progress(some.file, 'looking at cells')) for some in (looked, test))
+    patients = looked.patient[numbers.index] if by_patient else None
     check = fit_content(numbers, patients)
-    check.about['patients'] = patients and len({*patients})
+    check.about['patients'] = patients.nunique() if by_patient else None
     accepted = sum(not check.reason(row) for row in judged.to_dict('records'))
-    if test:
+    if len(test):
         check.about.update(test=len(test), test_refused=len(test) - accepted)
     return check
 
@@ -195,7 +183,7 @@ def _test_picture(w=61, h=47):
     waves = 128 + 90*np.sin(x/7 + k) + 30*np.cos(y/(5 + k))
     oval = (2*x/(w-1) - 1)**2 + (2*y/(h-1) - 1)**2 <= 1
     f = io.BytesIO()
-    Image.fromarray((waves.clip(0, 255)*oval).astype(np.uint8)).save(f, 'PNG')
+    Image.fromarray((waves*oval).astype(np.uint8)).save(f, 'PNG')
     return f.getvalue()
 
 # %% ../nbs/api/17_export.ipynb #93c099f9
@@ -204,12 +192,11 @@ def _test_vector(net, rule):
     png = _test_picture()
     im = open_picture(png)
     x = _prepared(im, rule)
-    rows,columns = ([n//4, n//2, 3*n//4] for n in x.shape[:2])
+    some = range(0, min(rule.size), 1 + min(rule.size)//8)
     return dict(
         png=base64.b64encode(png).decode(),
-        pixels=[[i, j, x[i, j].tolist()] for i in rows for j in columns],
-        pixel_sum=int(x.sum()), numbers={name: round(number, 6)
-                                         for name,number in appearance(im).items()},
+        pixels=[[i, i, x[i, i].tolist()] for i in some], pixel_sum=int(x.sum()),
+        numbers=pd.Series(appearance(im)).round(6).to_dict(),
         logits=net.logits(x[None])[0].astype(float).round(6).tolist())
 
 # %% ../nbs/api/17_export.ipynb #b57c7961
@@ -250,19 +237,17 @@ def _files_of(folder, old):
     files = {'export.pkl': dict(file=_facts_of(folder/'export.pkl'))}
     if old.get('export.pkl') != files['export.pkl']: old = {}
     for file in folder.glob('*.onnx'):
-        about = old.get(file.name)
-        if about and about['file'] == _facts_of(file):
-            files[file.name] = about
+        if file.name in old: files[file.name] = old[file.name]
         else: file.unlink()
     return files
 
 # %% ../nbs/api/17_export.ipynb #08e1e9d9
 def pack(
-    run:str|Path,            # A run folder, as `run.train` writes it
-    data:str|Path|None=None, # The folder of its data, to fit the content check; None keeps the one that is there
-    risk:float=.02,          # Accepted share of wrong cells among those that are not called unsure, in (0, 1)
-    seed:int=42,             # Names the cells that the content check is fitted on
-    n:int=2000,              # At most so many training, validation and test cells for it
+    run:Path,            # A run folder, as `run.train` writes it
+    data:Path=None, # The folder of its data, to fit the content check; None keeps the one that is there
+    risk=.02,                # Accepted share of wrong cells among those that are not called unsure, in (0, 1)
+    seed=42,                 # Names the cells that the content check is fitted on
+    n=2000,                  # At most so many training, validation and test cells for it
     # 'raw:P' or 'calibrated:P', the p from which on a cell is called positive, or what `choose_threshold` gave; None
     # keeps the one that is there, .5 in the beginning
     threshold=None
@@ -282,20 +267,21 @@ def pack(
     except FileNotFoundError: pass
     except ModelRefused:
         if data is None: raise # its content check would be lost
-    chosen = old.get('threshold_from') if threshold is None else read_threshold(threshold)
-    content = old.get('content')
+    if threshold is None: threshold = old.get('threshold_from')
+    decided,content = _calibration(preds, positive, risk, threshold),old.get('content')
     if data is not None:
-        content = vars(_fitted_content(data, preds, _keeps_patients(metrics['split']), seed, n))
+        cells = _cells_of(run, Path(data))
+        content = vars(_fitted_content(Path(data), cells, _keeps_patients(metrics['split']), seed, n))
     facts = dict(
         format=_LAYOUT,
         notice='For learning and research. Not for diagnosis: never use it to decide about a patient.',
         arch=about['spec']['arch'], cut=about['spec'].get('cut'), steps=_STEPS,
-        classes=described['classes'], positive=positive, views=about.get('views', 1),
+        classes=described['classes'], views=about.get('views', 1),
         normalise=described['stats'], resize=dict(
             size=described['size'], method=described['resize_method'],
             padding_mode=described['padding_mode']),
         refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
-        **_calibration(preds, positive, risk, chosen), content=content,
+        **decided, content=content,
         limits=dict(max_bytes=_MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK),
         data=metrics['data'], split=metrics['split'], pretrained=metrics['pretrained'],
         metrics={part: metrics[part] for part in ('valid', 'test') if part in metrics},
@@ -309,7 +295,7 @@ def pack(
 
 # %% ../nbs/api/17_export.ipynb #f2996003
 def model_card(
-    folder:str|Path # A model folder
+    folder:Path # A model folder
 )->str: # Markdown
     "Say in words what a model was made from, what it can do, and where it ends."
     facts = read_folder(folder)[1]
@@ -319,11 +305,10 @@ def model_card(
                             keep_trailing_newline=True)
     thing = 'cell' if facts['refused_as'] == 'not a cell' else 'picture'
     try:
-        record = RECORDS.get(facts['data'].get('record'))
-        kept = _keeps_patients(facts['split'])
-        card = templates.get_template('model_card.md.jinja')
-        return card.render(dict(threshold_from=None, views=1) | facts,
-                           record=record, thing=thing, keeps_patients=kept)
+        return templates.get_template('model_card.md.jinja').render(
+            dict(threshold_from=None, views=1) | facts, thing=thing,
+            record=RECORDS.get(facts['data'].get('record')),
+            keeps_patients=_keeps_patients(facts['split']))
     except Exception as e: # a stranger's values fail in many ways
         raise ModelRefused(f"model.json: no card can be written of it ({type(e).__name__}: {e}); {_AGAIN}") from e
 
@@ -343,9 +328,9 @@ def _with_maps(net):
     layers = [*map(type, head)] if type(net.model) is type(head) is nn.Sequential else []
     if layers != [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear] or head[0].output_size != 1:
         return net
-    mapped = _MappedNet(net.model)
+    mapped = _MappedNet(net.model).eval()
     mapped.mean,mapped.std = net.mean,net.std
-    return mapped.eval()
+    return mapped
 
 # %% ../nbs/api/17_export.ipynb #aff1a9e6
 class _GlobalMaxPool(nn.Module):
@@ -362,20 +347,12 @@ def _exportable(net):
     return net
 
 # %% ../nbs/api/17_export.ipynb #029cec4b
-def _noise_and_waves(rule):
-    "Eight pictures of the size that a network takes."
-    x = np.random.default_rng(0).integers(0, 256, (8, *rule.size, 3)).astype(np.uint8)
-    waves = np.asarray(open_picture(_test_picture()).resize(rule.size[::-1]))
-    for i in range(4): x[i] = waves//(i + 1)
-    return x
-
-
 def _apart(net, ask, x, temperature):
     "How far two networks are apart, one by one and all at once: in p, and in logits as a share of the largest."
     wanted = net.logits(x).astype(float)
-    given = np.float64([np.concatenate([*map(ask, np.split(x, len(x)))]), ask(x)])
+    given = np.float64([np.concatenate([ask(one[None]) for one in x]), ask(x)])
     p = abs(_softmax(given/temperature) - _softmax(wanted/temperature)).max()
-    return float(p),float(abs(given - wanted).max()/max(1, abs(wanted).max()))
+    return p,abs(given - wanted).max()/max(1, abs(wanted).max())
 
 # %% ../nbs/api/17_export.ipynb #4e94ee5a
 class ExportFailed(ValueError):
@@ -385,32 +362,29 @@ class ExportFailed(ValueError):
 def write_onnx(
     net:PictureNet, # In evaluation mode
     rule:Resizing,  # How its pictures are resized
-    file:str|Path,  # The file to write: one that answers as `net` does, or none
-    pictures:np.ndarray|None=None, # uint8 (n, height, width, 3): cells to compare on, beside noise and waves
-    temperature:float=1. # What logits are divided by before they become probabilities
+    file:Path,  # The file to write: one that answers as `net` does, or none
+    pictures:np.ndarray=None, # uint8 (n, height, width, 3): cells to compare on, beside noise
+    temperature=1.       # What logits are divided by before they become probabilities
 )->float: # The largest difference between probabilities of both
     "Export a network, without the chatter of the exporter, and ask both the same."
-    for package in ('onnx', 'onnxscript'): _onnx_package(package)
+    for package in ('onnx', 'onnxscript'): needs(package, 'onnx')
     named_weights(net.model) # a wrapped network is refused, and not blamed on the exporter
-    x = _noise_and_waves(rule)
-    how = dict(input_names=['pictures'], output_names=list(net.outputs),
-               dynamo=True, verbose=False,
-               external_data=False,
-               dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
+    x = np.random.default_rng(0).integers(0, 256, (8, *rule.size, 3)).astype(np.uint8)
     with warnings.catch_warnings(), replacing(file) as part:
         warnings.simplefilter('ignore')
         try:
-            torch.onnx.export(_exportable(net),
-                              (torch.from_numpy(x[:2]),), str(part), **how)
+            torch.onnx.export(
+                _exportable(net), (torch.from_numpy(x[:2]),), str(part), dynamo=True, verbose=False,
+                input_names=['pictures'], output_names=list(net.outputs), external_data=False,
+                dynamic_shapes={'pictures': {0: torch.export.Dim('n', min=1, max=4096)}})
         except Exception as e: # the exporter and its packages have many kinds
             raise ExportFailed(f"PyTorch {torch.__version__} cannot export this network. The exporter says: "
                                + shorten(repr(e), 300)) from e
         if pictures is not None: x = np.concatenate([x, pictures])
         p,z = _apart(net, _onnx_network(part), x, temperature)
         if not max(p, z) <= 1e-4:
-            text = ("the exported network differs by {:.1e} in a probability and by {:.1e} in a logit; "
-                    "please report this with the name of the network")
-            raise ExportFailed(text.format(p, z))
+            raise ExportFailed(f"the exported network differs by {p:.1e} in a probability and by {z:.1e} in a logit; "
+                               "please report this with the name of the network")
     return p
 
 # %% ../nbs/api/17_export.ipynb #2f3a0322
@@ -427,23 +401,20 @@ def _prepared_cells(
 
 # %% ../nbs/api/17_export.ipynb #f437420d
 def export_onnx(
-    run:str|Path,            # A run folder or its model folder, packed
-    data:str|Path|None=None, # The folder of its data, to compare on cells too
-    seed:int=42,             # Names the 16 cells for the comparison
+    run:Path,            # A run folder or its model folder, packed
+    data:Path=None, # The folder of its data, to compare on cells too
+    seed=42,                 # Names the 16 cells for the comparison
 )->dict: # File name -> what was measured
     "Write `model.onnx` into the model folder."
     folder,facts = read_folder(run)
-    source = _checked_file(folder, facts, 'export.pkl')
-    file = folder/'model.onnx'
-    rule,cells = _resizing(facts),None
+    source,file = _checked_file(folder, facts, 'export.pkl'),folder/'model.onnx'
+    rule,pictures = _resizing(facts),None
     if data is not None:
-        preds = read_predictions(folder.parent/'predictions.csv')
-        _training_cells(data, preds, False) # says so if it is another folder
-        valid = _drawn_from([*preds.path[preds.split == 'valid']],
-                            16, np.random.default_rng(seed))
-        cells = _prepared_cells([Path(data)/path for path in valid], rule)
+        cells = _cells_of(folder.parent, Path(data))
+        some = _drawn(cells, Path(data), 'valid', 16, np.random.default_rng(seed))
+        pictures = _prepared_cells(some.file, rule)
     apart = write_onnx(_with_maps(_picture_net(source)), rule,
-                       file, cells, facts['temperature'])
+                       file, pictures, facts['temperature'])
     facts['files'][file.name] = measured = dict(file=_facts_of(file),
                                                 largest_difference=apart)
     _write_folder(folder, facts)

@@ -77,26 +77,25 @@ class ClassificationInterpretation:
         preds:torch.Tensor,                     # float32 (n, classes): probabilities
         y_true:torch.Tensor,                    # int64 (n,)
         losses:torch.Tensor,                    # float32 (n,)
-        ds_type:DatasetType=DatasetType.Valid   # The part they belong to
+        ds_type=DatasetType.Valid               # The part they belong to
     ):
         self.learn,self.preds,self.y_true,self.losses = learn,preds,y_true,losses
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
         self.dl = learn.dls.fixed_dl(ds_type)
 
+    @classmethod
+    def from_learner(cls,
+        learn:CNNLearner, # A trained learner
+        ds_type=DatasetType.Valid, # Which part; the training part is read untransformed
+        **v1              # Words of v1 that change nothing here
+    ):
+        "Predict one part, once."
+        unmeant('from_learner', v1)
+        return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True), ds_type=ds_type)
+
     def _pictures(self, idxs):
         self.dl.before_iter()
         return self.dl.load(0, idxs)[0]
-
-# %% ../nbs/api/11_interpret.ipynb #a0f7e971
-@patch(cls_method=True)
-def from_learner(cls:ClassificationInterpretation,
-    learn:CNNLearner, # A trained learner
-    ds_type=DatasetType.Valid, # Which part; the training part is read untransformed
-    **v1              # Words of v1 that change nothing here
-)->ClassificationInterpretation:
-    "Predict one part, once."
-    unmeant('from_learner', v1)
-    return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True), ds_type=ds_type)
 
 # %% ../nbs/api/11_interpret.ipynb #4d6dccc0
 @patch
@@ -180,8 +179,8 @@ def plot_top_losses(self:ClassificationInterpretation,
     cols = math.ceil(len(table)**.5)
     size = figsize or (max(4.2, 2.3*cols), 2.6*math.ceil(len(table)/cols) + .6)
     font = min(max(6, 4*size[0]/cols), 12) # points: a title is about as wide as its picture
-    images = self.learn.dls.denormalize(self._pictures(table.index))
-    fig = show_grid(images, titles, cols, size, f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
+    fig = show_grid(self.learn.dls.denormalize(self._pictures(table.index)), titles, cols, size,
+                    f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
     fig.get_layout_engine().set(h_pad=.12) # inches
     if heatmap:
         look = dict(extent=fig.axes[0].images[0].get_extent(), interpolation='bilinear', vmin=0, vmax=1)
@@ -205,8 +204,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     counts = self.confusion_matrix(**v1)
     shares = counts/counts.sum(1, keepdims=True).clip(1)
     ticks = range(len(counts))
-    size = figsize or (2.4 + .8*len(counts),)*2
-    fig,ax = plt.subplots(figsize=size, dpi=dpi, layout='constrained')
+    fig,ax = plt.subplots(figsize=figsize or (2.4 + .8*len(counts),)*2, dpi=dpi, layout='constrained')
     ax.imshow(shares, cmap, vmin=0, vmax=1)
     ax.set(xlabel='Predicted', ylabel='Actual', title=title)
     ax.set_xticks(ticks, self.classes, rotation=90*(len(counts) > 2))

@@ -1253,11 +1253,12 @@ def TTA(self:CNNLearner,
     ds_type=DatasetType.Valid, # Which part
     dl=None  # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
-    "Average the predictions over the dihedral views."
+    "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
-    seen = []
+    record,views,seen = record_for(self.dls.classes),self.dls.views,[]
+    if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
     with self.no_bar():
-        for k in range(n_views(self.dls.rule.size or (0, 1))):
+        for k in range(views):
             probs,targets = self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs]))
             seen.append(probs)
     plain,mean = seen[0],torch.stack(seen).mean(0)

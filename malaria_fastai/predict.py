@@ -21,29 +21,32 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import resources
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import chunked, patch
+from pandas import DataFrame
 from PIL import Image, ImageFilter
 
 from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, open_picture
+from .evaluate import _logit
 from .files import ModelRefused, check_output, digest, file_digest, replacing
 from .recipes import _FROM_1, check_words
-from .source import _archive_plan, _no_picture, install_command, progress
+from .source import _archive_plan, _no_picture, needs, progress
 
 # %% ../nbs/api/16_predict.ipynb #90a823fd
 _SIDE = 64 # Pixels: the pictures that numbers are taken of
 _DARK = 24 # A pixel is black if no colour is brighter, of 255: above what JPEG leaves around a black frame
 _DEEP = 4  # Pixels: so far inside of what is not black
+_NUMBERS = 'cover border light red blue red_sd blue_sd spread edge edge_sd'.split()
 
 # %% ../nbs/api/16_predict.ipynb #46b0f87d
 def appearance(
     im:Image.Image # An RGB picture of any size
-)->dict|None: # Name of a number -> float; None where there is next to nothing but black
+)->dict: # Name of a number -> float; None where there is next to nothing but black
     "Describe a picture by ten numbers that can be said in words."
     small = im.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     colours = np.stack(small.split()).astype(np.float32)
@@ -58,13 +61,10 @@ def appearance(
     up = abs(np.diff(light, axis=0))
     left = abs(np.diff(light, axis=1))
     steps = (up[:, 1:] + left[1:])[inside[1:, 1:]]
-    numbers = dict(
-        cover=seen.mean(), border=(seen[[0, -1]].mean() + seen[:, [0, -1]].mean())/2,
-        light=lit.mean(), red=red.mean(), blue=blue.mean(),
-        red_sd=np.log(red.std() + .005), blue_sd=np.log(blue.std() + .005),
-        spread=np.log(lit.std() + .3),
-        edge=np.log(steps.mean() + .1), edge_sd=np.log(steps.std() + .1))
-    return {name: float(number) for name,number in numbers.items()}
+    border = (seen[[0, -1]].mean() + seen[:, [0, -1]].mean())/2
+    logs = np.log([red.std() + .005, blue.std() + .005, lit.std() + .3, steps.mean() + .1, steps.std() + .1])
+    numbers = seen.mean(), border, lit.mean(), red.mean(), blue.mean(), *logs
+    return dict(zip(_NUMBERS, map(float, numbers)))
 
 # %% ../nbs/api/16_predict.ipynb #998c4571
 def _numeric(
@@ -91,12 +91,11 @@ class ContentCheck:
 
     def __post_init__(self):
         n = len(self.names)
-        every = appearance(Image.new('RGB', (_SIDE, _SIDE), 'grey'))
         _numeric(self.mean, n)
         _numeric(self.inverse, n, n)
         _numeric([*self.frame.values()], len(self.frame), 2)
         positive = _numeric(self.sd, n).min() > 0 <= _numeric(self.far)
-        if not (positive and {*self.names, *self.frame} <= every.keys()):
+        if not (positive and {*self.names, *self.frame} <= {*_NUMBERS}):
             raise ValueError("numbers that no pictures have")
 
     def _deviations(self, numbers):
@@ -110,20 +109,20 @@ class ContentCheck:
         return float(abs(z @ self.inverse @ z)**.5)
 
     def reason(self,
-        numbers:dict|None # What `appearance` gave
+        numbers:dict # What `appearance` gave
     )->str: # Why the picture is refused; empty if it is not
         "Say why a picture is not like the training pictures."
         if numbers is None: return 'next to nothing but black'
         for name,(low,high) in self.frame.items():
             if not low <= numbers[name] <= high:
-                text = 'not one cell cut out on black: {} is {:.2f}, allowed {:.2f} to {:.2f}'
-                return text.format(name, numbers[name], max(low, 0), min(high, 1))
+                return 'not one cell cut out on black: {} is {:.2f}, allowed {:.2f} to {:.2f}'.format(
+                    name, numbers[name], max(low, 0), min(high, 1))
         z = self._deviations(numbers)
         distance = self.distance(numbers)
         if distance <= self.far: return ''
         most = abs(z).argmax()
-        text = 'unlike the training cells: distance {:.0f}, allowed {:.0f}; most of all {}, {:+.0f} deviations'
-        return text.format(distance, self.far, self.names[most], z[most])
+        return 'unlike the training cells: distance {:.0f}, allowed {:.0f}; most of all {}, {:+.0f} deviations'.format(
+            distance, self.far, self.names[most], z[most])
 
 # %% ../nbs/api/16_predict.ipynb #73982068
 _LAYOUT = 'malaria_fastai model folder 2' # Changes when the layout of model.json does
@@ -144,15 +143,12 @@ def _seal(
 def _resizing(
     facts # What model.json says
 )->Resizing:
-    "How pictures become as large as the network needs them."
+    "How pictures become as large as the network needs them; a size or views that cannot be are an error."
     resize = facts['resize']
-    return Resizing.of(tuple(resize['size']), ResizeMethod[resize['method']],
-                       resize['padding_mode'])
-
-# %% ../nbs/api/16_predict.ipynb #c7e0c3d0
-def _has_views(size, n):
-    "Whether pictures of this size, (height, width), can be, and be asked in so many views."
-    return math.prod(size) <= MAX_PIXELS and (n == 1 or n == 8 and size[0] == size[1])
+    high,wide = resize['size']
+    if high*wide > MAX_PIXELS or facts.get('views', 1) not in (1, 8 if high == wide else 1):
+        raise ValueError("no picture is so large, or has so many views")
+    return Resizing.of((high, wide), ResizeMethod[resize['method']], resize['padding_mode'])
 
 # %% ../nbs/api/16_predict.ipynb #4a50772c
 _SOUND = dict( # Key of model.json -> whether its value, beside all the others, can be used; an error means no
@@ -161,7 +157,7 @@ _SOUND = dict( # Key of model.json -> whether its value, beside all the others, 
     refused_as  = lambda value, facts: isinstance(value, str),
     classes     = lambda names, facts: len(names) > 1 and sorted({*map(str, names)}) == sorted(names),
     positive    = lambda name, facts: name in facts['classes'],
-    resize      = lambda value, facts: _has_views(_resizing(facts).size, facts.get('views', 1)),
+    resize      = lambda value, facts: _resizing(facts).size,
     temperature = lambda value, facts: _numeric(value) > 0,
     threshold   = lambda value, facts: 0 <= _numeric(value) <= 1,
     unsure      = lambda band, facts: 0 <= _numeric(band['low']) <= _numeric(band['high']) <= 1,
@@ -171,7 +167,7 @@ _SOUND = dict( # Key of model.json -> whether its value, beside all the others, 
 
 # %% ../nbs/api/16_predict.ipynb #45a5dad0
 def read_folder(
-    folder:str|Path # A model folder, or a run folder that has one
+    folder:Path # A model folder, or a run folder that has one
 )->tuple: # (the model folder, what model.json says)
     "Read and check `model.json`."
     there = [file for file in (Path(folder)/'model.json', Path(folder)/'model/model.json') if file.is_file()]
@@ -202,8 +198,8 @@ def _checked_file(
 ): # The path of its file
     "Find a file that model.json vouches for."
     if name not in facts['files']:
-        how = "`malaria-fastai export RUN --onnx` makes model.onnx, --quantize model.int8.onnx"
-        raise FileNotFoundError(f"{name}: this model folder has none; {how}")
+        raise FileNotFoundError(f"{name}: this model folder has none; `malaria-fastai export RUN --onnx` makes "
+                                "model.onnx, --quantize model.int8.onnx")
     file = folder/name
     if not file.is_file() or _facts_of(file) != facts['files'][name]['file']:
         raise ModelRefused(f"{name}: it is missing, or not what model.json says; copy the whole folder again")
@@ -257,10 +253,8 @@ def _in_folder(folder, left_out):
         return (yield Found(folder, reason=f'this folder cannot be listed ({e.strerror or e})'))
     for is_folder,path in paths:
         why = _no_picture(os.path.basename(path))
-        if is_folder and why in ('hidden file', '__MACOSX'):
-            why = 'hidden folder'
-        elif is_folder:
-            why = 'link to a folder' if os.path.islink(path) else '' # it may lead back
+        if is_folder: # a link may lead back
+            why = 'link to a folder' if os.path.islink(path) else 'hidden folder'*(why in ('hidden file', '__MACOSX'))
         if why: left_out[_counted_as(why)] += 1
         elif is_folder: yield from _in_folder(path, left_out)
         else: yield Found(path, path)
@@ -280,7 +274,7 @@ def _in_zip(path, left_out):
 def _fitting(path):
     "What a path stands for: itself, or what fits it as a pattern, sorted; not again what lies in a folder that fits."
     paths = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
-    folders = {Path(path) for path in paths if os.path.isdir(path)}
+    folders = {*map(Path, filter(os.path.isdir, paths))}
     return [path for path in paths if folders.isdisjoint(Path(path).parents)]
 
 
@@ -296,12 +290,13 @@ def _behind(path, left_out):
 
 # %% ../nbs/api/16_predict.ipynb #ad9640e9
 def find_pictures(
-    paths,                      # Files, folders, patterns with `*`, zips; one, or many, also pictures among them
-    left_out:Counter|None=None  # Filled with what lies in folders and zips and is no picture
+    paths,                      # Files, folders, patterns with `*`, zips, or whatever `open_picture` takes; one, or many
+    left_out:Counter=None  # Filled with what lies in folders and zips and is no picture
 ): # An iterator over `Found`, in the order given, sorted inside each folder
     "Find pictures, one after another, without holding them in memory."
     left_out = Counter() if left_out is None else left_out
-    for i,path in enumerate([paths] if isinstance(paths, (str, Path)) else paths):
+    one = isinstance(paths, (str, bytes)) or hasattr(paths, 'read') or getattr(paths, 'ndim', 4) < 4
+    for i,path in enumerate([paths] if one or not hasattr(paths, '__iter__') else paths):
         if isinstance(path, Found): yield path
         elif isinstance(path, (str, Path)):
             pictures,nothing = _behind(str(path), left_out)
@@ -312,9 +307,8 @@ def find_pictures(
 # %% ../nbs/api/16_predict.ipynb #041dd67d
 def _prepared(im, rule):
     "The pixels that the network gets."
-    high,wide = rule.size
-    enlarged = max(high/im.height, wide/im.width)**2*im.height*im.width
-    if rule.method == ResizeMethod.CROP and enlarged > MAX_PIXELS: # it makes the shorter side fit
+    enlarged = max(rule.size)**2*max(im.size)/min(im.size) # pixels, where the shorter side has to fit
+    if rule.method == ResizeMethod.CROP and enlarged > MAX_PIXELS:
         raise BadPicture('picture',
                          f"{im.width} x {im.height} pixels are too long and narrow to be resized")
     return rule.crop(rule.fixed(im))
@@ -327,17 +321,10 @@ def _picture_net(file, device='cpu'):
     learn = load_learner(file)
     return PictureNet(learn.model, learn.about['data']['stats']).to(device).eval()
 
-# %% ../nbs/api/16_predict.ipynb #3e2261cb
-def _onnx_package(name):
-    "A package of the extra `onnx`; where it is missing, the error says how to get it."
-    try: return import_module(name)
-    except ImportError as e:
-        raise ImportError(f"ONNX needs more packages ({e.name} is missing): {install_command('onnx')}") from e
-
 # %% ../nbs/api/16_predict.ipynb #0b3bda7a
 def _onnx_network(file):
     "A network as onnxruntime runs it; normalisation is part of the file."
-    onnxruntime = _onnx_package('onnxruntime')
+    onnxruntime = needs('onnxruntime', 'onnx')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options,
@@ -351,15 +338,9 @@ def _softmax(x):
     return e/e.sum(-1, keepdims=True)
 
 
-def _odds_of(p):
-    "The logarithm of p/(1-p), finite at 0 and 1."
-    p = np.clip(p, 1e-7, 1 - 1e-7)
-    return np.log(p/(1 - p))
-
-
 def _moved(p, by=0., temperature=1.):
     "Probabilities whose log-odds were divided by a temperature, and moved."
-    return 1/(1 + np.exp(-_odds_of(p)/temperature - by))
+    return 1/(1 + np.exp(-_logit(p)/temperature - by))
 
 
 def _decide(
@@ -377,27 +358,30 @@ def _decide(
 
 # %% ../nbs/api/16_predict.ipynb #5b7e2c11
 def read_threshold(
-    threshold # A text such as 'raw:0.095' or 'calibrated:0.27', or what `choose_threshold` gave
+    threshold # A text such as 'raw:0.095' or 'calibrated:0.27', what `choose_threshold` gave, or its record
 )->dict: # `value`, and `p_is`: the p it was chosen on, 'raw' or 'calibrated'
     "A threshold, and which `p` it belongs to."
-    written = re.fullmatch(r'(raw|calibrated):([-+.\de]+)', str(threshold))
+    about = getattr(threshold, 'to_dict', lambda: threshold)()
+    written = re.fullmatch(r'(raw|calibrated):([-+.\de]+)', str(about))
     if written: about = dict(p_is=written[1], value=float(written[2]))
-    elif hasattr(threshold, 'to_dict'):
-        about = threshold.to_dict() | dict(p_is=threshold.p_is)
-    else:
+    is_record = isinstance(about, dict) and about.get('kind', 'threshold') == 'threshold'
+    if not is_record or about.get('p_is') not in ('raw', 'calibrated'):
         raise ValueError(f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was chosen on "
                          "the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
-    check_words(dict(threshold=about['value'], p_is=about['p_is']),
-                p_is='raw|calibrated')
+    check_words(dict(threshold=about['value']))
     return about
 
 
-def _with_threshold(facts, about):
-    "What model.json says, with a chosen threshold, which takes the band of unsure along."
+def _with_threshold(facts, threshold):
+    "What model.json says, with a chosen threshold, which takes the band of unsure along; None changes nothing."
+    if threshold is None: return facts
+    about = read_threshold(threshold)
+    if about.get('positive', facts['positive']) != facts['positive']:
+        raise ValueError(f"the threshold was chosen for {about['positive']}, and the model tells {facts['positive']}")
     value = float(about['value'])
     if about['p_is'] == 'raw':
         value = float(_moved(value, temperature=facts['temperature']))
-    by = _odds_of(value) - _odds_of(facts['threshold'])
+    by = _logit(value) - _logit(facts['threshold'])
     unsure = facts['unsure']
     band = {name: float(_moved(unsure[name], by)) for name in ('low', 'high')}
     return facts | dict(threshold=value, threshold_from=about, unsure=unsure | band)
@@ -424,12 +408,10 @@ def _own_network():
 def _over_views(ask):
     "The same, by the eight views: the logarithm of the mean probability stands for a logit."
     def answer(pixels):
-        both = pixels,pixels.swapaxes(1, 2)
-        views = [seen[:, ::down, ::right] for seen in both
-                 for down in (1, -1) for right in (1, -1)]
+        sides = pixels,pixels[:, ::-1]
+        views = [np.rot90(side, k, (1, 2)) for side in sides for k in range(4)]
         return np.log(np.mean([_softmax(ask(np.ascontiguousarray(view)).astype(float)) for view in views], 0))
     return answer
-
 
 # %% ../nbs/api/16_predict.ipynb #9d7c7236
 _COLUMNS = 'path','pred','p','p_is','decision','reason'
@@ -439,42 +421,37 @@ _UNREAD = 'cannot be read: ' # The reason begins so where there is no picture
 class Predictor:
     "A model folder at work: pictures in, one row each out."
     def __init__(self,
-        folder:str|Path|None=None, # A model folder, or a run folder that has one; None is the package's own
+        folder:Path=None, # A model folder, or a run folder that has one; None is the package's own
         # 'torch', 'onnx' or 'int8'; None is torch on a GPU, else onnx if there and installed, else torch, else int8
-        engine:str|None=None,
-        bs:int=32,              # Pictures in a batch
-        threads:int|None=None,  # Threads that decode and check; None is one per core
-        device:str|None=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
+        engine:str=None,
+        bs=32,                  # Pictures in a batch
+        threads:int=None,  # Threads that decode and check; None: as many as Python thinks fit
+        device:str=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
         threshold=None          # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
-        check_words(dict(bs=bs, threads=threads, engine=engine, device=device),
-                    bs=_FROM_1, threads=_FROM_1,
-                    engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
-        self.folder,self.facts = read_folder(folder or _own_network())
-        if threshold is not None:
-            self.facts = _with_threshold(self.facts, read_threshold(threshold))
+        check_words(dict(bs=bs, engine=engine, device=device),
+                    bs=_FROM_1, engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
+        self.folder,facts = read_folder(folder or _own_network())
+        self.facts = _with_threshold(facts, threshold)
         self.bs = bs
-        self.threads = threads or os.cpu_count() or 1
-        self.rule = _resizing(self.facts)
-        self.content = self.facts['content'] and ContentCheck(**self.facts['content'])
-        gpu = device != 'cpu' and 'export.pkl' in self.facts['files'] and engine in ('torch', None) and _has_gpu()
-        best = ('torch', 'onnx', 'int8') if gpu or not find_spec('onnxruntime') else ('onnx', 'torch', 'int8')
-        self.engine = engine or next(name for name in best
-                                     if _NETWORKS[name] in self.facts['files'])
+        self.threads = threads
+        self.rule = _resizing(facts)
+        self.content = facts['content'] and ContentCheck(**facts['content'])
+        gpu = device != 'cpu' and 'export.pkl' in facts['files'] and engine in ('torch', None) and _has_gpu()
+        there = [name for name,file in _NETWORKS.items() if file in facts['files']]
+        if 'onnx' in there and not gpu and find_spec('onnxruntime'): there = ['onnx']
+        self.engine = engine or there[0]
         self.device = device or ('cuda' if gpu else 'cpu')
         if self.device != 'cpu' and not gpu:
             raise ValueError(f"device={device!r}: only the engine torch computes on a GPU, and only where there "
                              "is one; leave the device out")
-        self._ask = self._network(_checked_file(self.folder, self.facts, _NETWORKS[self.engine]))
+        self._ask = self._network(_checked_file(self.folder, facts, _NETWORKS[self.engine]))
 
     def __call__(self,
         pictures # Paths, folders, zips, or whatever `open_picture` takes; one, or many
-    )->pd.DataFrame: # Columns path, pred, p, p_is, decision, reason
+    )->DataFrame: # Columns path, pred, p, p_is, decision, reason
         "Predict pictures, in their order."
-        one = isinstance(pictures, (str, bytes)) or hasattr(pictures, 'read') or getattr(pictures, 'ndim', 4) < 4
-        rows = self.rows([pictures] if one
-                         or not hasattr(pictures, '__iter__') else pictures)
-        return pd.DataFrame(rows, columns=_COLUMNS)
+        return DataFrame(self.rows(pictures), columns=_COLUMNS)
 
 # %% ../nbs/api/16_predict.ipynb #cca27b69
 @patch
@@ -488,9 +465,8 @@ def _network(self:Predictor, file):
     except Exception as e: # onnxruntime raises kinds of its own
         raise ModelRefused(f"{file.name}: it cannot be opened, or takes other pictures than model.json says; {_AGAIN}"
                            ) from e
-    if shape != (1, n):
-        raise ModelRefused(f"{file.name}: it answers with {shape} numbers, not {n} classes; {_AGAIN}")
-    return _over_views(ask) if self.facts.get('views') == 8 else ask
+    if shape == (1, n): return _over_views(ask) if self.facts.get('views') == 8 else ask
+    raise ModelRefused(f"{file.name}: it answers with {shape} numbers, not {n} classes; {_AGAIN}")
 
 # %% ../nbs/api/16_predict.ipynb #66d1b204
 @patch
@@ -521,7 +497,7 @@ def rows(self:Predictor,
             for name,_,reason in prepared:
                 p = np.nan if reason else float(next(ps))
                 pred,decision,why = _decide(p, self.facts)
-                yield dict(zip(_COLUMNS, (name, pred, p, 'calibrated', decision, reason or why)))
+                yield dict(path=name, pred=pred, p=p, p_is='calibrated', decision=decision, reason=reason or why)
 
 # %% ../nbs/api/16_predict.ipynb #57d0d3f2
 def _plain_text(value):
@@ -546,23 +522,18 @@ def _table_in(out):
 def predict_files(
     predict:Predictor,     # A predictor
     paths,                 # Files, folders, patterns, zips; one, or many
-    out:str|Path|None=None,# The CSV to write: whole, or not at all; None is the screen, or CSV into a pipe
-    quiet:bool=False       # Show no progress
+    out:Path=None,# The CSV to write: whole, or not at all; None is the screen, or CSV into a pipe
+    quiet=False            # Show no progress
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
     "Predict pictures from files, and write one row each; where none of them can be read, that is an error."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    there = []
-    for path in map(str, paths):
-        fits = _fitting(path)
-        if not fits:
-            raise FileNotFoundError(f"{path}: no such file or folder, and no pattern that fits one")
-        there += fits
-    if out is not None:
-        check_output(out, predict.folder,
-                     *there) # before the first picture, and not after the last
+    there = [_fitting(str(path)) for path in paths]
+    if [] in there:
+        raise FileNotFoundError(f"{paths[there.index([])]}: no such file or folder, and no pattern that fits one")
+    if out is not None: # before the first picture, and not after the last
+        check_output(out, predict.folder, *chain(*there))
     quiet = quiet or out is None
-    total = None if quiet else sum(1
-                                   for _ in find_pictures(paths)) # for the time that is left
+    total = None if quiet else sum(1 for _ in find_pictures(paths)) # for the time that is left
     left_out,decisions,readable,row = Counter(),Counter(),0,None
     with _table_in(out) as write:
         write(_COLUMNS)

@@ -9,14 +9,16 @@ __all__ = ['RECIPES', 'UnknownRecipe', 'Recipe', 'from_scratch', 'find_recipe', 
            't4_command']
 
 # %% ../nbs/api/14_recipes.ipynb #61c1615d
-import difflib
 import math
 import re
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 
 import pandas as pd
-from fastcore.basics import patch
+from fastcore.basics import listify, patch
+from pandas import DataFrame
+
+from .files import near
 
 # %% ../nbs/api/14_recipes.ipynb #77d483e0
 _FROZEN = dict(
@@ -84,28 +86,22 @@ def check_words(
 ):
     "Refuse an argument that lies outside of its range."
     for name,rule in (_ALLOWED | allowed).items():
-        value = words.get(name)
-        for one in value if isinstance(value, (tuple, list)) else [value]:
-            if one is None or (name, one) == ('every', 'epoch'): continue
+        for value in listify(words.get(name)):
             if isinstance(rule, str):
-                what,fits = 'one of',isinstance(one, str) and re.fullmatch(rule, one)
+                what = 'one of'
+                fits = re.fullmatch(rule, str(value))
             else:
-                what,kind = ('a whole number in', Integral) if isinstance(rule.left, int) else ('in', Real)
-                fits = isinstance(one, kind) and not isinstance(one, bool) and one in rule
-            if fits: continue
+                whole = isinstance(rule.left, int)
+                what = 'a whole number in' if whole else 'in'
+                number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+                fits = number and value in rule
+            if fits or (name, value) == ('every', 'epoch'): continue
             flag = name.replace('_', '-')
-            raise ValueError(
-                f"{name} must be {what} {rule}, got {one!r} (on the command line: --{flag})")
+            raise ValueError(f"{name} must be {what} {rule}, got {value!r} (on the command line: --{flag})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):
     "A name that no recipe has; or a field, word or number in a record that means nothing."
-
-
-def _or_near(word, words):
-    "The end of a sentence that refuses a word: those that are near, else all."
-    near = difflib.get_close_matches(word.lower(), words, 3, .5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {', '.join(words)}"
 
 # %% ../nbs/api/14_recipes.ipynb #539e9949
 @dataclass(frozen=True)
@@ -117,8 +113,8 @@ class Recipe:
     published: str=''             # The number its author printed
     published_split: str=''       # What that number was measured on
     pretrained: bool=True         # Start from ImageNet weights
-    weights: str|None=None        # Which: a torchvision name, 'packaged' (a Python package's), or None, the default
-    cut: int|None=None            # Parts of the body that are kept, from the front; None keeps all
+    weights: str=None             # Which: a torchvision name, 'packaged' (a Python package's), or None, the default
+    cut: int=None                 # Parts of the body that are kept, from the front; None keeps all
     head: str='fastai'            # One of `WORDS['head']`
     lin_ftrs: tuple|None=(512,)   # Widths of the head's hidden layers; None is that of `cnn_learner`
     ps: float=.5                  # Dropout in the head, in [0, 1)
@@ -157,16 +153,15 @@ class Recipe:
         return bool(self.arch)
 
     def __post_init__(self):
-        try: check_words(vars(self) | dict(pretrained=None))
+        try:
+            check_words(vars(self) | dict(pretrained=None))
+            if (self.activation == 'log_softmax') != (self.loss == 'nll'):
+                raise ValueError('the loss nll goes with log_softmax, and only with it')
+            if self.average and self.best:
+                raise ValueError('average keeps the mean of the last weights, best those of an epoch: choose')
+            if self.network and not self.epochs + self.finetune_epochs:
+                raise ValueError('epochs and finetune_epochs are both 0: nothing would be trained')
         except ValueError as error: raise UnknownRecipe(f'{self.name}: {error}') from error
-        problems = {
-            'the loss nll goes with log_softmax, and only with it':
-                (self.activation == 'log_softmax') != (self.loss == 'nll'),
-            'average keeps the mean of the last weights, best those of an epoch: choose': self.average and self.best,
-            'epochs and finetune_epochs are both 0: nothing would be trained':
-                self.network and not self.epochs + self.finetune_epochs}
-        for problem,there in problems.items():
-            if there: raise UnknownRecipe(f'{self.name}: {problem}')
 
 # %% ../nbs/api/14_recipes.ipynb #b331a418
 @patch
@@ -175,8 +170,7 @@ def but(self:Recipe,
 )->Recipe:
     "The same recipe with other values in some fields."
     for name in fields.keys() - vars(self):
-        raise UnknownRecipe(
-            f'a recipe has no field {name!r}{_or_near(name, vars(self))}')
+        raise UnknownRecipe(f'a recipe has no field {name!r}{near(name, vars(self))}')
     return replace(self, **fields)
 
 # %% ../nbs/api/14_recipes.ipynb #32ddbdc2
@@ -346,25 +340,21 @@ def find_recipe(
     "The recipe of this name."
     if isinstance(name, Recipe): return name
     if name in RECIPES: return RECIPES[name]
-    raise UnknownRecipe(f'no recipe is called {name!r}{_or_near(name, RECIPES)}')
+    raise UnknownRecipe(f'no recipe is called {name!r}{near(name, RECIPES)}. `recipes_table()` lists them '
+                        '(on the command line: malaria-fastai recipes)')
 
 # %% ../nbs/api/14_recipes.ipynb #2ee4899a
-def _stage_text(epochs, frozen):
-    "Epochs of a stage, and what they train."
-    return f"{epochs} {dict(nothing='all', early='top', body='head')[frozen]}"
-
-
 def _training_text(recipe):
-    "How long which layers are trained."
+    "How many epochs train which layers."
     if not recipe.network: return 'gradient boosting'
-    text = _stage_text(recipe.epochs, recipe.frozen)
+    layers = dict(nothing='all', early='top', body='head')
+    text = f'{recipe.epochs} {layers[recipe.frozen]}'
     if recipe.size_first: text += f' at {recipe.size_first} px'
-    if recipe.finetune_epochs:
-        text += f' + {_stage_text(recipe.finetune_epochs, recipe.finetune_frozen)}'
+    if recipe.finetune_epochs: text += f' + {recipe.finetune_epochs} {layers[recipe.finetune_frozen]}'
     return text
 
 # %% ../nbs/api/14_recipes.ipynb #eade6aec
-def recipes_table()->pd.DataFrame: # One row a recipe: arch, weights, head, size, training, published, split, source
+def recipes_table()->DataFrame: # One row a recipe: arch, weights, head, size, training, published, split, source
     "What there is to train, with its source and published number."
     rows = []
     for recipe in RECIPES.values():
@@ -376,27 +366,23 @@ def recipes_table()->pd.DataFrame: # One row a recipe: arch, weights, head, size
             px=recipe.size, training=_training_text(recipe),
             published=recipe.published,
             split=recipe.published_split, source=recipe.source))
-    return pd.DataFrame(rows).set_index('recipe').replace('', '-')
+    return DataFrame(rows).set_index('recipe').replace('', '-')
 
 # %% ../nbs/api/14_recipes.ipynb #56089cf4
-_SHORT = dict(size='px', epochs='epochs', finetune_epochs='fine-tuning epochs')
-
-
 def shortened(
-    recipe:Recipe,          # What was run
-    n_cells:int|None=None,  # Cells that were used
-    all_cells:int|None=None # Cells that the full set has
+    recipe:Recipe,  # What was run
+    n_cells:int=0,  # Cells that were used
+    all_cells:int=0 # Cells that the full set has
 )->list: # Short texts such as '64 of 224 px'; empty if nothing was
     "What a run has less of than its recipe."
-    full,texts = RECIPES.get(recipe.name, recipe),[]
-    if n_cells and n_cells < all_cells:
-        texts.append(f'{n_cells:,} of {all_cells:,} cells')
-    for name,unit in _SHORT.items():
-        here,there = getattr(recipe, name),getattr(full, name)
-        if recipe.network and here < there:
-            texts.append(f'{here:,} of {there:,} {unit}')
-    if full.pretrained and not recipe.pretrained:
-        texts.append('no ImageNet weights')
+    full = RECIPES.get(recipe.name, recipe)
+    pairs = [(n_cells, all_cells, 'cells')]
+    if recipe.network:
+        pairs += [
+            (recipe.size, full.size, 'px'), (recipe.epochs, full.epochs, 'epochs'),
+            (recipe.finetune_epochs, full.finetune_epochs, 'fine-tuning epochs')]
+    texts = [f'{here:,} of {there:,} {unit}' for here,there,unit in pairs if here < there]
+    if full.pretrained and not recipe.pretrained: texts.append('no ImageNet weights')
     return texts
 
 # %% ../nbs/api/14_recipes.ipynb #4f2825c9
@@ -404,9 +390,9 @@ def changed(
     recipe:Recipe # What was run
 )->dict: # {field: (as recorded, as run)}
     "Every field that was overridden."
-    there,here = vars(RECIPES.get(recipe.name, recipe)),vars(recipe)
+    there = vars(RECIPES.get(recipe.name, recipe))
     return {
-        name: (there[name], value) for name,value in here.items() if there[name] != value}
+        name: (there[name], value) for name,value in vars(recipe).items() if there[name] != value}
 
 # %% ../nbs/api/14_recipes.ipynb #a29a5f42
 def t4_command(

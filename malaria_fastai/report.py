@@ -11,10 +11,9 @@ from html import escape
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 from pandas import DataFrame
-from .evaluate import (METRICS, NotBinary, apply_temperature, both_lines, check_predictions, confusion,
-    coverage_risk, curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
+from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
+    curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
     read_predictions, reliability)
 from .files import read_table, write_atomically
 from .source import NIH, record_for
@@ -63,8 +62,7 @@ def _three_digits(x): return 'undefined' if x is None else f'{x:.3f}'
 # %% ../nbs/api/13_report.ipynb #c552c963
 def _metric_name(metric):
     "The name of a metric for a reader."
-    known = dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score')
-    return known.get(metric, metric.replace('_', ' '))
+    return dict(auc='AUC', f1='F1', mcc='MCC', brier='Brier score').get(metric, metric.replace('_', ' '))
 
 # %% ../nbs/api/13_report.ipynb #398da977
 def _things(labels):
@@ -76,30 +74,29 @@ def _things(labels):
 _SHARES = mpl.colors.LinearSegmentedColormap.from_list( # see-through: readable on white and on black
     'shares', [(0,(_BLUE,.04)), (1,(_BLUE,.55))])
 
-def _heat_map(ax, values, texts, columns, rows, fontsize, **colours):
+def _heat_map(ax, table, texts, fontsize, **colours):
     "A table of coloured fields with a text in each, and the names of its columns and rows."
-    ax.imshow(values, aspect='auto', **colours)
+    ax.imshow(table, aspect='auto', **colours)
     for (i,j),text in np.ndenumerate(texts):
         ax.text(j, i, text, ha='center', va='center', fontsize=fontsize)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set_yticks(range(len(table)), table.index)
     ax.spines[:].set_visible(False)
 
 # %% ../nbs/api/13_report.ipynb #f161c8fc
 def plot_confusion(
     preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the four counts, each with its share of the true class."
-    ax,table = _axes(ax),confusion(preds, positive, threshold)
+    ax,table = _axes(ax),confusion(preds, positive, threshold).rename(index=_figure_text, columns=_figure_text)
     of_class = table.sum(axis=1)
     shares = table.div(of_class.clip(1), axis=0)
     texts = table.map('{:,}\n'.format)+shares.map(_percent)
-    names = [_figure_text(name) for name in table]
-    rows = [f'{name}\n(n = {n:,})' for name,n in zip(names, of_class)]
-    _heat_map(ax, shares, texts, names, rows, 12, cmap=_SHARES, vmin=0, vmax=1)
+    shares.index = [f'{name}\n(n = {n:,})' for name,n in of_class.items()]
+    _heat_map(ax, shares, texts, 12, cmap=_SHARES, vmin=0, vmax=1)
     ax.set(xlabel=f'decision of the model (p from {float(threshold):.3g} is positive)',
            ylabel='true class')
     return ax
@@ -114,11 +111,10 @@ def _plot_band(ax, band, preds, name):
     ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
 
 # %% ../nbs/api/13_report.ipynb #a991010b
-def _plot_curve(ax, kind, preds, positive, threshold, draws, seed, name, metric):
+def _plot_curve(ax, kind, preds, positive, threshold, draws, name, metric):
     "Draw a curve with its band; returns the axes, the metrics, and the number of positive rows."
     ax,found = _axes(ax),metrics(preds, positive, .5 if threshold is None else threshold)
-    band = curve_band(preds, positive, kind, draws, seed)
-    _plot_band(ax, band, preds, f'{name} {_three_digits(found[metric])}')
+    _plot_band(ax, curve_band(preds, positive, kind, draws), preds, f'{name} {_three_digits(found[metric])}')
     return ax, found, int((preds.label==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #f12e5551
@@ -131,15 +127,13 @@ def _mark(ax, x, y, threshold):
 def plot_roc(
     preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float=.5, # Operating point to mark; None marks none
-    draws:int=2000, # Bootstrap draws of the band
-    seed:int=42, # Same seed, same band
+    threshold=.5, # Operating point to mark; None marks none
+    draws=2000, # Bootstrap draws of the band
     unit:str=None, # What a row of `preds` is, for the labels; None asks the record of the data set
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax,found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, seed,
-                             'AUC', 'auc')
+    ax,found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, 'AUC', 'auc')
     unit = unit or _things(preds.label)
     if found['specificity'] is not None:
         _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
@@ -151,13 +145,12 @@ def plot_roc(
 def plot_pr(
     preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float=.5, # Operating point to mark
-    draws:int=2000, # Bootstrap draws of the band
-    seed:int=42, # Same seed, same band
+    threshold=.5, # Operating point to mark
+    draws=2000, # Bootstrap draws of the band
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
-    ax,found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws, seed,
+    ax,found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws,
                              'mean precision', 'average_precision')
     _mark(ax, found['sensitivity'], found['precision'], threshold)
     base,things = n/len(preds),_things(preds.label)
@@ -169,30 +162,29 @@ def plot_pr(
 def _curves(history):
     "What can be drawn of a history: what it shows, its columns, the label of the axis."
     losses = history.filter(['train_loss', 'valid_loss'])
-    others = ['epoch', 'seconds', 'lr', *losses]
     measured = history.select_dtypes('number').dropna(axis=1, how='all').drop(
-        columns=others, errors='ignore')
+        columns=['epoch', 'seconds', 'lr', *losses], errors='ignore')
     curves = (('Loss by epoch', losses, 'loss'),
               ('Metrics on the validation part by epoch', measured, 'on the validation part'))
     return [curve for curve in curves if curve[1].size]
 
 # %% ../nbs/api/13_report.ipynb #b4c21438
-def _plot_epochs(history, columns, ylabel, ax):
+def _plot_epochs(history, columns, ylabel, ax=None):
     "Draw columns of a history by epoch, counted from 0 over all stages; a line marks where a new stage begins."
-    _axes(ax)
-    for column,color,marker in zip(columns, _PALETTE*3, 'os^Dv<>ph'*3):
-        ax.plot(range(len(history)), history[column], color=color, marker=marker, ms=4, lw=1.5,
-                label=_figure_text(column))
-    stage = history.get('stage', pd.Series('', history.index)).astype(str).to_numpy()
-    for i in np.flatnonzero(stage[1:]!=stage[:-1]):
-        ax.axvline(i+.5, color=_GREY, ls='--', lw=1)
-        ax.annotate(_figure_text(stage[i+1]), (i+.5,1),
+    ax = _axes(ax)
+    ax.set_prop_cycle(color=_PALETTE, marker=[*'os^Dv<'])
+    ax.plot(columns.to_numpy(), ms=4, lw=1.5, label=[_figure_text(name) for name in columns])
+    stage = history.reset_index().get('stage', pd.Series(dtype=str)).astype(str)
+    for i,name in stage[stage!=stage.shift()][1:].items():
+        ax.axvline(i-.5, color=_GREY, ls='--', lw=1)
+        ax.annotate(_figure_text(name), (i-.5,1),
                     xycoords=('data','axes fraction'), xytext=(3,-3),
                     textcoords='offset points', va='top', fontsize=8, color=_GREY)
     ax.set(xlabel='epoch', ylabel=ylabel, xlim=(-.2, max(len(history)-1, 1)+.2))
-    if ylabel=='loss': ax.set(ylim=(0,None))
+    if ylabel=='loss': ax.set_ylim(0)
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
     ax.legend(frameon=False, fontsize=9)
+    return ax
 
 # %% ../nbs/api/13_report.ipynb #6e519aa4
 def plot_history(
@@ -221,7 +213,7 @@ def _row_axes(ax, ylim, xlabel):
 def plot_patients(
     preds:DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
@@ -235,9 +227,9 @@ def plot_patients(
         ('false alarms: controls, who have no positive one', _GREEN,
          well.fpr, well.cells))
     for i,(name,color,rate,n) in enumerate(strips):
-        x,n = 100*rate[n>0],n[n>0]
-        ax.scatter(x, i+_jitter(len(x)), s=6+n/4, color=color, alpha=.65, lw=0)
-        if len(x): ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
+        x = 100*rate.dropna()
+        ax.scatter(x, i+_jitter(len(x)), s=6+n[x.index]/4, color=color, alpha=.65, lw=0)
+        ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
     return _row_axes(ax, (2.45,-.62),
                      f"called wrongly, % of the patient's {_things(preds.label)} of that kind")
@@ -246,7 +238,7 @@ def plot_patients(
 def plot_shares(
     preds:DataFrame, # A predictions table with patients
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
+    threshold=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw, for each patient, the share of cells called positive against the true share."
@@ -268,15 +260,14 @@ def plot_reliability(
     preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
     after:DataFrame=None, # The same predictions after a temperature
-    draws:int=2000, # Bootstrap draws of the intervals
-    seed:int=42, # Same seed, same intervals
+    draws=2000, # Bootstrap draws of the intervals
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the share of positive cells against `p`, bin by bin, with 95 % intervals."
-    ax,tables = _axes(ax),[('as trained', preds), ('after temperature', after)]
-    for (name,table),color,marker in zip(tables, (_BLUE,_ORANGE), 'os'):
+    ax = _axes(ax)
+    for name,table,color,marker in (('as trained', preds, _BLUE, 'o'), ('after temperature', after, _ORANGE, 's')):
         if table is None: continue
-        bins = reliability(table, positive, draws=draws, seed=seed).query('n>0')
+        bins = reliability(table, positive, draws=draws).query('n>0')
         ax.vlines(bins.p_mean, bins.lo, bins.hi, color=color, alpha=.5, lw=2)
         ax.plot(bins.p_mean, bins.share, color=color, marker=marker,
                 lw=1.2, ms=5, label=name)
@@ -292,15 +283,13 @@ def plot_reliability(
 def plot_coverage(
     preds:DataFrame, # A predictions table
     positive:str, # Name of the positive class
-    threshold:float=.5, # A cell with `p` at or above it is called positive
-    draws:int=2000, # Bootstrap draws of the band
-    seed:int=42, # Same seed, same band
+    threshold=.5, # A cell with `p` at or above it is called positive
+    draws=2000, # Bootstrap draws of the band
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
     ax,things = _axes(ax),_things(preds.label)
-    band = coverage_risk(preds, positive, threshold, draws, seed, points=51)
-    _plot_band(ax, 100*band, preds, 'errors')
+    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, points=51), preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None),
            xlabel=f'coverage: surest {things} kept, % of {len(preds):,}',
            ylabel=f'risk: errors, % of the {things} kept')
@@ -310,35 +299,30 @@ def plot_coverage(
 # %% ../nbs/api/13_report.ipynb #439120a4
 def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
 
-def _plot_fold_row(ax, i, metric, name, block, folds, color):
-    "One cross-validation: its folds as small dots, all cells as a large one with the interval."
-    values = np.array([fold[metric] for fold in folds], float)
-    value,ci,patients = block[metric],block[f'{metric}_ci'],block['patients']
-    ax.scatter(values, i+_jitter(len(values))*.5, s=16, color=color, alpha=.5, lw=0)
-    if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
-    if value is not None: ax.plot(value, i, 'D', color=color, ms=6, mec='white')
-    text = _three_digits(value) + (f' ({_range(ci)})' if ci else '')
-    who = f'{patients} patients' if patients else 'patients unknown'
-    ax.text(0, i-.24, f"{name}: {text}, n = {block['n']:,}, {who}",
-            fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
-
 # %% ../nbs/api/13_report.ipynb #38adfed6
 def plot_folds(
     found:dict, # Name to show -> metrics.json of a cross-validation: `test`, maybe `colour_floor`, list `by_fold`
-    metric:str='accuracy', # Which metric
+    metric='accuracy', # Which metric
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw cross-validations side by side: folds, all cells with the 95 % interval, and the floor that colours give."
-    rows,floors = [],[]
+    rows = []
     for name,each in found.items():
-        everything,*undisputed = both_lines(each['test']).values()
-        rows.append((name, everything, each['by_fold'], _BLUE))
-        rows += [(f'{name}, undisputed', block, [], _BLUE) for block in undisputed]
-        if floor := each.get('colour_floor'):
-            floors.append((f'{name}, colours alone', floor, [], _GREY))
-    rows += floors
-    ax = _axes(ax, .9+.55*len(rows), 5)
-    for i,row in enumerate(rows): _plot_fold_row(ax, i, metric, *row)
+        test = each['test']
+        rows += [(name, test, each['by_fold'], _BLUE), (f'{name}, undisputed', test.get('undisputed'), [], _BLUE),
+                 (f'{name}, colours alone', each.get('colour_floor'), [], _GREY)]
+    rows = [row for row in rows if row[1]]
+    ax = _axes(ax, 1+.55*len(rows), 5)
+    for i,(name,block,folds,color) in enumerate(rows):
+        values = np.array([fold[metric] for fold in folds], float)
+        value,ci = block[metric],block[f'{metric}_ci']
+        ax.scatter(values, i+_jitter(len(values))*.5, s=16, color=color, alpha=.5, lw=0)
+        if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
+        ax.plot([value], [i], 'D', color=color, ms=6, mec='white')
+        said = _three_digits(value) + (f' ({_range(ci)})' if ci else '')
+        who = f"{block['patients']} patients" if block['patients'] else 'patients unknown'
+        ax.text(0, i-.24, f"{name}: {said}, n = {block['n']:,}, {who}",
+                fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
     return _row_axes(ax, (len(rows)-.45,-.65),
                      f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
@@ -351,26 +335,19 @@ def _signed(x, digits=0): return f'{x:+.{digits}f}'.replace('-', '−')
 # %% ../nbs/api/13_report.ipynb #04c1866c
 def plot_robustness(
     table:DataFrame, # Rows of corruption and strength (1 to 5; 0 is untouched): n, and `<rate>_change` as fractions
-    rates:tuple=('sensitivity','specificity'), # Which rates, side by side
+    rate='sensitivity', # Which rate: 'sensitivity' or 'specificity'
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
-    "Draw by how many points each corruption moves the rates at the fixed threshold."
+    "Draw by how many points each corruption moves a rate at the fixed threshold."
     damaged = table[table.strength>0]
     kinds = damaged.corruption.unique()
-    points = 100*damaged.pivot(index='corruption', columns='strength',
-                               values=[f'{rate}_change' for rate in rates]).loc[kinds]
-    ax = _axes(ax, .9+.27*len(kinds), 1.6+1.9*len(rates))
+    points = 100*damaged.pivot(index='corruption', columns='strength', values=f'{rate}_change').loc[kinds]
+    ax = _axes(ax, 1+.27*len(kinds))
     texts = points.map(_signed).replace({'+nan': '', '+0': '0', '−0': '0'})
-    names = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
-    _heat_map(ax, points, texts, points.columns.get_level_values(1), names, 8,
-              cmap=_CHANGES, vmin=-40, vmax=40)
-    width = points.shape[1]/len(rates)
-    for i,rate in enumerate(rates):
-        ax.text((i+.5)*width-.5, -.6, f'{rate}, points',
-                ha='center', va='bottom', fontsize=9)
-        if i: ax.axvline(i*width-.5, color=_GREY, lw=1)
+    points.index = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
+    _heat_map(ax, points, texts, 8, cmap=_CHANGES, vmin=-40, vmax=40)
     ax.tick_params(length=0)
-    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)')
+    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)', title=f'{rate}, points')
     return ax
 
 # %% ../nbs/api/13_report.ipynb #9493b9b9
@@ -391,14 +368,13 @@ def _inline_svg(svg, about):
     return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
 
 # %% ../nbs/api/13_report.ipynb #5176a2dc
-def _figure(about, plot, *args, height=3.6, width=4.2):
-    "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and axes."
+def _figure(about, plot, *args):
+    "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and makes axes."
     with mpl.rc_context({**_SVG_STYLE, 'svg.hashsalt': about}):
-        fig = Figure(figsize=(width,height), layout='constrained')
-        plot(*args, ax=fig.subplots())
-        out = io.StringIO()
+        fig,out = plot(*args).figure,io.StringIO()
         fig.savefig(out, format='svg', transparent=True,
                     metadata=dict.fromkeys(('Date','Creator','Format','Type')))
+    plt.close(fig)
     return about, _inline_svg(out.getvalue(), about)
 
 # %% ../nbs/api/13_report.ipynb #210269c1
@@ -472,7 +448,7 @@ def warnings_of(
     "List what a reader of the numbers must know; the sentences are in the template `warnings.txt.jinja`."
     lines = _PAGES.get_template('warnings.txt.jinja').render(
         found=found, blocks=_blocks(found), things=_things_of(found))
-    return [line.strip() for line in lines.splitlines() if line.strip()]
+    return re.findall(r'\S.*\S', lines)
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(run):
@@ -480,11 +456,10 @@ def _reported(run):
     preds,positive = run['preds'],(run['metrics'].get('data') or {}).get('positive')
     if preds is None or positive is None: return None
     part = 'test' if (preds.split=='test').any() else 'valid'
-    threshold = _blocks(run['metrics']).get(part, {}).get('threshold', .5)
-    return part, preds[preds.split==part], positive, threshold
+    return part, preds[preds.split==part], positive, _blocks(run['metrics']).get(part, {}).get('threshold', .5)
 
 # %% ../nbs/api/13_report.ipynb #57d2f09b
-def _figures(run, draws, seed):
+def _figures(run, draws):
     "Figures of the reported part, by section, or a sentence that says why there are none; `examined` if known."
     reported,examined = _reported(run),run['metrics'].get('examined')
     if reported is None: return dict(decisions='There are no predictions to draw.')
@@ -495,26 +470,26 @@ def _figures(run, draws, seed):
     about = f"{part} {_things(preds.label)}"
     figures = dict(decisions=[
         _figure(f'Confusion matrix, {about}', plot_confusion, *shown),
-        _figure(f'ROC, {about}', plot_roc, *shown, draws, seed)])
+        _figure(f'ROC, {about}', plot_roc, *shown, draws)])
     if not examined: return figures
     after = None
     if examined['calibration']:
         valid = run['preds'].query("split=='valid'")
         after = apply_temperature(preds, fit_temperature(valid, positive))
     if examined['patients']:
-        figures['patients'] = _patient_figures(examined, *shown, draws, seed)
+        figures['patients'] = _patient_figures(examined, *shown, draws)
     return figures | dict(
         examined=examined, part=part,
         thresholds=[
-            _figure(f'Precision and recall, {about}', plot_pr, *shown, draws, seed)],
+            _figure(f'Precision and recall, {about}', plot_pr, *shown, draws)],
         calibration=[
             _figure('Reliability: does p mean what it says?', plot_reliability,
-                    preds, positive, after, draws, seed),
+                    preds, positive, after, draws),
             _figure('Errors when the model may abstain', plot_coverage,
-                    *shown, draws, seed)])
+                    *shown, draws)])
 
 # %% ../nbs/api/13_report.ipynb #818f5d38
-def _patient_figures(examined, preds, positive, threshold, draws, seed):
+def _patient_figures(examined, preds, positive, threshold, draws):
     "Figures of which each dot or each step is a patient."
     shown = preds[preds.patient.notna()], positive, threshold
     figures = [
@@ -524,7 +499,7 @@ def _patient_figures(examined, preds, positive, threshold, draws, seed):
     scores = patient_scores(*shown)
     if scores.label.nunique()==2:
         share = (examined['rule'] or {}).get('share')
-        shown = scores, 'infected', share, draws, seed, 'patients'
+        shown = scores, 'infected', share, draws, 'patients'
         figures.append(_figure('ROC of the rule for patients', plot_roc, *shown))
     return figures
 
@@ -538,33 +513,25 @@ def _trials(run):
         trials['learning'] = [_figure(about, _plot_epochs, history, *curve)
                               for about,*curve in _curves(history)]
     if found.get('by_fold'):
-        random = str(found.get('split')).startswith('random')
-        name = 'random split' if random else 'by patient'
-        rows = len(both_lines(found['test']))+bool(found.get('colour_floor'))
-        trials['folds'] = [
-            _figure('Each fold, and all together', plot_folds, {name: found},
-                    height=1+.55*rows, width=5)]
+        name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
+        trials['folds'] = [_figure('Each fold, and all together', plot_folds, {name: found})]
     if table is not None:
-        height = 1+.27*(table.corruption.nunique()-1)
         trials['damages'] = table.astype(object).where(
             table.notna(), None).to_dict('records')
         trials['robustness'] = [
-            _figure(f'Change of {rate} in percentage points', plot_robustness,
-                    table, (rate,), height=height)
+            _figure(f'Change of {rate} in percentage points', plot_robustness, table, rate)
             for rate in ('sensitivity', 'specificity')]
     if review is not None:
         file = run['folder']/'verdicts.csv'
         trials['review'] = dict(n=len(review), suspected=int(review.suspected.sum()))
         if file.is_file():
-            verdicts = read_table(file, ('verdict',)).verdict.fillna('')
-            trials['review']['verdicts'] = dict(verdicts.value_counts())
+            trials['review']['verdicts'] = dict(read_table(file, ('verdict',)).verdict.fillna('').value_counts())
     return trials
 
 # %% ../nbs/api/13_report.ipynb #79017386
 def write_report(
     folder:str|Path, # Folder of a run; needs metrics.json, uses what else is there
-    draws:int=2000, # Bootstrap draws of the bands
-    seed:int=42, # Same seed, same bands
+    draws=2000, # Bootstrap draws of the bands
 )->Path: # The file: folder/report.html
     "Write one self-contained page about a run."
     run = read_run(folder)
@@ -573,7 +540,7 @@ def write_report(
     contents = dict(
         folder=run['folder'].resolve().name, found=found, blocks=_blocks(found),
         environment=run['environment'], things=_things_of(found),
-        warnings=warnings_of(found), **_figures(run, draws, seed), **_trials(run))
+        warnings=warnings_of(found), **_figures(run, draws), **_trials(run))
     if picture.is_file():
         contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
     write_atomically(page, _PAGES.get_template('report.html.jinja').render(contents))
@@ -582,8 +549,7 @@ def write_report(
 # %% ../nbs/api/13_report.ipynb #83ed4b3d
 def examine_run(
     folder:str|Path, # Folder of a run with predictions.csv
-    draws:int=2000, # Bootstrap draws
-    seed:int=42, # Same seed, same intervals
+    draws=2000, # Bootstrap draws
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."
     run = read_run(folder)
@@ -591,8 +557,6 @@ def examine_run(
     if reported is None: raise NotARun(
         f"{folder} holds no predictions.csv, or its metrics.json names "
         "no positive class (data.positive)")
-    examined = examine(run['preds'], *reported[2:], draws, seed)
-    found = json.dumps(run['metrics'] | dict(examined=examined),
-                       indent=1, allow_nan=False)
-    write_atomically(run['folder']/'metrics.json', found)
-    return write_report(folder, draws, seed)
+    found = run['metrics'] | dict(examined=examine(run['preds'], *reported[2:], draws))
+    write_atomically(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
+    return write_report(folder, draws)

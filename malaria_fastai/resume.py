@@ -29,13 +29,13 @@ import PIL
 import timm
 import torch
 import torchvision
-from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import num_distrib, to_device
-from fastcore.basics import patch
+from fastcore.basics import attrdict, filter_keys, patch
 from fastcore.foundation import L
 
 from .files import digest, file_digest, replacing
-from .learner import CNNLearner, checkpoint, differences, is_writer, learner_facts, set_opt_state
+from .learner import _BETTER, _by_name, CNNLearner, checkpoint, differences, is_writer, learner_facts, set_opt_state
 
 # %% ../nbs/api/10_resume.ipynb #5c7562e1
 class StateDamaged(ValueError):
@@ -46,7 +46,7 @@ class StateNotWritten(OSError):
     "A state that could not be written; the one before it is still good."
 
 # %% ../nbs/api/10_resume.ipynb #865f9726
-def _header(sha): return f'malaria_fastai state 2 {sha}\n'.encode()
+def _header(sha): return f'malaria_fastai state 3 {sha}'.encode()
 
 
 def _write_tensors(what, file, header=True):
@@ -57,7 +57,7 @@ def _write_tensors(what, file, header=True):
     sha = digest(body)
     file.parent.stat() # a folder that vanished is not made anew
     with replacing(file, durable=True) as part, open(part, 'wb') as opened:
-        if header: opened.write(_header(sha))
+        if header: opened.write(_header(sha) + b'\n')
         opened.write(body)
         opened.flush()
         os.fsync(opened.fileno())
@@ -66,7 +66,7 @@ def _write_tensors(what, file, header=True):
 # %% ../nbs/api/10_resume.ipynb #0b9452b7
 def _read_state(file):
     "Read and check a state; nothing in it is run."
-    with open(file, 'rb') as opened: head,body = opened.readline(),opened.read()
+    head,_,body = file.read_bytes().partition(b'\n')
     if head != _header(digest(body)):
         raise StateDamaged(f"{file.name}: torn or changed since it was written")
     try:
@@ -79,10 +79,9 @@ def _read_state(file):
 # %% ../nbs/api/10_resume.ipynb #132c5a28
 def _plain(value, other=None):
     "The same in plain tensors, numbers, lists and dicts; what is none of these is refused, or given to `other`."
-    if other and hasattr(value, 'tolist'): return value.tolist() # a setting is compared, and small
+    if isinstance(value, np.generic) or other and hasattr(value, 'tolist'): return value.tolist() # a setting is small
     if isinstance(value, torch.Tensor):
         return value.detach().as_subclass(torch.Tensor).cpu()
-    if isinstance(value, np.generic): return value.item()
     if isinstance(value, dict):
         return {name: _plain(part, other) for name,part in value.items()}
     if isinstance(value, (list, tuple, L)):
@@ -96,10 +95,8 @@ def _plain(value, other=None):
 def _streams():
     "Where the random streams of Python, NumPy, torch and CUDA stand."
     _,keys,*rest = np.random.get_state()
-    found = dict(python=random.getstate(), numpy=[keys.tolist(), *rest],
-                 torch=torch.get_rng_state())
-    if torch.cuda.is_available(): found['cuda'] = torch.cuda.get_rng_state_all()
-    return found
+    return dict(python=random.getstate(), numpy=[keys.tolist(), *rest],
+                torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
 
 
 def _set_streams(streams):
@@ -108,7 +105,7 @@ def _set_streams(streams):
     random.setstate((version, tuple(ints), gauss))
     np.random.set_state(('MT19937', *streams['numpy']))
     torch.set_rng_state(streams['torch'])
-    for device,stood in zip(range(torch.cuda.device_count()), streams.get('cuda', ())):
+    for device,stood in zip(range(torch.cuda.device_count()), streams['cuda']):
         torch.cuda.set_rng_state(stood, device)
 
 # %% ../nbs/api/10_resume.ipynb #41831c72
@@ -121,22 +118,21 @@ _REMEMBERED = 'best', 'wait', 'count', 'new_best'
 
 def _partners(learn):
     "The callbacks on which the end of a run hangs."
-    cbs = learn.cbs.sorted('order')
-    return [cb for cb in cbs if not (type(cb).__name__ in _LOOK_ON or getattr(cb, 'looks_on', False))]
+    return [cb for cb in learn.cbs.sorted('order')
+            if not (type(cb).__name__ in _LOOK_ON or getattr(cb, 'looks_on', False))]
 
 
 def _settings(cb):
     "The kind of a callback, and the attributes that have the name of an argument of it; MixUp keeps a distribution."
     words = inspect.signature(type(cb).__init__).parameters.keys() - {'learn'} | {'distrib'}
-    return dict(kind=type(cb), **{word: vars(cb)[word] for word in words & vars(cb).keys()})
+    return dict(kind=type(cb), **filter_keys(vars(cb), words.__contains__))
 
 
 def _memory(cb):
     "What a callback remembers; one of your own says it itself, with `state_dict` and `load_state_dict`."
     kind = type(cb)
     if hasattr(kind, 'load_state_dict'): return cb.state_dict()
-    if kind.__name__ in _EXACT:
-        return {word: vars(cb)[word] for word in _REMEMBERED if word in vars(cb)}
+    if kind.__name__ in _EXACT: return filter_keys(vars(cb), _REMEMBERED.__contains__)
     # fastcore 1 keeps the arguments twice
     unknown = vars(cb).keys() - {'learn', 'run', '__stored_args__', *_settings(cb)}
     if not unknown: return {}
@@ -145,37 +141,28 @@ def _memory(cb):
         "on exactly. Give it state_dict() and load_state_dict(state), or `looks_on = True` if "
         "nothing hangs on it")
 
-# %% ../nbs/api/10_resume.ipynb #4ba4c59c
-def _gradient(p):
-    "None, a zero for a gradient of zeros, or the gradient, if it waits for a step (as with accumulation)."
-    if p.grad is None: return None
-    return p.grad if p.grad.any() else torch.zeros(())
-
 # %% ../nbs/api/10_resume.ipynb #fbff2d34
 def _described(value):
     "A setting in plain values: a function by its name; an object by its kind and numbers, and those of what it wraps."
     if hasattr(value, '__name__'): return value.__name__
-    inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
     parts = {**getattr(value, '__dict__', {}), **getattr(value, '_buffers', {}),
              **getattr(value, 'keywords', {})}
     plain = int, float, str, list, torch.Tensor, np.ndarray
     numbers = {name: part for name,part in parts.items() if isinstance(part, plain) and name != 'training'}
-    return _plain(dict(numbers, kind=type(value).__name__, inside=inside),
-                  _described)
+    inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
+    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _described)
 
 
 def _run_config(learn):
     "What must be equal for a run to go on, in plain values."
     opt = learn.opt
     hypers = {name: value for name,value in opt.hypers[-1].items() if name not in ('lr', 'mom')} # the cycle moves those
-    optimizer = dict(
-        hypers, kind=type(getattr(opt, 'opt', opt)),
-        steps=[*getattr(opt, 'cbs', ())],
-        lookahead=[getattr(opt, word, None) for word in ('k', 'alpha')])
     return _plain(dict(
         split=learn.dls.fingerprint(), pictures=learn.dls.content_digest(),
         **learn.dls.config(),
-        optimizer=optimizer, loss=learn.loss_func, cycle=learn.cycle,
+        optimizer=dict(hypers, kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
+                       **attrdict(opt, 'k', 'alpha')), # of Lookahead
+        loss=learn.loss_func, cycle=learn.cycle,
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
         wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn,
         callbacks=[_settings(cb) for cb in _partners(learn)],
@@ -186,10 +173,9 @@ def _run_config(learn):
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
 def _surroundings():
     "What may change the last bits: versions, device, threads, processes."
-    versions = {library.__name__: library.__version__ for library in (fastai, torch, torchvision, timm, np, PIL)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return dict(versions, device=device, threads=torch.get_num_threads(),
-                processes=num_distrib() or 1)
+    return {library.__name__: library.__version__ for library in (fastai, torch, torchvision, timm, np, PIL)} | dict(
+        device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1)
 
 # %% ../nbs/api/10_resume.ipynb #3671b3e9
 class AnotherRun(ValueError):
@@ -209,33 +195,27 @@ def check_config(
 _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done in it); _END is a whole epoch
 
 
-class SaveModelCallback(Callback):
+class SaveModelCallback(TrackerCallback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
-    done,pct,config,best = None,None,None,-math.inf
+    done,pct,config = None,None,None
     def __init__(self,
         learn:CNNLearner|None=None,   # The learner that trains; another one is an error
-        monitor:str='valid_loss',     # What 'improvement' is measured by: a name in the table of epochs
-        mode:str='auto',              # 'min', 'max', or 'auto': min for losses and errors
+        monitor='valid_loss',         # What 'improvement' is measured by: a name in the table of epochs
+        mode='auto',                  # 'min', 'max', or 'auto': min for losses and errors
         every:str|int='improvement',  # 'epoch', 'improvement', or a number of batches
-        name:str='bestmodel',         # Files: `models/{name}_{epoch}.pth`, or `models/{name}.pth` for 'improvement'
+        name='bestmodel',             # Files: `models/{name}_{epoch}.pth`, or `models/{name}.pth` for 'improvement'
         keep:int|None=None            # Weights of so many last epochs are kept, at least 2; None keeps all
     ):
         if every not in ('epoch', 'improvement') and (
             type(every) is not int or every < 1):
             raise ValueError(
                 f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
-        if mode not in ('auto', 'min', 'max'):
-            raise ValueError(f"mode is 'auto', 'min' or 'max', got {mode!r}")
         if keep is not None and keep < 2:
-            raise ValueError(
-                f"keep must be at least 2, so that one good state is always left; got {keep}")
+            raise ValueError("keep must be at least 2, so that one good state is always left")
         if Path(name).name in ('', '..'):
             raise ValueError(f"name is that of a file under models/, got {str(name)!r}")
+        super().__init__(monitor, _by_name(mode, _BETTER, 'mode'))
         self.expected,self.every,self.stem,self.keep = learn,every,str(name),keep
-        self.monitor = 'valid_loss' if monitor == 'val_loss' else monitor # what v1 called it until 1.0.52
-        low = mode == 'min' or (
-            mode == 'auto' and re.search('loss|error', self.monitor))
-        self.sign = -1 if low else 1
         self.saves_state = self.looks_on = every != 'improvement'
         self.order = 1000 if self.saves_state else 61 # the state comes last; the best model before an early stop (63)
 
@@ -247,6 +227,25 @@ class SaveModelCallback(Callback):
     @property
     def folder(self)->Path: return Path(self.learn.path)/self.learn.model_dir
 
+    def before_epoch(self):
+        "Write the first state, to which an interrupted first epoch goes back."
+        if self.saves_state and self.done is None: self._save(*_START)
+
+    def before_train(self):
+        "Set fastai's clock, which begins every epoch anew, to where the run is."
+        if self.pct is not None: self.learn.pct_train,self.pct = self.pct,None
+
+    def after_batch(self):
+        "Write a state, if it is time for one."
+        done = self.iter + 1
+        if self.training and isinstance(self.every, int) and done % self.every == 0: self._save(self.epoch, done)
+
+    def after_cancel_fit(self):
+        "An early stop comes between an epoch and its state: write it now."
+        if not self.saves_state or self.done == (self.epoch, _END): return
+        for row in self.recorder.history[-1:]:
+            if row['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
+
 # %% ../nbs/api/10_resume.ipynb #a809ba85
 @patch
 def before_fit(self:SaveModelCallback):
@@ -256,56 +255,26 @@ def before_fit(self:SaveModelCallback):
             "SaveModelCallback was given another learner than the one that trains: "
             "it would save that one's weights")
     self.done = self.pct = None
-    self.learn.written = vars(self.learn).get('written', {}) # name -> digest of its file
+    vars(self.learn).setdefault('written', {}) # name -> digest of its file
     self._check_names()
     if is_writer():
-        folder,stem = (self.folder/self.stem).parent,Path(self.stem).name
-        with self._writing(f'the folder {folder.name}'):
-            folder.mkdir(parents=True, exist_ok=True)
+        first = self.folder/self.stem
+        with self._writing(f'the folder {first.parent.name}'):
+            first.parent.mkdir(parents=True, exist_ok=True)
             # what a killed process left half written
-            for path in folder.glob(f'.{escape(stem)}[._]*.tmp'): path.unlink()
-            prefix = f'.{stem}_start.state.'
-            with NamedTemporaryFile(dir=folder, prefix=prefix) as trial:
-                trial.write(b'ok')
+            for path in first.parent.glob(f'.{escape(first.name)}[._]*.tmp'): path.unlink()
+            with NamedTemporaryFile(dir=first.parent, prefix=f'.{first.name}_start.state.') as trial: trial.write(b'ok')
     if not self.saves_state: return
     self.config,there = _run_config(self.learn),self._found('pth')
     if there and self.learn.first_epoch == 0:
         print(f"Starting anew. Files of an earlier training, {self._names(there)}, will be replaced. "
               "To go on instead, pass start_epoch='last'")
 
-
-@patch
-def before_epoch(self:SaveModelCallback):
-    "Write the first state, to which an interrupted first epoch goes back."
-    if self.saves_state and self.done is None: self._save(*_START)
-
-
-@patch
-def before_train(self:SaveModelCallback):
-    "Set fastai's clock, which begins every epoch anew, to where the run is."
-    if self.pct is not None: self.learn.pct_train,self.pct = self.pct,None
-
-# %% ../nbs/api/10_resume.ipynb #1e0082e2
-@patch
-def after_batch(self:SaveModelCallback):
-    "Write a state, if it is time for one."
-    if not self.training or not isinstance(self.every, int): return
-    if (self.iter + 1) % self.every == 0: self._save(self.epoch, self.iter + 1)
-
-
-@patch
-def after_cancel_fit(self:SaveModelCallback):
-    "An early stop comes between an epoch and its state: write it now."
-    if not self.saves_state or self.done == (self.epoch, _END): return
-    for row in self.recorder.history[-1:]:
-        if row['epoch'] == self.epoch: self._save(self.epoch, stopped=True)
-
 # %% ../nbs/api/10_resume.ipynb #9faa1cb0
 @patch
 def _check_names(self:SaveModelCallback):
     "What decides must be measured; what decides nothing may be missing, with a warning. And each has its own files."
-    savers = [cb for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
-    names = [(cb.stem, cb.saves_state) for cb in savers]
+    names = [(cb.stem, cb.saves_state) for cb in self.learn.cbs if isinstance(cb, SaveModelCallback)]
     if names.count((self.stem, self.saves_state)) > 1:
         raise ValueError(
             f"two callbacks would save under the name {self.stem}: give each its own name=")
@@ -313,8 +282,8 @@ def _check_names(self:SaveModelCallback):
     except ValueError as missing:
         if not self.saves_state: raise
         if self.monitor != 'valid_loss':
-            warnings.warn(f"{missing}. It is not needed for every={self.every!r}",
-                          stacklevel=2)
+            warnings.warn(f"{missing}. It is not needed for every={self.every!r}", stacklevel=2)
+    if not self.saves_state: TrackerCallback.before_fit(self)
 
 # %% ../nbs/api/10_resume.ipynb #f3011332
 _REMEDIES = {
@@ -330,8 +299,7 @@ def _writing(self:SaveModelCallback, what):
     "Turn the errors of a disk into one that says what is left and what to do."
     try: yield
     except OSError as error:
-        last = 'No state of this fit was written'
-        if self.done: last = f"The last good state is {self._names([self.done])}"
+        last = f"The last good state is {self._name(self.done)}" if self.done else 'No state of this fit was written'
         remedy = _REMEDIES.get(error.errno, _ELSEWHERE)
         raise StateNotWritten(
             f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
@@ -354,19 +322,15 @@ def _names(self:SaveModelCallback, places):
 @patch
 def _found(self:SaveModelCallback, ending):
     "The places whose files of this name are there, oldest first."
-    first,places = self.folder/self.stem,[]
-    pattern = re.compile(rf'{re.escape(first.name)}_(start|\d+)(?:b(\d+))?\.{ending}')
-    for path in first.parent.glob(f'*.{ending}'):
-        if not (match := pattern.fullmatch(path.name)): continue
-        epoch,batch = match.groups()
-        places.append((int(epoch.replace('start', '-1')),
-                       int(batch or 0) or _END))
-    return sorted(places)
+    first = self.folder/self.stem
+    names = '\n'.join(path.name for path in first.parent.glob('*'))
+    found = re.findall(rf'(?m)^{re.escape(first.name)}_(start|\d+)(?:b(\d+))?\.{ending}$', names)
+    return sorted((int(epoch.replace('start', '-1')), int(batch or 0) or _END) for epoch,batch in found)
 
 # %% ../nbs/api/10_resume.ipynb #2eb758ad
 @patch
-def _whole(self:SaveModelCallback, places):
-    return [place for place in places if place != _START and place[1] == _END]
+def _whole(self:SaveModelCallback):
+    return [place for place in self._found('pth') if place != _START and place[1] == _END]
 
 
 @patch
@@ -391,8 +355,8 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
         with self._writing(name):
             sha = self._save_weights(name)
             _write_tensors(self._state(sha, stopped), self.folder/f'{name}.state')
+        self._tidy(place)
     self.done = place
-    if is_writer(): self._tidy()
 
 # %% ../nbs/api/10_resume.ipynb #9a8017ec
 @patch
@@ -404,46 +368,35 @@ def _state(self:SaveModelCallback, sha, stopped):
         raise TypeError(
             "A callback changes its own settings while it trains, so the run could not go on exactly: "
             "give it state_dict() and load_state_dict(state), and other names for what changes")
-    recorder = {name: getattr(rec, name) for name in rec.kept} | dict(
-        losses=[*map(float, rec.losses)])
     return _plain(dict(
         config=self.config, surroundings=_surroundings(), weights=sha,
         stopped=stopped,
         stage=learn.stage, optimizer=learn.opt.state_dict(),
         scaler=scaler and scaler.state_dict(),
-        gradients=[_gradient(p) for p in params],
+        gradients=[p.grad if p.grad is None or p.grad.any() else torch.zeros(()) for p in params], # may wait for a step
         requires_grad=[p.requires_grad for p in params],
-        recorder=recorder, smooth=[rec.smooth_loss.val, rec.smooth_loss.count],
+        recorder=attrdict(rec, *rec.kept) | dict(losses=[*map(float, rec.losses)]),
+        smooth=attrdict(rec.smooth_loss, 'val', 'count'),
         callbacks=[_memory(cb) for cb in partners], written=learn.written,
         train_iter=learn.train_iter, pct=learn.pct_train, streams=_streams()))
 
 # %% ../nbs/api/10_resume.ipynb #e0771509
 @patch
-def _goodness(self:SaveModelCallback):
-    "How good each epoch of this stage was: the larger, the better; what is no number is the worst."
-    rows = [row for row in self.recorder.history if row['stage'] == self.learn.stage]
-    scores = [self.sign*float(row.get(self.monitor, math.nan)) for row in rows]
-    return np.fmax(scores, -math.inf)
-
-
-@patch
 def after_epoch(self:SaveModelCallback):
     "Write what an epoch has brought: a state, or weights and averages, if it is the best so far."
     if self.saves_state: return self._save(self.epoch)
-    *before,score = self._goodness()
-    if score <= max(before, default=-math.inf): return
+    TrackerCallback.after_epoch(self)
+    if not self.new_best: return
     if is_writer():
         with self._writing(self.stem):
             self.learn.written[self.stem] = self._save_weights(self.stem, with_opt=True)
-    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: "
-          f"{self.sign*score:.6f}.")
+    print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.best:.6f}.")
 
 # %% ../nbs/api/10_resume.ipynb #477b9baa
 @patch
 def after_fit(self:SaveModelCallback):
     "Go back to the best epoch, if its file is what this training wrote."
-    self.best = max(self._goodness(), default=-math.inf)
-    if self.saves_state or self.best == -math.inf: return
+    if self.saves_state or math.isinf(self.best): return
     path = self.folder/f'{self.stem}.pth'
     if is_writer() and not (
         path.exists() and file_digest(path) == self.learn.written.get(self.stem)):
@@ -455,15 +408,11 @@ def after_fit(self:SaveModelCallback):
 
 # %% ../nbs/api/10_resume.ipynb #fe67b22c
 @patch
-def _tidy(self:SaveModelCallback):
+def _tidy(self:SaveModelCallback, done):
     "Remove states that come later, as those of an earlier training, or before the last two; and weights of no use."
-    kept = [place for place in self._found('state') if place <= self.done][-2:]
-    whole = self._whole(self._found('pth'))
-    if self.keep:
-        old = [place for place in whole if place <= self.done][:-self.keep]
-        whole = [place for place in whole if place not in old]
-    for ending,places in (('state', kept), ('pth', [*kept, *whole])):
-        for place in {*self._found(ending)} - {*places}:
+    states = [place for place in self._found('state') if place <= done][-2:]
+    for ending,kept in (('state', states), ('pth', states + self._whole()[-(self.keep or 0):])):
+        for place in {*self._found(ending)} - {*kept}:
             (self.folder/f'{self._name(place)}.{ending}').unlink(missing_ok=True)
 
 # %% ../nbs/api/10_resume.ipynb #ecabc0de
@@ -486,8 +435,7 @@ def jump_to_epoch(self:SaveModelCallback,
     "Bring the run back to where `epoch` begins, or, for 'last', to the last state; says what it loaded."
     if not self.saves_state: return None
     learn,states = self.learn,self._found('state')
-    if epoch == 'last': wanted = (states or self._whole(self._found('pth')))[-1:]
-    else: wanted = [(epoch-1, _END)]
+    wanted = (states or self._whole())[-1:] if epoch == 'last' else [(epoch-1, _END)]
     if not wanted:
         print(f"No state of {self.stem} is here yet: starting at epoch 0")
         return False
@@ -541,18 +489,17 @@ def _restore(self:SaveModelCallback, place, state):
     self._check_past(state, name)
     if lines := differences(state['surroundings'], _surroundings()):
         print(f'Other surroundings, so the last bits may differ:{lines}')
-    weights = torch.load(
-        self.folder/f'{name}.pth', map_location='cpu', weights_only=True)
-    learn.model.load_state_dict(weights)
+    learn.model.load_state_dict(torch.load(
+        self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
     params,trained = [*learn.model.parameters()],state['requires_grad']
     if [p.requires_grad for p in params] != trained:
-        print(f"Frozen as it was then: {sum(trained)} of {len(params)} tensors of weights are trained")
+        print("Frozen as it was then: not the layers are trained that this learner would train")
     for p,grad,kept in zip(params, trained, state['gradients']):
         p.requires_grad_(grad)
         p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
     set_opt_state(learn, to_device(state['optimizer'], learn.dls.device))
     vars(rec).update(state['recorder'])
-    rec.smooth_loss.val,rec.smooth_loss.count = state['smooth']
+    vars(rec.smooth_loss).update(state['smooth'])
     for cb,kept in zip(_partners(learn), state['callbacks']):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)
         else: vars(cb).update(kept)

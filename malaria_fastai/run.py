@@ -7,13 +7,14 @@ Docs: https://OWNER.github.io/malaria_fastai/api/run.html.md"""
 # %% auto #0
 __all__ = ['positive_class', 'limit_cells', 'recipe_data', 'recipe_learner', 'fit_recipe', 'augmentation', 'boosted',
            'colour_features', 'colour_floor', 'environment', 'train', 'summary', 'runs_table', 'cross_validate',
-           'split_gap', 'splits_table', 'probabilities', 'evaluate_run', 'start_notebook']
+           'probabilities', 'evaluate_run', 'start_notebook']
 
 # %% ../nbs/api/15_run.ipynb #7510d7c2
 import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,10 +32,11 @@ import torch
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.metrics import accuracy, error_rate
 from fastcore.meta import delegates
+from pandas import DataFrame
 
 import malaria_fastai
 from .backbone import WeightsUnavailable, arch_name
-from .cells import ResizeMethod, data_hash, default_source, locate, open_picture, read_cells, verify
+from .cells import ResizeMethod, data_hash, locate, open_picture, read_cells, verify
 from .data import DatasetType, ImageDataBunch
 from .evaluate import METRICS, NotBinary, both_lines, evaluate, mean_of, negative_of, paired_difference
 from .evaluate import read_predictions
@@ -52,8 +54,8 @@ from .transforms import get_transforms, n_views
 
 # %% ../nbs/api/15_run.ipynb #3a4ec135
 def positive_class(
-    labels,                 # Class names of the data set
-    positive:str|None=None  # The user's word
+    labels,            # Class names of the data set
+    positive:str=None  # The user's word; None takes it from the data set's record
 )->str: # One of `labels`
     "The positive class: the user's word, or that of the data set's record."
     labels = sorted(set(labels))
@@ -63,8 +65,7 @@ def positive_class(
             f"two classes are needed for the numbers of a run, found {len(labels)}: {names}. "
             "Put classes together in one folder, or train with `cnn_learner`, which takes any "
             "number of them")
-    record = record_for(labels)
-    positive = positive or (record and record.positive)
+    positive = positive or getattr(record_for(labels), 'positive', '')
     if positive in labels: return positive
     raise ValueError(
         "which class is the positive one? Pass positive= (on the command line: --positive), "
@@ -72,13 +73,13 @@ def positive_class(
 
 # %% ../nbs/api/15_run.ipynb #b4d49885
 def limit_cells(
-    cells:pd.DataFrame, # A cells table
-    n:int|None,         # At most so many cells; None keeps all
+    cells:DataFrame, # A cells table
+    n:int=None,         # At most so many cells; None keeps all
     seed:int=42         # Same seed, same cells
-)->pd.DataFrame: # Rows of `cells`, in their order
+)->DataFrame: # Rows of `cells`, in their order
     "Draw some of the cells, for a quick try."
     check_words(dict(limit=n, seed=seed))
-    if n is None or n >= len(cells): return cells
+    if n is None: return cells
     keep = np.sort(np.random.default_rng(seed).permutation(len(cells))[:n])
     return cells.iloc[keep].reset_index(drop=True)
 
@@ -86,14 +87,14 @@ def limit_cells(
 def prepare(
     source,                   # A folder, a zip, an address, or the name of a data set
     # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None leaves the cells in one part
-    split:str|None='patient',
+    split:str='patient',
     seed:int=42,              # Names the split
-    limit:int|None=None,      # At most so many cells
+    limit:int=None,      # At most so many cells
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
-    data_dir:str|Path='data', # Where archives are downloaded and extracted
+    data_dir:Path='data', # Where archives are downloaded and extracted
     valid:float=.2,           # Share for validation, in (0, 1)
     test:float=.2,            # Share for test, in (0, 1); folders and folds bring their own
-    out:str|Path|None=None    # A folder that must not lie in the data
+    out:Path=None    # A folder that must not lie in the data
 )->tuple: # (root folder, cells table with `split`)
     "From a name to a checked table in three parts, 60/20/20 unless told otherwise."
     if out is not None: check_output(out, source, folder=True)
@@ -103,10 +104,6 @@ def prepare(
     cells = limit_cells(everything, limit, seed)
     if split is not None:
         cells = split_by(cells, split, valid=valid, test=test, seed=seed)
-        if 'valid' not in set(cells.split):
-            raise ValueError(
-                f"{len(cells):,} cells leave none for validation by the rule {split}: "
-                "take more cells, or another rule")
     cells.attrs.update(left_out=everything.attrs['left_out'], of=len(everything))
     return root,cells
 
@@ -119,12 +116,12 @@ _FIRST_GROUP = dict(nothing=0, early=1, body=2) # What is frozen -> the first la
 def recipe_data(
     recipe:Recipe,     # What to train
     root:Path,         # The folder that `cells.path` is relative to
-    cells:pd.DataFrame,# Cells table with `split`
+    cells:DataFrame,# Cells table with `split`
     seed:int=42,       # Names the order and every draw
     cache=True         # As in `ImageDataBunch.from_cells`
 )->ImageDataBunch:
     "The batches of a recipe."
-    bs = min(recipe.bs, int((cells.split == 'train').sum()))
+    bs = min(recipe.bs, sum(cells.split == 'train'))
     return ImageDataBunch.from_cells(
         root, cells, seed=seed, cache=cache, bs=bs, val_bs=128, size=recipe.size,
         resize_method=ResizeMethod[recipe.resize],
@@ -138,41 +135,34 @@ def recipe_learner(
     **kwargs             # More of `cnn_learner`: `path`, `model_dir`, `cbs`
 )->CNNLearner:
     "The network, loss and optimizer of a recipe."
-    alike = 'pretrained', 'lin_ftrs', 'ps', 'head', 'weights', 'cut', 'wd', 'wd_bn_bias', 'train_bn'
-    words = {name: getattr(recipe, name) for name in alike}
-    words |= dict(
-        log_softmax=recipe.activation == 'log_softmax', loss_func=recipe.loss,
-        opt_func=recipe.opt)
-    metrics = [_METRICS[name] for name in recipe.metrics]
-    try: return cnn_learner(data, recipe.arch, metrics=metrics, **words, **kwargs)
-    except WeightsUnavailable as error:
-        if recipe.name not in RECIPES: raise
-        raise WeightsUnavailable(
-            f"{recipe.name} starts from ImageNet weights, and they cannot be had here. "
-            "With pretrained='no' (on the command line: --pretrained no) the same network is "
-            "trained without them. With a network and a GPU: "
-            f"{t4_command(recipe)}. ({error})") from error
+    return cnn_learner(
+        data, recipe.arch, recipe.pretrained, recipe.lin_ftrs, recipe.ps,
+        head=recipe.head, log_softmax=recipe.activation == 'log_softmax',
+        weights=recipe.weights, cut=recipe.cut,
+        metrics=[_METRICS[name] for name in recipe.metrics],
+        loss_func=recipe.loss, opt_func=recipe.opt, wd=recipe.wd,
+        wd_bn_bias=recipe.wd_bn_bias, train_bn=recipe.train_bn, **kwargs)
 
 # %% ../nbs/api/15_run.ipynb #80aa6d13
 def _watchers(learn, recipe, name, lr, every):
-    "Callbacks of a stage: they keep states and the best epoch, watch for the end, step the rate, halve the precision."
+    "Callbacks of a stage: for states, the best epoch or a mean of weights, the end, steps of the rate, half precision."
     if every: yield SaveModelCallback(learn, every=every, name=name, keep=2)
-    if recipe.best:
-        yield SaveModelCallback(
-            learn, monitor=recipe.best, every='improvement', name=f'{name}_best')
+    if recipe.best: yield SaveModelCallback(learn, recipe.best, name=f'{name}_best')
     if recipe.patience:
         yield EarlyStoppingCallback(
             monitor=recipe.best or 'valid_loss', patience=recipe.patience)
     if recipe.schedule == 'steps': yield StepDecay(lr)
     if recipe.precision == 'half': yield from half_precision()
+    last = name == 'stage2' or not recipe.finetune_epochs
+    if recipe.average and last: yield AverageWeights(recipe.average)
 
 # %% ../nbs/api/15_run.ipynb #523fa5c3
 def fit_recipe(
-    learn:CNNLearner,        # What `recipe_learner` made
-    recipe:Recipe,           # What to train
-    every:str|int|None=None, # When a state is written: 'epoch', or after so many batches; None writes none
-    resume:bool=False,       # Go on from the last state; where there is none, start
-    cbs=None                 # More callbacks
+    learn:CNNLearner,   # What `recipe_learner` made
+    recipe:Recipe,      # What to train
+    every:str|int=None, # When a state is written: 'epoch', or after so many batches; None writes none
+    resume:bool=False,  # Go on from the last state; where there is none, start
+    cbs:list=None       # More callbacks
 ):
     "Train in the one or two stages of a recipe, `stage1` and `stage2`."
     data = first = learn.data
@@ -187,11 +177,8 @@ def fit_recipe(
         if not epochs: continue
         learn.data = pictures
         learn.freeze_to(_FIRST_GROUP[frozen])
-        lr = slice(*lr) if isinstance(lr, tuple) else lr
+        if isinstance(lr, tuple): lr = slice(*lr)
         callbacks = [*_watchers(learn, recipe, name, lr, every), *(cbs or [])]
-        last = name == 'stage2' or not recipe.finetune_epochs
-        if recipe.average and last:
-            callbacks.append(AverageWeights(recipe.average))
         fit(epochs, lr, callbacks=callbacks, start_epoch='last' if resume else 0)
 
 # %% ../nbs/api/15_run.ipynb #cf93c0ec
@@ -199,8 +186,7 @@ def has_no_up(
     labels # Class names
 )->bool:
     "Whether the record of these classes says that a picture may be turned: a cell may, an X-ray may not."
-    record = record_for(labels)
-    return bool(record and record.positive == 'Parasitized')
+    return getattr(record_for(labels), 'positive', '') == 'Parasitized'
 
 # %% ../nbs/api/15_run.ipynb #cf93c0ed
 def augmentation(
@@ -211,25 +197,23 @@ def augmentation(
                 max_zoom=1.)
 
 # %% ../nbs/api/15_run.ipynb #1ea26ebe
-_USUAL = dict(arch='resnet18', size=128, bs=64, epochs=3, finetune_epochs=2)
-_FIRST = Recipe('', '', **_USUAL, lin_ftrs=None, split='patient') # of a run that names no recipe
+_FIRST = Recipe( # of a run that names no recipe
+    '', '', 'resnet18', lin_ftrs=None, split='patient', epochs=3, finetune_epochs=2)
+_FIELDS = 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr' # of a recipe, that a run may set
 
 
 def _filled(words):
-    "The words of a run with its recipe, whose fields are what was given, or what is usual."
-    given = {name: words[name] for name in (*_USUAL, 'lr') if words.get(name) is not None}
-    recipe,pretrained = find_recipe(words.get('recipe') or _FIRST),words['pretrained']
+    "The recipe of a run with the fields that were given, its split, and whether ImageNet weights: 'yes', 'no' or 'auto'."
+    recipe = find_recipe(words.get('recipe') or _FIRST)
+    pretrained = words.get('pretrained')
     if pretrained == 'no' and recipe.pretrained:
         recipe = from_scratch(recipe) if recipe.name else recipe.but(pretrained=False)
-    recipe = recipe.but(**given)
+    recipe = recipe.but(**{name: words[name] for name in _FIELDS if words.get(name) is not None})
+    if recipe.network: arch_name(recipe.arch) # refuses a name that nobody knows
     if recipe.name: pretrained = 'yes' if recipe.pretrained else 'no'
     else: # the head, then all layers with rates that rise from the first to the head
         recipe = recipe.but(finetune_lr=(recipe.lr/100, recipe.lr/10))
-    if recipe.network: arch_name(recipe.arch) # refuses a name that nobody knows
-    fields = {name: getattr(recipe, name) for name in _USUAL}
-    return words | fields | dict(
-        recipe=recipe, split=words['split'] or recipe.split,
-        pretrained=pretrained)
+    return recipe,words.get('split') or recipe.split,pretrained
 
 # %% ../nbs/api/15_run.ipynb #daec294d
 def _ready(recipe, root, cells, seed, cache, pretrained, out):
@@ -238,40 +222,27 @@ def _ready(recipe, root, cells, seed, cache, pretrained, out):
     data = recipe_data(recipe, root, cells, seed, cache)
     make = partial(recipe_learner, data=data, path=out, model_dir='states')
     try: learn = make(recipe)
-    except WeightsUnavailable as error:
+    except WeightsUnavailable:
         if pretrained != 'auto': raise
-        why = type(error.__cause__).__name__
-        print(f"ImageNet weights of {recipe.arch} cannot be had here; "
-              f"training from scratch ({why}).")
+        print(f"ImageNet weights of {recipe.arch} cannot be had here; training from scratch.")
         learn = make(recipe.but(pretrained=False))
     if not recipe.name:
         recipe = recipe.but(frozen='body' if learn.pretrained else 'nothing')
-    for size in {recipe.size, recipe.size_first} - {0}:
-        black = torch.zeros(2, 3, size, size, device=learn.dls.device)
-        try:
-            with torch.no_grad(): learn.model.eval()(black)
-        except RuntimeError as error:
-            raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels: "
-                             "choose a larger size") from error
+    size = min(recipe.size, recipe.size_first or recipe.size)
+    black = torch.zeros(2, 3, size, size, device=learn.dls.device)
+    try:
+        with torch.no_grad(): learn.model.eval()(black)
+    except RuntimeError as error:
+        raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels: "
+                         "choose a larger size") from error
     return learn,recipe
 
 # %% ../nbs/api/15_run.ipynb #0fdac1d1
 def _read_json(file): return json.loads(file.read_text('utf-8'))
 def _write_table(file, table): write_atomically(file, table.to_csv(index=False))
 def _save_json(file, content):
-    write_atomically(file, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
-
-# %% ../nbs/api/15_run.ipynb #1e8c3a5b
-_SETTINGS = (
-    'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr', 'split', 'seed',
-    'pretrained', 'limit', 'positive',
-    'on_bad', 'draws', 'recipe')
-
-
-def _run_settings(words):
-    "The words, as JSON keeps them, that a continued run must have in common with its beginning."
-    kept = {name: words[name] for name in _SETTINGS if name in words}
-    return json.loads(json.dumps(kept, default=asdict))
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=asdict) # a recipe as a dict
+    write_atomically(file, text + '\n')
 
 # %% ../nbs/api/15_run.ipynb #303925cd
 def _plain_name(source):
@@ -281,20 +252,22 @@ def _plain_name(source):
 # %% ../nbs/api/15_run.ipynb #0392c89a
 def _call(function, words):
     "The call that made a run, without the folders of this machine and without what was not given."
-    places = {name: _plain_name(words[name]) for name in ('source', 'out', 'data_dir') if name in words}
-    words = words | places | dict(command=None, resume=None)
-    shown = [f'{name}={value!r}' for name,value in words.items() if value is not None]
+    shown = []
+    for name,value in words.items():
+        if name in ('source', 'out', 'data_dir'): value = _plain_name(value)
+        if value is not None and name != 'resume': shown.append(f'{name}={value!r}')
     return f"{function}({', '.join(shown)})"
 
 # %% ../nbs/api/15_run.ipynb #4f761df5
-def _is_finished(out, settings, resume):
+def _is_finished(out, what, resume):
     "Whether a folder holds this run, finished; another run, or one that nobody continues, is refused."
-    begun,finished = ((out/name).exists() for name in ('run.json', 'metrics.json'))
-    if not resume and (begun or finished):
+    finished = (out/'metrics.json').exists()
+    if not finished and not (out/'run.json').exists(): return False
+    if not resume:
         raise FileExistsError(
             f"{out} holds {'a ' if finished else 'an un'}finished run already: name another "
             "folder, remove it, or go on with resume=True (on the command line: --resume)")
-    if begun: _begin(out/'run.json', settings)
+    _begin(out/'run.json', what)
     return finished
 
 # %% ../nbs/api/15_run.ipynb #6a6d343a
@@ -304,16 +277,21 @@ def _begin(file, what, **more):
         if is_writer(): _save_json(file, what | more)
         return what | more
     then = _read_json(file)
-    check_config({name: then.get(name) for name in what}, what, str(file.parent))
+    now = json.loads(json.dumps(what, default=asdict))
+    check_config({name: then.get(name) for name in now}, now, str(file.parent))
     return then
 
 # %% ../nbs/api/15_run.ipynb #d06c3627
-def _write_numbers(out, preds, found, command):
-    "Write the predictions of a run, the machine that made them, and what was found."
+def _write_numbers(out, preds, about, draws, command):
+    "Judge the predictions of each part, and write them, the machine that made them, and what was found, which is returned."
+    data = about['data']
+    found = dict(about)
+    for part,rows in preds.groupby('split'):
+        found[part] = evaluate(rows, data['positive'], draws=draws)
     _write_table(out/'predictions.csv', preds)
-    _save_json(
-        out/'environment.json', environment(command, data_hash=found['data']['hash']))
+    _save_json(out/'environment.json', environment(command, data_hash=data['hash']))
     _save_json(out/'metrics.json', found)
+    return found
 
 # %% ../nbs/api/15_run.ipynb #db0bcc14
 def _complete(out):
@@ -333,17 +311,23 @@ def _nothing_left(out, what):
 # %% ../nbs/api/15_run.ipynb #c1a171a6
 def own_record(
     source,            # As it was named
-    cells:pd.DataFrame # A cells table
+    cells:DataFrame # A cells table
 ): # Record, or None
     "The record of the data set that pictures are known to be of: by the manifest, or by the name of set or archive."
     if verify(cells, strict=False).same == len(cells): return RECORDS['nih']
     name = Path(str(source)).name.lower()
+    labels = {*cells.label}
     for record in RECORDS.values():
-        named = name and name in (record.name, record.file) and {*record.labels} == {*cells.label}
-        if named and record.name != 'nih': return record
+        named = name and name in (record.name, record.file)
+        if named and record.name != 'nih' and {*record.labels} == labels: return record
 
 # %% ../nbs/api/15_run.ipynb #c1a171a8
-def _about_data(source, root, cells, positive):
+def about_data(
+    source,             # As it was named
+    root:Path,          # The folder that `cells.path` is relative to
+    cells:DataFrame, # Cells table with `split`, from `prepare`
+    positive:str        # The positive class
+)->dict: # Name, record, hash, numbers of cells and patients, by label and by part; what was left out
     "What metrics.json says of the data; class names alone make them no part of a set that is known."
     parts = cells.split.value_counts().reindex(['train', 'valid', 'test'], fill_value=0).to_dict()
     labels = cells.label.value_counts().sort_index().to_dict()
@@ -357,33 +341,40 @@ def _about_data(source, root, cells, positive):
         drawn=is_drawn(root), left_out=cells.attrs['left_out'], parts=parts)
 
 # %% ../nbs/api/15_run.ipynb #cef0ca9b
+def beside(
+    recipe:Recipe, # What is run
+    data:dict      # What `about_data` gave
+)->dict: # shortened, published and published_split, each a text that may be empty
+    "What stands beside the numbers of a recipe; what was published holds for the pictures it was measured on."
+    record = RECORDS.get(data['record'])
+    known = bool(record) and (recipe.split == 'folder') == (record.splits == 'folder')
+    return dict(
+        shortened='; '.join(shortened(recipe, data['n'], data['of'])),
+        published=recipe.published*known,
+        published_split=recipe.published_split*known)
+
+# %% ../nbs/api/15_run.ipynb #cef0ca9c
 def _about_recipe(recipe, learn, data):
-    "What metrics.json says of a training; a published number stands beside the pictures it was measured on."
-    fields = 'size', 'epochs', 'finetune_epochs', 'lr', 'finetune_lr'
-    about = {name: getattr(recipe, name) for name in fields}
-    about |= dict(
-        arch=learn.spec.arch, bs=learn.data.bs, pretrained=learn.pretrained,
-        views=8 if recipe.tta else 1)
-    if not recipe.name: return about
-    short = '; '.join(shortened(recipe, data['n'], data['of']))
-    known = bool(data['record'])
-    return about | dict(
-        recipe=recipe.name, shortened=short or 'no',
-        published=recipe.published*known or '-',
-        published_split=recipe.published_split*known or '-')
+    "What metrics.json says of a training."
+    about = dict(
+        size=recipe.size, epochs=recipe.epochs, finetune_epochs=recipe.finetune_epochs,
+        lr=recipe.lr, finetune_lr=recipe.finetune_lr, arch=learn.spec.arch,
+        bs=learn.data.bs, pretrained=learn.pretrained, views=8 if recipe.tta else 1)
+    return about | dict(recipe=recipe.name, **beside(recipe, data)) if recipe.name else about
 
 # %% ../nbs/api/15_run.ipynb #bde15502
 def boosted(
     x:np.ndarray,       # float (n, features), one row a cell
-    cells:pd.DataFrame, # The n rows, with `label` and `split`
+    cells:DataFrame, # The n rows, with `label` and `split`
     positive:str,       # The positive class
     seed:int=42         # Of the boosting
-)->pd.DataFrame: # A predictions table of all cells outside the training part
+)->DataFrame: # A predictions table of all cells outside the training part
     "Fit scikit-learn's gradient boosting to the training part, and predict the others."
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
     learns = (cells.split == 'train').to_numpy()
-    others,rest = cells[~learns].reset_index(drop=True),x[~learns]
+    others = cells[~learns].reset_index(drop=True)
+    rest = x[~learns]
     with threadpool_limits(1, 'openmp'): # so few rows: threads would wait for one another
         model = HistGradientBoostingClassifier(random_state=seed)
         model.fit(x[learns], cells.label[learns].astype(str))
@@ -392,27 +383,28 @@ def boosted(
 
 # %% ../nbs/api/15_run.ipynb #403300bd
 def colour_features(
-    root:str|Path,      # The folder that `path` is relative to
-    cells:pd.DataFrame  # A cells table
-)->pd.DataFrame: # float32 (n, 30), values in 0..255, one row a `path`
+    root:Path,      # The folder that `path` is relative to
+    cells:DataFrame  # A cells table
+)->DataFrame: # float32 (n, 30), values in 0..255, one row a `path`
     "Sum up the colours of each cell: nine deciles and the deviation of each channel, black pixels left out."
-    deciles,rows = range(10, 100, 10),[]
+    deciles = range(10, 100, 10)
+    rows = []
     for path in progress(cells.path, 'colours', quiet=len(cells) < 2000):
         pixels = np.asarray(open_picture(Path(root)/path)).reshape(-1, 3)
         if pixels.any(): pixels = pixels[pixels.any(-1)]
         rows.append([*np.percentile(pixels, deciles, axis=0).ravel(),
                      *pixels.std(0)])
     names = [f'{channel}_{number}' for number in (*deciles, 'sd') for channel in 'rgb']
-    return pd.DataFrame(np.float32(rows), cells.path.to_numpy(), names)
+    return DataFrame(np.float32(rows), cells.path.to_numpy(), names)
 
 # %% ../nbs/api/15_run.ipynb #d6a01fcb
 def colour_floor(
-    root:str|Path,         # The folder that `path` is relative to
-    cells:pd.DataFrame,    # A cells table with `split`
-    positive:str|None=None,# The positive class; None takes it from the data set's record
-    features:pd.DataFrame|None=None, # What `colour_features` gave for these cells; None computes it
+    root:Path,         # The folder that `path` is relative to
+    cells:DataFrame,    # A cells table with `split`
+    positive:str=None,     # The positive class; None takes it from the data set's record
+    features:DataFrame=None, # What `colour_features` gave for these cells; None computes it
     seed:int=42            # Of the boosting
-)->pd.DataFrame: # A predictions table of all cells outside the training part
+)->DataFrame: # A predictions table of all cells outside the training part
     "Predict by colour alone: gradient boosting on the colours of the training cells, no network."
     positive = positive_class(cells.label, positive)
     if features is None: features = colour_features(root, cells)
@@ -420,6 +412,8 @@ def colour_floor(
 
 # %% ../nbs/api/15_run.ipynb #4ece82f8
 _PACKAGES = 'malaria_fastai fastai torch torchvision timm numpy pandas scikit-learn pillow'.split()
+_COMMIT = ('git ls-files --error-unmatch __init__.py && ' # that of the code, not of a folder around it
+           'git describe --always "--exclude=*" --abbrev=12 --dirty=+')
 
 
 def environment(
@@ -427,13 +421,13 @@ def environment(
     **facts      # More to write down
 )->dict: # Ready for JSON
     "The versions, the machine, the command of a run, and the commit of the code, with '+' if it was changed since."
-    folder,versions = Path(malaria_fastai.__file__).parent,{}
-    git = partial(subprocess.check_output, cwd=folder, text=True, timeout=10,
-                  stderr=subprocess.DEVNULL)
-    try:
-        git('git ls-files --error-unmatch __init__.py'.split())
-        commit = git('git describe --always --exclude=* --abbrev=12 --dirty=+'.split()).strip()
-    except (OSError, subprocess.SubprocessError): commit = None # no checkout
+    commit = None
+    versions = {}
+    with suppress(subprocess.SubprocessError): # no checkout
+        said = subprocess.check_output(
+            _COMMIT, shell=True, cwd=Path(malaria_fastai.__file__).parent, text=True,
+            timeout=10, stderr=subprocess.DEVNULL)
+        commit = said.split()[-1]
     for name in _PACKAGES:
         with suppress(PackageNotFoundError): versions[name] = version(name)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
@@ -441,12 +435,6 @@ def environment(
         command=command, commit=commit, **facts, python=platform.python_version(),
         system=platform.system(), cores=os.cpu_count(), device=device,
         versions=versions)
-
-# %% ../nbs/api/15_run.ipynb #4ec5ee0e
-def _judged(preds, positive, draws):
-    "The numbers of the validation and the test part."
-    parts = [part for part in ('valid', 'test') if part in set(preds.split)]
-    return {part: evaluate(preds[preds.split == part], positive, draws=draws) for part in parts}
 
 # %% ../nbs/api/15_run.ipynb #b7e0c3d1
 def _both_ways(learn, dl, positive):
@@ -466,91 +454,84 @@ def _all_views(learn, preds, positive):
 # %% ../nbs/api/15_run.ipynb #d61d101d
 def _finish(learn, out, about, start, draws, command):
     "Judge a trained learner and write its run folder."
-    cells,positive,history = learn.dls.cells,about['data']['positive'],learn.recorder.to_frame()
+    cells = learn.dls.cells
+    positive = about['data']['positive']
+    history = learn.recorder.to_frame()
     preds = learn.predict_cells(cells[cells.split != 'train'], positive)
     if about['views'] > 1: preds = _all_views(learn, preds, positive)
     seconds = max(time.time() - start, history.seconds.sum()) # also those of a process that was interrupted
-    found = about | dict(seconds=round(seconds, 1), **_judged(preds, positive, draws))
-    learn.export(Path('model')/'export.pkl',
-                 extra=dict(positive=positive, views=about['views']))
+    learn.export('model/export.pkl', extra=dict(positive=positive, views=about['views']))
     part = DatasetType.Test if len(learn.dls) > 2 else DatasetType.Valid
     figure = ClassificationInterpretation.from_learner(learn, part).plot_top_losses(9, heatmap=True)
-    with replacing(out/'figures'/'top_losses.png') as file:
+    with replacing(out/'figures/top_losses.png') as file:
         figure.savefig(file, dpi=110, format='png')
     plt.close(figure)
     _write_table(out/'history.csv', history)
     _write_table(out/'split.csv', cells[['path', 'label', 'patient', 'sha256', 'split']])
-    _write_numbers(out, preds, found, command)
-
-# %% ../nbs/api/15_run.ipynb #d6d42093
-def _train_colours(root, cells, about, what, out, start, draws, command):
-    "The run of the recipe that has no network."
-    positive = about['data']['positive']
-    command = _begin(out/'run.json', dict(what, weights='none'), command=command)['command']
-    preds = colour_floor(root, cells, positive, seed=about['seed'])
-    found = dict(
-        arch='none, colours only', recipe='colour_floor', size=0, epochs=0,
-        finetune_epochs=0, pretrained=False)
-    seconds = round(time.time() - start, 1)
-    found |= about | dict(seconds=seconds, **_judged(preds, positive, draws))
-    _write_numbers(out, preds, found, command)
+    _write_numbers(out, preds, about | dict(seconds=round(seconds, 1)), draws, command)
 
 # %% ../nbs/api/15_run.ipynb #15d1a671
 def train(
-    source,                   # A folder, a zip, an address, or the name of a data set: 'nih', 'cxr', 'sample'
-    out:str|Path,             # The run folder to make; it must not hold a run already, unless `resume` says so
-    arch:str|None=None,       # A torchvision or timm name; None is that of the recipe, or 'resnet18'
-    size:int|None=None,       # Side of the pictures, pixels; None is that of the recipe, or 128
-    bs:int|None=None,         # Pictures in a batch; None is that of the recipe, or 64
-    epochs:int|None=None,     # Epochs of the first stage; None is that of the recipe, or 3
-    finetune_epochs:int|None=None, # Epochs of the second stage, all layers; None is that of the recipe, or 2
-    lr:float|None=None,       # Peak rate of the first stage; None is that of the recipe, or 3e-3
+    source,            # A folder, a zip, an address, or the name of a data set: 'nih', 'cxr', 'sample'
+    out:Path,          # The run folder to make; it must not hold a run already, unless `resume` says so
+    arch:str=None,     # A torchvision or timm name; None is that of the recipe, or 'resnet18'
+    size:int=None,     # Side of the pictures, pixels; None is that of the recipe, or 128
+    bs:int=None,       # Pictures in a batch; None is that of the recipe, or 64
+    epochs:int=None,   # Epochs of the first stage; None is that of the recipe, or 3
+    finetune_epochs:int=None, # Epochs of the second stage, all layers; None is that of the recipe, or 2
+    lr:float=None,     # Peak rate of the first stage; None is that of the recipe, or 3e-3
     # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None is that of the recipe, or 'patient'
-    split:str|None=None,
-    seed:int=42,              # Names the split, the weights, the order and every draw
-    pretrained:str='auto',    # ImageNet weights: 'auto', 'yes' or 'no'
-    limit:int|None=None,      # At most so many cells
-    positive:str|None=None,   # The positive class; None takes it from the data set's record
-    on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
-    data_dir:str|Path='data', # Where archives are downloaded and extracted
-    cache=True,               # Keep decoded pictures, as in `ImageDataBunch.from_cells`
-    draws:int=2000,           # Bootstrap draws of the intervals
-    resume:bool=False,        # Go on with the run in `out`; start if there is none; change nothing if it is finished
-    every:str|int='epoch',    # When a state is written: 'epoch', or after so many batches
-    recipe:str|Recipe|None=None, # A recipe, which fills in what is not given
-    command:str|None=None     # What the report shows as the command; None is this call
+    split:str=None,
+    seed:int=42,       # Names the split, the weights, the order and every draw
+    pretrained:str='auto', # ImageNet weights: 'auto', 'yes' or 'no'
+    limit:int=None,    # At most so many cells
+    positive:str=None, # The positive class; None takes it from the data set's record
+    on_bad:str='raise',# With bad pictures: 'raise' or 'skip'
+    data_dir:Path='data', # Where archives are downloaded and extracted
+    cache=True,        # Keep decoded pictures, as in `ImageDataBunch.from_cells`
+    draws:int=2000,    # Bootstrap draws of the intervals
+    resume:bool=False, # Go on with the run in `out`; start if there is none; change nothing if it is finished
+    every:str|int='epoch', # When a state is written: 'epoch', or after so many batches
+    recipe:str|Recipe=None,# A recipe, which fills in what is not given
+    command:str=None   # What the report shows as the command; None is this call
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
     given = dict(locals())
     check_words(given)
-    words,out,start = _filled(given),Path(out),time.time()
-    settings,recipe = dict(source=_plain_name(source), **_run_settings(words)),words['recipe']
-    finished = _is_finished(out, settings, resume)
-    valid,test = recipe.parts[1:]
+    recipe,split,pretrained = _filled(given)
+    start = time.time()
+    out = Path(out)
+    about = dict(source=_plain_name(source), split=split, seed=seed)
+    what = about | dict(
+        recipe=recipe, pretrained=pretrained, limit=limit, positive=positive,
+        on_bad=on_bad, draws=draws)
+    finished = _is_finished(out, what, resume)
+    _,valid,test = recipe.parts
     with writer_first():
         root,cells = prepare(
-            source, words['split'], seed, limit, on_bad, data_dir, valid,
-            test or .2, out)
-    data = _about_data(source, root, cells, positive_class(cells.label, positive))
-    about = dict(
-        seed=seed, split=words['split'], source=settings['source'],
-        leakage=leakage(cells), data=data)
-    what,command = dict(settings, data=data['hash']),command or _call('train', given)
+            source, split, seed, limit, on_bad, data_dir, valid, test or .2, out)
+    data = about_data(source, root, cells, positive_class(cells.label, positive))
+    about |= dict(leakage=leakage(cells), data=data)
+    what |= dict(data=data['hash'])
     if finished: return _nothing_left(out, what)
-    if not recipe.network:
-        if is_writer():
-            _train_colours(root, cells, about, what, out, start, draws, command)
-        return _complete(out)
-    with writer_first():
-        learn,recipe = _ready(
-            recipe, root, cells, seed, cache, words['pretrained'], out)
-    what |= dict(weights='ImageNet' if learn.pretrained else 'random')
+    if recipe.network:
+        with writer_first():
+            learn,recipe = _ready(recipe, root, cells, seed, cache, pretrained, out)
+        what |= dict(weights='ImageNet' if learn.pretrained else 'random')
     pictures = Path(os.path.relpath(root, out)).as_posix()
+    command = command or _call('train', given)
     command = _begin(out/'run.json', what, command=command, pictures=pictures)['command']
-    with learn.distributed(): fit_recipe(learn, recipe, every, resume)
-    if not is_writer(): return out # the first of several processes judges and writes
-    _finish(learn, out, about | _about_recipe(recipe, learn, data), start, draws,
-            command)
+    if recipe.network:
+        with learn.distributed(): fit_recipe(learn, recipe, every, resume)
+        about |= _about_recipe(recipe, learn, data)
+    if is_writer(): # the first of several processes judges and writes
+        if recipe.network: _finish(learn, out, about, start, draws, command)
+        else:
+            preds = colour_floor(root, cells, data['positive'], seed=seed)
+            about |= dict(
+                arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0,
+                pretrained=False, seconds=round(time.time() - start, 1))
+            _write_numbers(out, preds, about, draws, command)
     return _complete(out)
 
 # %% ../nbs/api/15_run.ipynb #043417d5
@@ -562,19 +543,19 @@ def _with_interval(block, metric, form='   95 % interval {:.3f} to {:.3f}'):
 
 
 def summary(
-    run:str|Path # A run folder
+    run:Path # A run folder
 )->str: # A few lines
     "The main numbers of a run, with their 95 % intervals, and where the report lies."
     if not is_writer(): return '' # the first of several processes says it
-    found,lines = _read_json(Path(run)/'metrics.json'),[]
+    found = _read_json(Path(run)/'metrics.json')
+    lines = []
     thing = 'cells' if has_no_up(found['data']['labels']) else 'pictures'
     for part in ('valid', 'test'):
         for kind,block in both_lines(found.get(part, {})).items():
-            whose = 'of unknown patients, intervals by picture'
-            if block['patients']:
-                whose = f"of {block['patients']} patients, intervals by patient"
+            whose = f"{block['patients']} patients, intervals by patient"
+            if not block['patients']: whose = 'unknown patients, intervals by picture'
             whose += ', undisputed labels alone'*(kind != 'all cells')
-            lines.append(f"{part}: {block['n']:,} {thing} {whose}")
+            lines.append(f"{part}: {block['n']:,} {thing} of {whose}")
             for metric in 'accuracy balanced_accuracy auc sensitivity specificity f1 mcc'.split():
                 lines.append(f'  {metric:<18}{_with_interval(block, metric)}')
     if found['data']['drawn']:
@@ -585,49 +566,42 @@ def summary(
     return '\n'.join(lines)
 
 # %% ../nbs/api/15_run.ipynb #0f1d0786
-def portable(
-    command:str # What was run
-)->str:
-    "A command without the folders of this machine."
-    return ' '.join(
-        Path(word).name if word.startswith(('/', '~')) else word
-        for word in command.split())
-
-
 def block_numbers(
     block:dict # Numbers of a part, as `evaluate` gives them
 )->dict: # n, patients, and a text such as '0.906 (0.881–0.931)' for each metric
     "The numbers of a part with their intervals, for a table."
-    names = [key.removesuffix('_ci') for key in block if key.endswith('_ci')]
-    texts = {name: _with_interval(block, name, ' ({:.3f}–{:.3f})') for name in names}
+    texts = {name: _with_interval(block, name, ' ({:.3f}–{:.3f})') for name in METRICS}
     return dict(n=block['n'], patients=block['patients'], **texts)
 
+# %% ../nbs/api/15_run.ipynb #0f1d0787
+def made_with(
+    env:dict, # What `environment` gave
+    data:dict # What `about_data` gave
+)->dict: # data, data_hash, command, device, cores, commit
+    "What a row of a table says of its making; the command without the folders of this machine."
+    made = {name: env[name] for name in ('device', 'cores', 'commit')}
+    command = re.sub(r'(?<!\S)(?=[/~])\S*/(?=\S)', '', env['command'])
+    return dict(data=data['name'], data_hash=data['hash'][:12], command=command, **made)
 
+# %% ../nbs/api/15_run.ipynb #90c890f1
 _TOLD = 'split', 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds', 'seconds'
 
 
-def _table_rows(made_by, block, **about):
-    "Rows of a table: what was trained, the numbers of a part, all cells and undisputed ones, and what made them."
-    found,env = made_by['metrics'],made_by['environment']
-    settings = {name: found[name] for name in _TOLD if name in found}
-    made = dict(data=found['data']['name'], data_hash=env['data_hash'][:12],
-                command=portable(env['command']))
-    made |= {name: env[name] for name in ('device', 'cores', 'commit')}
-    return [about | dict(cells=kind) | settings | block_numbers(numbers) | made
-            for kind,numbers in both_lines(block).items()]
-
-# %% ../nbs/api/15_run.ipynb #90c890f1
 def runs_table(
-    *runs:str|Path,          # Run folders
-    parts:tuple=('test',)    # Which parts; 'eight views' is the test part as `evaluate_run` judged it
-)->pd.DataFrame: # One row a run and part
+    *runs:Path,       # Run folders
+    parts:tuple=('test',) # Which parts; 'eight views' is the test part as `evaluate_run` judged it
+)->DataFrame: # A row for each run and part, and one more for its cells with undisputed labels
     "Put the numbers of several runs into one table."
     rows = []
     for run,part in itertools.product(map(read_run, runs), parts):
         found = run['metrics']
         block = found['tta']['averaged'] if part == 'eight views' else found[part]
-        rows += _table_rows(run, block, run=run['folder'].name, part=part)
-    return pd.DataFrame(rows)
+        told = {name: found[name] for name in _TOLD if name in found}
+        made = made_with(run['environment'], found['data'])
+        for kind,numbers in both_lines(block).items():
+            about = dict(run=run['folder'].name, part=part, cells=kind)
+            rows.append(about | told | block_numbers(numbers) | made)
+    return DataFrame(rows)
 
 # %% ../nbs/api/15_run.ipynb #cb1ec35f
 def _pooled(tables):
@@ -639,101 +613,64 @@ def _pooled(tables):
 def _gather(out, folds, split, floor, draws, command):
     "Write what the folds say together: one table of predictions, pooled and per-fold numbers."
     runs = [read_run(out/f'fold{k}') for k in range(folds)]
-    each,preds = [run['metrics'] for run in runs],_pooled(
-        [run['preds'] for run in runs])
-    if [*preds.path] != [*floor.path]:
-        raise ValueError(f"{out}: the folds do not hold every cell once")
-    tests,found = [fold['test'] for fold in each],{**each[0]}
-    for part in ('valid', 'test'): found.pop(part, None)
-    data = {name: value for name,value in found['data'].items() if name != 'parts'}
-    numbers = pd.DataFrame(tests)[[*METRICS]].astype(float).dropna(axis=1)
-    shares = pd.DataFrame([fold['leakage']['test'] for fold in each])
-    sizes = [test['n'] for test in tests]
-    shared = {name: np.average(column, weights=sizes) if column.notna().all() else None
-              for name,column in shares.items()}
-    found |= dict(
-        split=split, folds=folds, seconds=round(sum(fold['seconds'] for fold in each), 1),
-        data=data, leakage=dict(test=shared),
-        test=evaluate(preds, data['positive'], draws=draws),
-        colour_floor=evaluate(floor, data['positive'], draws=draws),
+    first = runs[0]['metrics']
+    each = DataFrame([run['metrics'] for run in runs])
+    tests = DataFrame([*each.test])
+    numbers = tests[[*METRICS]].astype(float).dropna(axis=1)
+    shares = DataFrame([shared['test'] for shared in each.leakage]).astype(float)
+    shared = shares.mul(tests.n, axis=0).sum(skipna=False)/tests.n.sum()
+    del first['data']['parts']
+    found = first | dict(
+        split=split, folds=folds, seconds=round(each.seconds.sum(), 1),
+        leakage=dict(test=shared.replace({np.nan: None}).to_dict()),
+        colour_floor=evaluate(floor, first['data']['positive'], draws=draws),
         over_folds=numbers.agg(['mean', 'std']).to_dict('list'),
-        by_fold=[dict(fold=k, **test) for k,test in enumerate(tests)])
+        by_fold=[dict(fold=k, **test) for k,test in enumerate(each.test)])
+    found.pop('valid', None)
     _write_table(out/'colour_floor.csv', floor)
-    _write_numbers(out, preds, found, command)
+    preds = _pooled([run['preds'] for run in runs])
+    _write_numbers(out, preds, found, draws, command)
 
 # %% ../nbs/api/15_run.ipynb #87dec2f0
 @delegates(train)
 def cross_validate(
     source,              # As in `train`
-    out:str|Path,        # The folder to make: one run folder a fold, predictions.csv, metrics.json, report.html
+    out:Path,        # The folder to make: one run folder a fold, predictions.csv, metrics.json, report.html
     split:str='patient', # What is drawn: 'patient' (the pinned folds where all patients have one) or 'random' (cells)
     folds:int=5,         # How many folds
     seed:int=42,         # As in `train`
     resume:bool=False,   # Go on with what is in `out`; start if there is nothing
-    command:str|None=None, # What the report shows as the command
+    command:str=None,    # What the report shows as the command
     **kwargs             # More words of `train`
 )->Path: # `out`
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
     alone('a cross-validation')
     words = dict(split=split, folds=folds, seed=seed, **kwargs)
     check_words(words, split='patient|random')
-    _filled(dict(pretrained='auto') | words)
-    out,settings = Path(out),dict(
-        source=_plain_name(source), folds=folds, **_run_settings(words))
-    finished = _is_finished(out, settings, resume)
-    read = {name: kwargs[name] for name in ('limit', 'on_bad', 'data_dir') if name in kwargs}
-    root,cells = prepare(source, None, seed, out=out, **read)
+    _filled(words) # refuses what no recipe has
+    out = Path(out)
+    what = dict(words, source=_plain_name(source))
+    for name in ('cache', 'every', 'data_dir'): what.pop(name, None)
+    finished = _is_finished(out, what, resume)
+    root,cells = prepare(
+        source, None, seed, kwargs.get('limit'), kwargs.get('on_bad', 'raise'),
+        kwargs.get('data_dir', 'data'), out=out)
     positive = positive_class(cells.label, kwargs.get('positive'))
-    what = dict(settings, data=data_hash(cells))
+    what |= dict(data=data_hash(cells))
     if finished: return _nothing_left(out, what)
     command = command or _call('cross_validate', dict(source=source, out=out, **words))
     command = _begin(out/'run.json', what, command=command)['command']
-    features,floors = colour_features(root, cells),[]
+    features = colour_features(root, cells)
+    floors = []
     for k,rule in enumerate(fold_rules(cells, split, folds)):
         print(f'Fold {k} of {folds}: {rule}')
         train(
             source, out/f'fold{k}', split=rule, seed=seed, resume=True,
-            command=command,
-            **kwargs)
+            command=command, **kwargs)
         parts = split_by(cells, rule, seed=seed)
         floors.append(colour_floor(root, parts, positive, features))
-    _gather(out, folds, split, _pooled(floors), kwargs.get('draws', 2000),
-            command)
+    _gather(out, folds, split, _pooled(floors), kwargs.get('draws', 2000), command)
     return _complete(out)
-
-# %% ../nbs/api/15_run.ipynb #29deb808
-def split_gap(
-    patient:str|Path, # A cross-validation by patient
-    random:str|Path,  # One by cell, of the same cells
-    file:str='predictions.csv', # Or 'colour_floor.csv'
-    draws:int=2000    # Bootstrap draws
-)->pd.DataFrame: # One row a metric: a (by patient), b (random), difference b-a, lo, hi
-    "By how much a random split flatters, with a 95 % interval by patient."
-    one,other = (read_predictions(Path(folder)/file) for folder in (patient, random))
-    return paired_difference(
-        one, other, read_run(patient)['metrics']['data']['positive'], draws=draws)
-
-# %% ../nbs/api/15_run.ipynb #21b5f0d2
-def splits_table(
-    patient:str|Path, # A cross-validation by patient
-    random:str|Path,  # One by cell, of the same cells
-    draws:int=2000    # Bootstrap draws of the gap
-)->pd.DataFrame: # Rows: network and colour floor by patient, the same at random, and the gap of each in points
-    "Both splits side by side, with intervals, the colour floor beside them."
-    rows = []
-    for run in map(read_run, (patient, random)):
-        found = run['metrics']
-        rows += _table_rows(run, found['test'], model=found['arch'])
-        rows += _table_rows(run, found['colour_floor'], model='colour floor')
-    for model,file in (
-        (rows[0]['model'], 'predictions.csv'),
-        ('colour floor', 'colour_floor.csv')):
-        gap = 100*split_gap(patient, random, file, draws)
-        texts = {
-            metric: f'{row.difference:+.1f} ({row.lo:+.1f} to {row.hi:+.1f})'
-            for metric,row in gap.iterrows()}
-        rows.append(dict(model=model, split='random minus patient, points', **texts))
-    return pd.DataFrame(rows)
 
 # %% ../nbs/api/15_run.ipynb #a09c3410
 def probabilities(
@@ -749,39 +686,35 @@ def probabilities(
 # %% ../nbs/api/15_run.ipynb #7ed461b8
 def eight_views(
     learn:CNNLearner,   # A trained learner
-    root:str|Path,      # The folder that `path` is relative to
-    cells:pd.DataFrame, # Test cells
+    root:Path,      # The folder that `path` is relative to
+    cells:DataFrame, # Test cells
     positive:str,       # The positive class
     threshold:float=.5, # A cell with `p` at or above it is called positive, both ways
     draws:int=2000      # Bootstrap draws
 )->dict: # plain and averaged, as `evaluate` gives them; difference: of each metric a, b, difference (b-a), lo, hi
     "What averaging over the dihedral views gains, on the same patients."
-    both = _both_ways(
-        learn, learn.dls.test_dl([Path(root)/path for path in cells.path]),
-        positive)
-    about = cells.reindex(columns=['path', 'label', 'patient', 'split', 'disputed'])
-    plain,mean = tables = [
-        about.reset_index(drop=True).assign(p=p, p_is='raw') for p in both]
-    one,averaged = (evaluate(table, positive, threshold, draws) for table in tables)
-    rows = paired_difference(plain, mean, positive, threshold, draws).astype(object)
-    return dict(plain=one, averaged=averaged,
-                views=n_views(learn.dls.rule.size or (0, 1)),
-                difference=rows.where(rows.notna(), None).to_dict('index'))
+    dl = learn.dls.test_dl([Path(root)/path for path in cells.path])
+    asked = cells.drop(columns=['pred', 'loss'], errors='ignore').reset_index(drop=True)
+    plain,mean = (asked.assign(p=p, p_is='raw') for p in _both_ways(learn, dl, positive))
+    how = positive, threshold, draws
+    gains = paired_difference(plain, mean, *how).replace({np.nan: None})
+    return dict(
+        plain=evaluate(plain, *how), averaged=evaluate(mean, *how),
+        views=n_views(learn.dls.rule.size or (0, 1)), difference=gains.to_dict('index'))
 
 # %% ../nbs/api/15_run.ipynb #f2ac5f76
 def _own_cells(run, data_dir):
     "The run's own pictures, as seen from it or by the name of the set, and its cells; None each if they are gone."
     folder = run['folder']
-    preds = read_predictions(folder/'predictions.csv')
-    if 'test' not in set(preds.split):
+    cells = read_table(folder/'split.csv')
+    if 'test' not in set(cells.split):
         raise ValueError(
             f"{folder} has no test part: name another data set with data= (on the command line: --data)")
     root = (folder/_read_json(folder/'run.json')['pictures']).resolve()
     if not root.is_dir():
         with suppress(ValueError, OSError):
             root = locate(run['metrics']['source'], folder=data_dir)
-    if all((root/path).is_file() for path in preds.path):
-        return root,read_table(folder/'split.csv')
+    if all((root/path).is_file() for path in cells.path): return root,cells
     print(f"The pictures of {folder} are not where they were: no corruptions, shortcuts and views, "
           "only what the predictions tell.")
     return None,None
@@ -789,39 +722,40 @@ def _own_cells(run, data_dir):
 # %% ../nbs/api/15_run.ipynb #3d74f927
 def _unseen(learn, root, cells, known, name, positive):
     "The predictions of the cells of another set that the network has not seen, all of them the test part."
+    classes = learn.dls.classes
+    if strange := {*cells.label} - {*classes}:
+        raise ValueError(f"{name} has cells of {', '.join(sorted(strange))}; "
+                         f"this network knows {', '.join(classes)}")
     known = known[known.split != 'test']
-    seen = cells.patient.isin(known.patient.dropna()) | cells.sha256.isin(known.sha256.dropna())
+    seen = cells.patient.isin(known.patient.dropna()) | cells.sha256.isin(known.sha256)
     if seen.all():
-        raise ValueError(
-            f"all {len(cells):,} cells of {name} are of patients, or are pictures, "
-            "that this network was trained on or tuned by")
-    if seen.any():
-        print(f"{seen.sum():,} of {len(cells):,} cells are left out: the network was trained on, or "
+        raise ValueError(f"every cell of {name} is of a patient, or is a picture, "
+                         "that this network was trained on or tuned by")
+    if n := int(seen.sum()):
+        print(f"{n:,} of {len(cells):,} cells are left out: the network was trained on, or "
               "tuned by, their patient or their very picture.")
-        left_out = cells.attrs['left_out']
-        left_out['of patients or pictures in training or validation'] = int(seen.sum())
+        cells.attrs['left_out']['of patients or pictures in training or validation'] = n
     cells = cells[~seen].reset_index(drop=True)
     p = probabilities(learn, [root/path for path in cells.path], positive)
-    negative, = {*learn.dls.classes} - {positive}
+    negative, = {*classes} - {positive}
     return cells.assign(
         split='test', p=p, p_is='raw', pred=np.where(p >= .5, positive, negative))
 
 # %% ../nbs/api/15_run.ipynb #80942bb4
 def _write_other(run, folder, name, data, preds, draws, command):
     "Make the predictions of another set the test part of a folder, beside the run's own validation part."
-    home,about,own = run['folder'],run['metrics'],run['preds']
-    block = evaluate(preds, data['positive'], draws=draws)
-    kept = 'arch size bs epochs finetune_epochs seed pretrained valid seconds'.split()
-    found = {key: value for key,value in about.items() if key in kept}
-    found |= dict(
+    home = run['folder']
+    about = run['metrics']
+    own = run['preds']
+    kept = 'arch size bs epochs finetune_epochs seed pretrained seconds'.split()
+    found = {key: about[key] for key in kept} | dict(
         run=home.name, trained_on=about['data']['name'], source=name,
         split=f'{name}, another set',
-        leakage=dict(test=dict(patient=0., picture=0.)), data=data, test=block)
+        leakage=dict(test=dict(patient=0., picture=0.)), data=data)
     both = pd.concat([own[own.split == 'valid'], preds], ignore_index=True)
-    _write_numbers(folder, both, found,
-                   command or f'evaluate_run({home.name!r}, {name!r})')
+    found = _write_numbers(folder, both, found, draws, command)
     if folder.parent == home:
-        _save_json(home/'metrics.json', about | {f'test on {name}': block})
+        _save_json(home/'metrics.json', about | {f'test on {name}': found['test']})
         write_report(home)
 
 # %% ../nbs/api/15_run.ipynb #f525edc5
@@ -831,47 +765,45 @@ def _mean_of_runs(folders, out, draws, command):
         raise ValueError(
             "the mean of several runs needs a folder of its own: name a new one with out= "
             "(on the command line: --out)")
-    out,runs = check_output(out, *folders, folder=True),[*map(read_run, folders)]
-    each,names = [run['metrics'] for run in runs],[run['folder'].name for run in runs]
+    out = check_output(out, *folders, folder=True)
+    runs = [*map(read_run, folders)]
+    each = [run['metrics'] for run in runs]
+    names = [run['folder'].name for run in runs]
     positive = each[0]['data']['positive']
     preds = mean_of(*[run['preds'] for run in runs], positive=positive)
     archs = ', '.join(dict.fromkeys(found['arch'] for found in each))
-    judged = 'valid', 'test', *_ADDED
-    found = {key: value for key,value in each[0].items() if key not in judged}
-    found |= dict(
-        arch=f"mean of {len(runs)}: {archs}", runs=names,
-        seconds=sum(found['seconds'] for found in each),
-        **_judged(preds, positive, draws))
-    _write_numbers(out, preds, found, command or f'evaluate_run({names!r})')
+    found = each[0] | dict(
+        arch=f'mean of {len(names)}: {archs}', runs=names,
+        seconds=sum(found['seconds'] for found in each))
+    for added in ('examined', 'robustness', 'shortcut', 'tta'): found.pop(added, None)
+    _write_numbers(out, preds, found, draws, command)
     examine_run(out, draws)
     return out
 
 # %% ../nbs/api/15_run.ipynb #970f2ab7
 def evaluate_run(
-    run:str|Path|list,        # A run folder; of several, the mean of their answers is judged, in the folder `out`
-    data=None,                # Another data set to judge on; None is the run's own test part
-    out:str|Path|None=None,   # Where the result goes; None is the run's folder, with `data` a folder `on_NAME` in it
-    look=None,                # More to ask of the pictures, such as `stress_test` of `extra.robustness`
-    draws:int=2000,           # Bootstrap draws
-    data_dir:str|Path='data', # Where archives are downloaded and extracted
-    on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
-    command:str|None=None     # What the report shows as the command, for another set
+    run:str|Path|list,  # A run folder; of several, the mean of their answers is judged, in the folder `out`
+    data=None,          # Another data set to judge on; None is the run's own test part
+    out:Path=None,  # Where the result goes; None is the run's folder, with `data` a folder `on_NAME` in it
+    look=None,          # More to ask of the pictures, such as `stress_test` of `extra.robustness`
+    draws:int=2000,     # Bootstrap draws
+    data_dir:Path='data', # Where archives are downloaded and extracted
+    on_bad:str='raise', # With bad pictures: 'raise' or 'skip'
+    command:str='evaluate_run' # What the report shows as the command, for another set or for several runs
 )->Path: # The folder whose metrics.json and report.html tell more now
     "Look at a run from every side: patients, thresholds, calibration, eight views, and what `look` finds."
     alone('an evaluation')
-    check_words(dict(draws=draws, on_bad=on_bad))
     if isinstance(run, (list, tuple)):
         return _mean_of_runs(run, out, draws, command)
-    made,name = read_run(run),'' if data is None else Path(_plain_name(data)).stem
-    run,positive = made['folder'],made['metrics']['data']['positive']
-    folder,learn = Path(out or (run/f'on_{name}' if name else run)),load_learner(run/'model')
+    made = read_run(run)
+    run = made['folder']
+    name = data and Path(_plain_name(data)).stem
+    folder = Path(out or (run/f'on_{name}' if name else run))
+    positive = made['metrics']['data']['positive']
+    learn = load_learner(run/'model')
     if name:
         root,cells = prepare(data, None, on_bad=on_bad, data_dir=data_dir, out=folder)
-        if strange := {*cells.label} - {*learn.dls.classes}:
-            raise ValueError(f"{name} has cells of {', '.join(sorted(strange))}; "
-                             f"this network knows {', '.join(learn.dls.classes)}")
-        known = read_table(run/'split.csv')
-        cells = _unseen(learn, root, cells, known, name, positive)
+        cells = _unseen(learn, root, cells, read_table(run/'split.csv'), name, positive)
     else: root,cells = _own_cells(made, data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for kept in ('metrics.json', 'environment.json', 'predictions.csv',
@@ -879,16 +811,13 @@ def evaluate_run(
         with suppress(FileNotFoundError, shutil.SameFileError):
             shutil.copy(run/kept, folder)
     if name:
-        about = _about_data(data, root, cells, positive)
+        about = about_data(data, root, cells, positive)
         _write_other(made, folder, name, about, cells, draws, command)
     if root: _look_again(folder, learn, root, cells, positive, draws, look)
     examine_run(folder, draws)
     return folder
 
 # %% ../nbs/api/15_run.ipynb #0c01791d
-_ADDED = 'examined', 'robustness', 'shortcut', 'tta' # to metrics.json, by an evaluation
-
-
 def _look_again(folder, learn, root, cells, positive, draws, look):
     "Add to metrics.json what needs the pictures."
     found = _read_json(folder/'metrics.json')
@@ -901,40 +830,40 @@ def _look_again(folder, learn, root, cells, positive, draws, look):
 
 # %% ../nbs/api/15_run.ipynb #startnb1
 _DRIVE = '/content/drive' # where Colab shows the Drive of whoever runs it
-_MOUNT = f"from google.colab import drive; drive.mount('{_DRIVE}')"
+_MOUNT = "from google.colab import drive; drive.mount('/content/drive')"
+_LOST = (', lost when Colab disconnects. To keep them on your Drive: ' + _MOUNT +
+         ", then start_notebook(…, runs='/content/drive/MyDrive/runs')")
 
 # %% ../nbs/api/15_run.ipynb #d108d3a2
 def start_notebook(
     name:str='',                # Name of the notebook and of the folder of its runs; '' is for a page that writes none
     fresh:bool=False,           # Take the next free name when the folder holds something
-    runs:str|Path='runs',       # The folder of all runs; one on your Drive outlives Colab
+    runs:Path='runs',       # The folder of all runs; one on your Drive outlives Colab
     variable:str='MALARIA_DATA' # The environment variable that names the data set
 )->tuple: # (name of the data set, True for the settings of a GPU, folder of the runs or None)
     "Choose data, settings and folder of a notebook by what there is, and say so."
-    gpu,colab = torch.cuda.is_available(),'google.colab' in sys.modules
-    bearable = variable == 'MALARIA_DATA' and (gpu or not colab) # real cells
-    source = os.environ.get(variable) or (default_source() if bearable else 'sample')
+    gpu = torch.cuda.is_available()
+    colab = 'google.colab' in sys.modules
+    usual = 'nih' if gpu and colab and variable == 'MALARIA_DATA' else 'sample'
+    source = os.environ.get(variable) or usual
     drawn = source == 'sample'
     full = gpu and not drawn
-    device = 'none, the CPU does the work'
-    if colab:
-        device = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all'
-    if gpu: device = torch.cuda.get_device_name()
     settings = 'full, for a GPU' if full else 'small, for a CPU'
     if drawn: settings = 'small, for a short test'
-    print(f"Data: {source}{', drawn by code'*drawn} ({variable} names another)")
-    print(f'Settings: {settings}')
-    print(f'Accelerator: {device}')
+    device = 'none, the CPU does the work'
+    if colab: device = 'none. For a T4: Runtime, Change runtime type, T4 GPU, Run all'
+    if gpu: device = torch.cuda.get_device_name()
+    print(f"Data: {source}{', drawn by code'*drawn} ({variable} names another)\n"
+          f'Settings: {settings}\nAccelerator: {device}')
     if not name: return source, full, None
-    folder,n = Path(runs, name),1
-    if str(folder).startswith(_DRIVE) and not Path(_DRIVE, 'MyDrive').exists():
-        raise FileNotFoundError(f"your Drive is not there yet. Run: {_MOUNT}")
-    while fresh and folder.exists() and any(folder.iterdir()):
+    folder = Path(runs, name)
+    if folder.is_relative_to(_DRIVE) and not Path(_DRIVE, 'MyDrive').exists():
+        raise FileNotFoundError('your Drive is not there yet. Run: ' + _MOUNT)
+    n = 1
+    while fresh and any(folder.glob('*')):
         n += 1
-        folder = Path(runs, f'{name}-{n}')
+        folder = folder.with_name(f'{name}-{n}')
     folder.mkdir(parents=True, exist_ok=True)
-    lost = colab and _DRIVE not in folder.absolute().as_posix()
-    hint = (", lost when Colab disconnects. To keep them on your Drive: "
-            f"{_MOUNT}, then start_notebook(…, runs='{_DRIVE}/MyDrive/runs')")
-    print(f'Runs: {folder.as_posix()}{hint*lost}')
+    lost = colab and not folder.absolute().is_relative_to(_DRIVE)
+    print(f'Runs: {folder.as_posix()}{_LOST*lost}')
     return source, full, folder.absolute()

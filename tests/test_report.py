@@ -249,11 +249,14 @@ def test_review_is_written_and_verdicts_outlive_it(tmp_path):
     with pytest.raises(ValueError, match='another picture'): write_review(out, tmp_path/'set', review, cells.assign(sha256='0'*64))
 
 def test_robustness_shows_each_number_and_a_sign(tmp_path):
-    ax = rp.plot_robustness(changes())
-    said = [t.get_text() for t in ax.texts]
-    assert said.count('0')==5 and '−10' in said and '+5' in said and 'sensitivity, points' in said
-    assert [t.get_text() for t in ax.get_yticklabels()]==['blur','stain hue'] and '480 pictures' in ax.get_xlabel()
-    plt.close(ax.figure)
+    said = []
+    for rate in ('sensitivity','specificity'):
+        ax = rp.plot_robustness(changes(), rate)
+        said += [t.get_text() for t in ax.texts]
+        assert ax.get_title()==f'{rate}, points' and len(ax.texts)==10
+        assert [t.get_text() for t in ax.get_yticklabels()]==['blur','stain hue'] and '480 pictures' in ax.get_xlabel()
+        plt.close(ax.figure)
+    assert said.count('0')==5 and '−10' in said and '+5' in said
 
 def test_writing_a_report_leaves_no_figure_open_and_no_setting_changed(run):
     open_before,rc = plt.get_fignums(), dict(plt.rcParams)

@@ -632,8 +632,7 @@ def test_what_is_better(name, mode, best, tmp_path, new):
 
 def test_a_loss_is_better_when_it_is_lower():
     for name in ('valid_loss', 'val_loss'): # v1's name, too
-        saver = SaveModelCallback(monitor=name)
-        assert (saver.monitor, saver.sign)==('valid_loss', -1)
+        assert SaveModelCallback(monitor=name).comp is np.less
 
 def test_a_monitor_that_is_not_measured_is_a_warning(tmp_path, new):
     learn = new(tmp_path)

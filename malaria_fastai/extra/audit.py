@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..evaluate import (
-    BadPredictions, NotBinary, _check_both_classes, _truth_and_p, check_predictions, evaluate, negative_of)
+    BadPredictions, NotBinary, _check_both_classes, _disputes, _truth_and_p, check_predictions, evaluate, negative_of)
 from ..files import read_table
-from ..source import install_command
+from ..source import needs
 
 # %% auto #0
 __all__ = ['review_list', 'flip_labels', 'review_agreement', 'ask_verdicts', 'read_verdicts', 'with_verdicts']
@@ -20,15 +20,14 @@ __all__ = ['review_list', 'flip_labels', 'review_agreement', 'ask_verdicts', 're
 # %% ../../nbs/extra/02_audit.ipynb #07a66fe2
 def _check_out_of_fold(preds):
     "Refuse predictions whose model may have been trained on these very cells."
-    fold = preds.get('fold', pd.Series(pd.NA, preds.index))
-    patients = (fold.groupby(preds.patient).nunique()
-                if 'patient' in preds else fold[:0])
+    preds = preds.reindex(columns=['path', 'fold', 'split', 'patient'])
+    folds = preds.groupby('patient').fold.nunique()
     for n,what in (
-        (fold.isna().sum(), "rows do not say in which fold they were left out (column fold)"),
-        (np.sum(preds.get('split')=='train'), "rows are training cells"),
-        (len(fold)*(fold.nunique()==1), "rows are of one fold"),
+        (preds.fold.isna().sum(), "rows do not say in which fold they were left out (column fold)"),
+        ((preds.split=='train').sum(), "rows are training cells"),
+        (len(preds)*(preds.fold.nunique()==1), "rows are of one fold"),
         (preds.path.duplicated().sum(), "paths occur twice"),
-        (np.sum(patients>1), "patients are in several folds")):
+        ((folds>1).sum(), "patients are in several folds")):
         if n: raise BadPredictions(
             f"{n:,} {what}: the model may know these labels by heart. "
             "Use the predictions.csv of a cross-validation by patient")
@@ -42,15 +41,12 @@ def review_list(
     check_predictions(preds, positive, 'path')
     _check_out_of_fold(preds)
     _check_both_classes(preds)
-    try: from cleanlab import filter as doubts, rank
-    except ImportError as e:
-        raise ImportError("the label audit needs cleanlab, which is not "
-                          f"installed: {install_command('audit')}") from e
+    cleanlab = needs('cleanlab', 'audit')
     y,p = _truth_and_p(preds, positive)
     y,both = y.astype(int),np.stack([1-p, p], 1)
     found = DataFrame(dict(
-        quality=rank.get_label_quality_scores(y, both, method='self_confidence'),
-        suspected=doubts.find_label_issues(y, both, n_jobs=1),
+        quality=cleanlab.rank.get_label_quality_scores(y, both, method='self_confidence'),
+        suspected=cleanlab.filter.find_label_issues(y, both, n_jobs=1),
         says=np.where(p>=.5, positive, negative_of(preds, positive))), preds.index)
     ranked = found.join(preds).sort_values(['quality','path'], ignore_index=True)
     ranked.insert(0, 'rank', ranked.index+1)
@@ -59,31 +55,29 @@ def review_list(
 # %% ../../nbs/extra/02_audit.ipynb #ea5b7172
 def flip_labels(
     cells:DataFrame, # A table with `label` of two classes; rows that are `disputed` are spared
-    share:float=.03, # Share of all rows to flip, in (0,1)
-    seed:int=42, # Same seed, same rows
+    share=.03,       # Share of all rows to flip, in (0,1)
+    seed=42,     # Same seed, same rows
 )->DataFrame: # A copy: some labels are those of the other class, and column `flipped` (bool) says which
     "Plant wrong labels on purpose, for an experiment. Train on the copy; never keep it."
     names = sorted(cells.label.unique())
     if len(names)!=2:
         raise NotBinary(f"two classes are needed to flip between, found {len(names)}")
-    disputed = cells.get('disputed', pd.Series(False, cells.index))
-    sure = np.flatnonzero(~disputed.fillna(False).to_numpy(bool))
+    sure = np.flatnonzero(~_disputes(cells).fillna(False))
     n = max(1, round(share*len(cells)))
     if not 0<share<1 or n>len(sure): raise ValueError(
-        "share must lie between 0 and 1, and so many labels be undisputed: "
-        f"got {share}, or {n:,} of {len(sure):,}")
+        f"share must lie between 0 and 1, and so many labels be undisputed: got {share} of {len(cells):,}")
     flipped = np.zeros(len(cells), bool)
     flipped[np.random.default_rng(seed).choice(sure, n, replace=False)] = True
-    other = cells.label.replace(dict(zip(names, names[::-1])))
+    other = cells.label.map(dict(zip(names, names[::-1])))
     return cells.assign(label=cells.label.where(~flipped, other), flipped=flipped)
 
 # %% ../../nbs/extra/02_audit.ipynb #4ef4db2c
 def review_agreement(
     review:DataFrame, # As `review_list` gives it
-    truth:str='disputed', # Boolean column that marks the labels one hopes to find; missing values are left out
-    at:tuple=(50,100,200,500,1000), # How many of the first rows a human would look at; that of all marked is added
-    draws:int=2000, # Bootstrap draws of the intervals
-    seed:int=42, # Same seed, same intervals
+    truth='disputed',     # Boolean column that marks the labels one hopes to find; missing values are left out
+    at=(50,100,200,500,1000),       # How many of the first rows a human would look at; that of all marked is added
+    draws=2000,     # Bootstrap draws of the intervals
+    seed=42,     # Same seed, same intervals
 )->dict: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; or None: nothing marked
     "Compare the order of the list with labels that are known, or said, to be wrong."
     known = review[review[truth].notna()]
@@ -96,15 +90,12 @@ def review_agreement(
     against = (known.label!=known.says)[marked].groupby(known.label[marked])
     by_label = against.agg(marked='size', contradicted='mean')
     rows = DataFrame(dict(k=range(1, len(known)+1), found=marked.cumsum()))
-    rows = rows[rows.k.isin([*at, total])]
-    precision = rows.found/rows.k
-    rows = rows.assign(precision=precision, recall=rows.found/total,
-                       enrichment=precision/marked.mean())
+    rows = rows.assign(precision=rows.found/rows.k, recall=rows.found/total)
+    rows = rows[rows.k.isin([*at, total])].assign(enrichment=rows.precision/marked.mean())
     return dict(truth=truth, n=len(known), marked=total,
-                unknown=len(review)-len(known), ci_by=block['ci_by'],
+                unknown=len(review)-len(known),
                 auc=block['auc'], auc_ci=block['auc_ci'],
                 contradicted=block['sensitivity'],
-                contradicted_ci=block['sensitivity_ci'],
                 by_label=by_label.to_dict('index'),
                 at=rows.to_dict('records'))
 
@@ -116,7 +107,7 @@ _VERDICT_COLUMNS = ['path', 'sha256', 'verdict', 'note']
 def ask_verdicts(
     review:DataFrame, # As `review_list` gives it
     cells:DataFrame, # Cells table with `path` and `sha256`
-    k:int=100, # How many of the first rows to ask about
+    k=100,     # How many of the first rows to ask about
     known:DataFrame=None, # Verdicts that were given before; all are kept
 )->DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
     "Make the table in which a human writes verdicts."
@@ -130,7 +121,7 @@ def ask_verdicts(
 
 # %% ../../nbs/extra/02_audit.ipynb #b1070cd7
 def read_verdicts(
-    path:str|Path, # verdicts.csv
+    path:Path, # verdicts.csv
     cells:DataFrame, # Cells table with `path` and `sha256`
 )->DataFrame: # path, sha256, verdict ('' where not judged), note
     "Read verdicts, and refuse them if a picture is not the one that was judged."
@@ -157,5 +148,4 @@ def with_verdicts(
 )->DataFrame: # `preds` with columns verdict ('' where not judged) and note
     "Put verdicts beside the labels, which stay as they are."
     known = verdicts.set_index('path')[['verdict','note']]
-    known = known.reindex(preds.path).fillna('').astype(str)
-    return preds.assign(**known.set_index(preds.index))
+    return preds.join(known, on='path').fillna(dict(verdict='', note=''))

@@ -9,32 +9,28 @@ __all__ = ['plot_comparison', 'compare']
 
 # %% ../../nbs/extra/04_compare.ipynb #bf87e866
 import itertools
-import json
 import math
 import shutil
 import textwrap
 import time
 from collections import namedtuple
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastai.callback.core import Callback
+from pandas import DataFrame
 
 from ..backbone import WeightsUnavailable
 from ..cells import leave_open
 from ..evaluate import both_lines, evaluate, paired_difference, read_predictions
 from ..files import replacing, write_atomically
 from ..learner import alone
-from ..recipes import _span, check_words, find_recipe, shortened, t4_command
+from ..recipes import _span, check_words, find_recipe, t4_command
 from ..report import _PAGES
-from ..resume import check_config
-from ..run import (
-    _about_data, _begin, _read_json, _save_json, _write_table, colour_features,
-    colour_floor, environment, fit_recipe,
-    portable, positive_class, prepare, recipe_data, recipe_learner)
-from ..source import RECORDS
+from ..run import _begin, _save_json, _write_table, about_data, beside, made_with
+from ..run import colour_features, colour_floor, environment, fit_recipe
+from ..run import positive_class, prepare, recipe_data, recipe_learner
 from ..split import fold_rules, split_by
 
 # %% ../../nbs/extra/04_compare.ipynb #5a295efb
@@ -42,13 +38,12 @@ _RANGES = dict(folds=_span(1, 5), splits='random|patient|folder') # of a compari
 
 
 def comparison_folds(
-    cells:pd.DataFrame, # A cells table
+    cells:DataFrame, # A cells table
     rule:str,           # 'random', 'patient' or 'folder'
     folds:int=1,        # The first so many of five folds
     seed:int=42         # Names the folds that are not pinned, and the validation part
 )->list: # Cells tables with `split`, one a fold
     "The same folds for every recipe: a fifth of the cells, or of the patients, is the test part of each."
-    check_words(dict(folds=folds, splits=rule), **_RANGES)
     rules = ['folder'] if rule == 'folder' else fold_rules(cells, rule, 5)[:folds]
     return [split_by(cells, name, seed=seed) for name in rules]
 
@@ -60,19 +55,16 @@ def _jobs(out, cells, recipes, splits, folds, seeds, seed):
     "Every run of a comparison, in order."
     tables = {split: comparison_folds(cells, split, folds, seed) for split in splits}
     for fold,job_seed,recipe,split in itertools.product(
-        range(folds), seeds, recipes, splits):
-        if fold == len(tables[split]): continue # folders have one fold
+        range(folds), range(seed, seed+seeds), recipes, splits):
         folder = out/'runs'/recipe.name/f'{split}{fold}-seed{job_seed}'
-        yield _Job(recipe, split, fold, job_seed, tables[split][fold], folder)
+        for table in tables[split][fold:fold+1]: # folders have one fold
+            yield _Job(recipe, split, fold, job_seed, table, folder)
 
 # %% ../../nbs/extra/04_compare.ipynb #935267c8
 def _facts(job):
     "The facts of a run, if it is finished; one that was finished with other settings is refused."
     file = job.folder/'facts.json'
-    if not file.exists(): return None
-    facts,now = _read_json(file),json.loads(json.dumps(asdict(job.recipe)))
-    check_config(facts['recipe'], now, f'{job.recipe.name}/{job.folder.name}')
-    return facts
+    return _begin(file, dict(recipe=job.recipe)) if file.exists() else None
 
 # %% ../../nbs/extra/04_compare.ipynb #8c23c84e
 class _Budget(Callback):
@@ -80,8 +72,7 @@ class _Budget(Callback):
     order,looks_on = 1001,True
     def __init__(self, until): self.until = until
     def after_epoch(self):
-        if self.epoch < self.n_epoch-1 and time.time() > self.until:
-            raise TimeoutError('the minutes are spent')
+        if time.time() > self.until: raise TimeoutError('the minutes are spent')
 
 # %% ../../nbs/extra/04_compare.ipynb #f42f5289
 def _train_one(job, root, positive, until):
@@ -93,39 +84,36 @@ def _train_one(job, root, positive, until):
         resume = (folder/'states').exists()
         fit_recipe(learn, recipe, 'epoch', resume, [_Budget(until)])
         preds = learn.predict_cells(cells[cells.split != 'train'], positive)
-    history = learn.recorder.to_frame()
-    _write_table(folder/'history.csv', history)
-    return preds,dict(
-        parameters=sum(weights.numel() for weights in learn.model.parameters()),
-        seconds_epoch=round(history.seconds.median(), 1), epochs=len(history))
+    parameters = sum(weights.numel() for weights in learn.model.parameters())
+    seconds = learn.recorder.to_frame().seconds.median()
+    return preds,dict(parameters=parameters, seconds_epoch=round(seconds, 1))
 
 # %% ../../nbs/extra/04_compare.ipynb #fd1387bf
 def _work(root, jobs, positive, until):
     "Run what is not finished yet; returns why a recipe has no row."
-    why,colours = {},None
+    why = {}
+    colours = None
     for i,job in enumerate(jobs, 1):
-        name,folder,start = job.recipe.name,job.folder,time.time()
-        if name in why or _facts(job): continue
+        recipe,folder,start = job.recipe,job.folder,time.time()
+        if recipe.name in why or _facts(job): continue
         try:
             if start > until: raise TimeoutError
-            print(f"{i} of {len(jobs)}: {name}, {job.split} fold {job.fold}, seed {job.seed}", flush=True)
-            if job.recipe.network:
-                preds,facts = _train_one(job, root, positive, until)
+            print(f'{i} of {len(jobs)}: {recipe.name}, {folder.name}', flush=True)
+            if recipe.network: preds,facts = _train_one(job, root, positive, until)
             else:
                 if colours is None: colours = colour_features(root, job.cells)
                 preds = colour_floor(root, job.cells, positive, colours, job.seed)
                 facts = dict(parameters=None, seconds_epoch=None)
-            facts |= dict(recipe=asdict(job.recipe),
-                          seconds=round(time.time() - start, 1))
-            _write_table(folder/'predictions.csv',
-                         preds.assign(fold=job.fold, seed=job.seed))
+            facts |= dict(recipe=recipe, seconds=round(time.time() - start, 1))
+            preds = preds.assign(fold=job.fold, seed=job.seed)
+            _write_table(folder/'predictions.csv', preds)
             _save_json(folder/'facts.json', facts)
             shutil.rmtree(folder/'states', ignore_errors=True)
         except TimeoutError:
-            why[name] = 'not finished: the budget was spent. The same command goes on'
+            why[recipe.name] = 'not finished: the budget was spent. The same command goes on'
         except WeightsUnavailable:
-            command = t4_command(job.recipe)
-            why[name] = f'not run here: it needs ImageNet weights. On a T4: {command}'
+            command = t4_command(recipe)
+            why[recipe.name] = f'not run here: it needs ImageNet weights. On a T4: {command}'
     return why
 
 # %% ../../nbs/extra/04_compare.ipynb #ee5ea258
@@ -135,9 +123,8 @@ _SHOWN = dict(
     f1='F1', mcc='MCC')
 
 
-def _collected(recipe, split, jobs):
-    "Test predictions and facts of all finished runs of a recipe and split; each seed is a copy of its cells."
-    jobs = [job for job in jobs if job.recipe is recipe and job.split == split]
+def _collected(jobs):
+    "Test predictions and facts of the runs of a recipe and split, if all are finished; each seed is a copy of its cells."
     facts = [*map(_facts, jobs)]
     if not all(facts): return None,None
     preds = pd.concat([read_predictions(job.folder/'predictions.csv') for job in jobs])
@@ -152,17 +139,16 @@ def _columns(name, value, lo, hi):
 def _floor_word(row):
     "Whether a row beats the colour floor."
     if row['recipe'] == 'colour_floor': return 'is the floor'
-    gap = row.get('accuracy_over_floor')
-    if gap is None: return 'no floor was run'
+    if 'accuracy_over_floor' not in row: return 'no floor was run'
     if row['accuracy_over_floor_lo'] > 0: return 'beats it'
-    return 'does not beat it' if gap <= 0 else 'above it, not clearly'
+    return 'above it, not clearly' if row['accuracy_over_floor'] > 0 else 'does not beat it'
 
 # %% ../../nbs/extra/04_compare.ipynb #4f8674b1
 def _numbers_of(preds, facts, others, positive, draws):
     "The numbers of a finished recipe, for all and for undisputed labels, and its paired differences to others."
-    found,seeds = evaluate(preds, positive, draws=draws),preds.seed.nunique()
-    row = dict(patients=found['patients'], folds=preds.fold.nunique(),
-               seeds=seeds)
+    found = evaluate(preds, positive, draws=draws)
+    seeds = preds.seed.nunique()
+    row = dict(patients=found['patients'], folds=preds.fold.nunique(), seeds=seeds)
     for block,of in zip(both_lines(found).values(), ('', '_undisputed')):
         row[f'n{of}'] = block['n']//seeds
         for metric in _SHOWN:
@@ -174,31 +160,26 @@ def _numbers_of(preds, facts, others, positive, draws):
         for metric in ('accuracy', 'auc'):
             gap = gaps.loc[metric, ['difference', 'lo', 'hi']]
             row |= _columns(f'{metric}_over_{name}', *gap)
-    row |= {name: facts[0][name] for name in ('parameters', 'seconds_epoch')}
-    return row | dict(seconds=sum(fact['seconds'] for fact in facts))
+    seconds = sum(fact['seconds'] for fact in facts)
+    return row | dict(
+        parameters=facts[0]['parameters'], seconds_epoch=facts[0]['seconds_epoch'], seconds=seconds)
 
 # %% ../../nbs/extra/04_compare.ipynb #cc7b4d52
 def _rows(recipes, splits, jobs, why, data, draws):
     "A row for each recipe and split: its numbers if it is finished, else why not."
-    record = RECORDS.get(data['record'])
     for split in splits:
-        runs = {recipe.name: _collected(recipe, split, jobs) for recipe in recipes}
+        runs = {recipe.name: _collected([job for job in jobs if job[:2] == (recipe, split)])
+                for recipe in recipes}
         others = dict(first=runs[recipes[0].name][0],
                       floor=runs.get('colour_floor', [None])[0])
         for recipe in recipes:
-            row,(preds,facts) = dict(recipe=recipe.name, split=split),runs[recipe.name]
-            floor,state = '',why.get(recipe.name, 'not finished')
+            row = dict(recipe=recipe.name, split=split, floor='',
+                       state=why.get(recipe.name, 'not finished'))
+            preds,facts = runs[recipe.name]
             if facts:
                 row |= _numbers_of(preds, facts, others, data['positive'], draws)
-                floor,state = _floor_word(row),''
-            short = '; '.join(shortened(recipe, data['n'], data['of']))
-            row |= dict(floor=floor, state=state, shortened=short, published='',
-                        published_split='')
-            # what was published holds for the pictures it was measured on
-            if record and (recipe.split == 'folder') == (record.splits == 'folder'):
-                row |= dict(published=recipe.published,
-                            published_split=recipe.published_split)
-            yield row | dict(
+                row |= dict(floor=_floor_word(row), state='')
+            yield row | beside(recipe, data) | dict(
                 size=recipe.size, epochs=recipe.epochs + recipe.finetune_epochs,
                 weights='ImageNet' if recipe.pretrained else 'random')
 
@@ -225,7 +206,7 @@ def _results_markdown(table, drawn):
     table = table.astype(object).where(table.notna(), None)
     recipes = {name: rows.to_dict('records') for name,rows in table.groupby('recipe', sort=False)}
     return _PAGES.get_template('results.md.jinja').render(
-        recipes=recipes, splits=[*dict.fromkeys(table.split)], metrics=_SHOWN,
+        recipes=recipes, splits=[*table.split.unique()], metrics=_SHOWN,
         claim=_claim(table, drawn))
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
@@ -233,12 +214,12 @@ _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36) #
 
 
 def plot_comparison(
-    table:pd.DataFrame, # What `compare` returned
+    table:DataFrame, # What `compare` returned
     drawn:bool=False    # The cells are drawn by code
 )->plt.Figure:
     "Accuracy and AUC of every recipe with 95 % intervals, the splits side by side."
     done = table[table.state == '']
-    names = [*dict.fromkeys(done.recipe)][::-1]
+    names = [*done.recipe.unique()][::-1]
     size = 9, 1.74 + .34*len(names)
     fig,axes = plt.subplots(1, 2, figsize=size, sharey=True, layout='constrained')
     for ax,metric in zip(axes, ('accuracy', 'auc')):
@@ -249,8 +230,6 @@ def plot_comparison(
                 rows[f'{metric}{end}'].astype(float) for end in ('', '_lo', '_hi'))
             ax.plot(value, y, mark, ms=4, color=color, label=split)
             ax.hlines(y, low, high, lw=1, color=color)
-            for floor in value[rows.recipe == 'colour_floor']:
-                ax.axvline(floor, color=color, ls=':', lw=1)
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
@@ -259,43 +238,40 @@ def plot_comparison(
 
 # %% ../../nbs/extra/04_compare.ipynb #c55a6ef2
 def compare(
-    source,                   # A folder, a zip, an address, or the name of a data set
-    out:str|Path,             # The folder to fill; an unfinished comparison there goes on
-    recipes:tuple,            # Names of recipes, or records; differences are taken to the first
+    source,            # A folder, a zip, an address, or the name of a data set
+    out:Path,      # The folder to fill; an unfinished comparison there goes on
+    recipes:tuple,     # Names of recipes, or records; differences are taken to the first
     splits:tuple=('random', 'patient'), # 'random', 'patient', 'folder'
-    folds:int=1,              # How many of the five folds
-    seeds:int=1,              # How many seeds, from `seed` on
-    budget:float|None=None,   # Minutes; None is as long as it takes
-    limit:int|None=None,      # At most so many cells
-    size:int|None=None,       # At most so many pixels
-    bs:int|None=None,         # At most so many pictures in a batch
-    epochs:int|None=None,     # At most so many epochs in the first stage
-    finetune_epochs:int|None=None, # At most so many in the second
-    positive:str|None=None,   # The positive class; None takes it from the data set's record
-    on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
-    seed:int=42,              # Names the cells of `limit`, the folds and the first run
-    data_dir:str|Path='data', # Where archives are downloaded and extracted
-    draws:int=1000,           # Bootstrap draws of the intervals
-    command:str=''            # What the results show as the command
-)->pd.DataFrame: # The results: one row a recipe and split
+    folds:int=1,       # How many of the five folds
+    seeds:int=1,       # How many seeds, from `seed` on
+    budget:float=None, # Minutes; None is as long as it takes
+    limit:int=None,    # At most so many cells
+    size:int=None,     # At most so many pixels
+    bs:int=None,       # At most so many pictures in a batch
+    epochs:int=None,   # At most so many epochs in the first stage
+    finetune_epochs:int=None, # At most so many in the second
+    positive:str=None, # The positive class; None takes it from the data set's record
+    on_bad:str='raise',# With bad pictures: 'raise' or 'skip'
+    seed:int=42,       # Names the cells of `limit`, the folds and the first run
+    data_dir:Path='data', # Where archives are downloaded and extracted
+    draws:int=1000,    # Bootstrap draws of the intervals
+    command:str=''     # What the results show as the command
+)->DataFrame: # The results: one row a recipe and split
     "Train recipes on the same cells and folds; write `results.csv`, `results.md` and `results.svg`."
-    check_words(dict(locals()), **_RANGES)
+    given = dict(locals())
+    check_words(given, **_RANGES)
     alone('a comparison')
-    out,until = Path(out),time.time() + 60*(budget or math.inf)
-    most = dict(size=size, bs=bs, epochs=epochs, finetune_epochs=finetune_epochs)
-    recipes = [_capped(find_recipe(recipe), most) for recipe in recipes]
+    until = time.time() + 60*(budget or math.inf)
+    out = Path(out)
+    recipes = [_capped(find_recipe(recipe), given) for recipe in recipes]
     root,cells = prepare(source, None, seed, limit, on_bad, data_dir, out=out)
     positive = positive_class(cells.label, positive)
-    data = _about_data(source, root, cells.assign(split='all'), positive)
+    data = about_data(source, root, cells.assign(split='all'), positive)
     _begin(out/'compare.json', dict(cells=data['hash'], folds_seed=seed))
-    all_seeds = range(seed, seed+seeds)
-    jobs = [*_jobs(out, cells, recipes, splits, folds, all_seeds, seed)]
+    jobs = [*_jobs(out, cells, recipes, splits, folds, seeds, seed)]
     why = _work(root, jobs, positive, until)
-    env = environment(portable(command))
-    rows = _rows(recipes, splits, jobs, why, data, draws)
-    made = {name: env[name] for name in ('device', 'cores', 'commit', 'command')}
-    table = pd.DataFrame(rows).assign(
-        data=data['name'], data_hash=data['hash'][:12], **made)
+    table = DataFrame(_rows(recipes, splits, jobs, why, data, draws)).assign(
+        **made_with(environment(command), data))
     _write_table(out/'results.csv', table)
     write_atomically(out/'results.md', _results_markdown(table, data['drawn']))
     figure = plot_comparison(table, data['drawn'])
@@ -304,7 +280,7 @@ def compare(
     return table
 
 # %% ../../nbs/extra/04_compare.ipynb #9409bce1
-def _capped(recipe, most):
+def _capped(recipe, words):
     "A recipe with no field above what is allowed."
-    return recipe.but(
-        **{name: min(value, getattr(recipe, name)) for name,value in most.items() if value is not None})
+    most = {name: words[name] for name in ('size', 'bs', 'epochs', 'finetune_epochs') if words[name] is not None}
+    return recipe.but(**{name: min(value, getattr(recipe, name)) for name,value in most.items()})

@@ -8,8 +8,10 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/contact_sheets.html.md"""
 from __future__ import annotations
 import json
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd
-from ..cells import leave_open, open_picture
+import matplotlib.pyplot as plt
+from pandas import DataFrame
+from ..cells import open_picture
+from ..data import show_grid
 from .audit import ask_verdicts, read_verdicts, review_agreement, review_list
 from ..files import check_output, replacing, write_atomically
 from ..report import NotARun, read_run, write_report
@@ -19,33 +21,29 @@ __all__ = ['plot_review', 'write_review', 'review_run']
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #9320c337
 def plot_review(
-    root:str|Path, # The folder that `path` is relative to
-    review:pd.DataFrame, # Rows of `review_list` to show, in their order
-    cols:int=5, # Pictures in a row
-    note:str='', # A line under the sheet, e.g. that the pictures are drawn
+    root:Path, # The folder that `path` is relative to
+    review:DataFrame, # Rows of `review_list` to show, in their order
+    cols=5,     # Pictures in a row
+    note='',     # A line under the sheet, e.g. that the pictures are drawn
 ): # The figure
     "Show cells with the rank in the list, the label, and the probability that the model gives to it."
-    rows = -(-len(review)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=(1.55*cols, 1.95*rows+.35),
-                            squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.axis('off')
-    for ax,row in zip(axes.flat, review.itertuples()):
-        ax.imshow(open_picture(Path(root)/row.path))
-        title = f'{row.rank}. {row.label:.28}\np of the label {row.quality:.3f}'
-        ax.set_title(title, fontsize=7.5, parse_math=False)
+    pictures = [open_picture(Path(root)/path) for path in review.path]
+    titles = [f'{row.rank}. {row.label:.28}\np of the label {row.quality:.3f}'
+              for row in review.itertuples()]
     about = 'above each: rank in the review list, the label, and how probable the model finds it'
-    fig.supxlabel(f'{about}\n{note}'.strip(), fontsize=8, color='0.4')
-    return leave_open(fig)
+    fig = show_grid(pictures, titles, cols, note=f'{about}\n{note}'.strip())
+    for ax in fig.axes: ax.title.set_parse_math(False) # a label may hold a dollar
+    return fig
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #2bb3632f
 def write_review(
-    folder:str|Path, # Where to; keep it out of any repository, it shows pictures of the set
-    root:str|Path, # The folder that `path` is relative to
-    review:pd.DataFrame, # As `review_list` gives it
-    cells:pd.DataFrame, # Cells table with `path` and `sha256`
-    k:int=100, # How many of the first rows to look at
-    a_sheet:int=25, # Pictures on a sheet
-    note:str='', # A line under each sheet
+    folder:Path, # Where to; keep it out of any repository, it shows pictures of the set
+    root:Path, # The folder that `path` is relative to
+    review:DataFrame, # As `review_list` gives it
+    cells:DataFrame, # Cells table with `path` and `sha256`
+    k=100,     # How many of the first rows to look at
+    a_sheet=25,     # Pictures on a sheet
+    note='',     # A line under each sheet
 )->Path: # The folder: review.csv, verdicts.csv to write in (verdicts given before are kept), sheet_001.png and on
     "Write the whole list, sheets of its first rows, and the file in which a human writes verdicts."
     folder = Path(folder)
@@ -64,13 +62,13 @@ def write_review(
 
 # %% ../../nbs/extra/03_contact_sheets.ipynb #4af6df2a
 def review_run(
-    run:str|Path, # Folder of a cross-validation by patient
-    root:str|Path, # The pictures it was made on
-    cells:pd.DataFrame, # Their cells table
-    out:str|Path|None=None, # Where list, sheets and verdicts go, outside of any repository; None is the run's folder
-    k:int=100, # How many of the most doubtful labels to look at
-    note:str='', # A line under each sheet
-)->dict|None: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
+    run:Path, # Folder of a cross-validation by patient
+    root:Path, # The pictures it was made on
+    cells:DataFrame, # Their cells table
+    out:Path=None, # Where list, sheets and verdicts go, outside of any repository; None is the run's folder
+    k=100,     # How many of the most doubtful labels to look at
+    note='',     # A line under each sheet
+)->dict: # What `review_agreement` says of the disputed labels; None where no label is known to be disputed
     "Rank the labels of a cross-validation by how doubtful they are, and write what a reviewer needs."
     run = Path(run)
     out = check_output(out or run, root, folder=True)

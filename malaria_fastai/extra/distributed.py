@@ -8,7 +8,7 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/distributed.html.md"""
 __all__ = ['join']
 
 # %% ../../nbs/extra/00_distributed.ipynb #16bc34d4
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 import numpy as np
@@ -16,29 +16,26 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import maybe_gather, num_distrib
 from fastcore.basics import patch
+from fastcore.xtras import ContextManagers
 
 from ..data import PictureLoader
 from ..learner import CNNLearner, is_writer
-from ..source import install_command
+from ..source import needs
 
 # %% ../../nbs/extra/00_distributed.ipynb #1aa20374
 def join(): # accelerate's engine
     "Join the processes that were launched together; where there is one, nothing happens to it."
-    try: from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise ImportError(f"several processes need accelerate: {install_command('distributed')}") from error
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True) # those of a frozen body
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    accelerate = needs('accelerate', 'distributed')
+    unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True) # those of a frozen body
+    return accelerate.Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
 
 # %% ../../nbs/extra/00_distributed.ipynb #d5a1d001
 @patch
 def mine(self:PictureLoader, idxs):
     "In training, parts that differ by one picture at most; else equal parts, the last one filled up, to be cut off."
     rank,n = self.share
-    if n == 1: return idxs
-    if self.shuffle: return np.array_split(idxs, n)[rank]
-    k = -(-len(idxs)//n)
-    return np.pad(idxs, (0, n*k - len(idxs)), mode='edge')[rank*k:(rank+1)*k]
+    if not self.shuffle: idxs = np.pad(idxs, (0, -len(idxs) % n), mode='edge')
+    return np.array_split(idxs, n)[rank]
 
 # %% ../../nbs/extra/00_distributed.ipynb #dbfdcf92
 class Processes(Callback):
@@ -82,6 +79,5 @@ def distributed(self:CNNLearner):
     "Train, inside, with all processes that `accelerate launch` started; where there is one, as always."
     if num_distrib() < 2: yield self
     else:
-        voice = nullcontext() if is_writer() else redirect_stdout(StringIO())
-        bar = nullcontext() if is_writer() else self.no_bar()
-        with self.added_cbs([Processes()]), voice, bar: yield self
+        silent = [] if is_writer() else [redirect_stdout(StringIO()), self.no_bar()]
+        with self.added_cbs([Processes()]), ContextManagers(silent): yield self

@@ -39,8 +39,8 @@ def _fold(weight, bias):
     mean,std,theirs = (torch.tensor(numbers, dtype=torch.float64)
                        for numbers in (*imagenet_stats, _CAFFE_MEAN))
     weight = weight.double()[:, [2, 1, 0]]
-    bias = bias.double() + (weight.sum((2, 3))*(255*mean - theirs)).sum(1)
-    return (weight*(255*std)[None, :, None, None]).float(),bias.float()
+    bias = bias.double() + weight.sum((2, 3)) @ (255*mean - theirs)
+    return (weight*(255*std)[:, None, None]).float(),bias.float()
 
 # %% ../../nbs/extra/01_packaged_weights.ipynb #41db7c05
 def _place(layer):
@@ -55,8 +55,7 @@ def _squeezenet(file):
     tensors = []
     for layer in sorted(layers, key=_place):
         weight,bias = layers[layer]
-        tensors += [torch.from_numpy(weight.transpose(3, 2, 0, 1).copy()),
-                    torch.from_numpy(bias.copy())]
+        tensors += [torch.tensor(weight).permute(3, 2, 0, 1), torch.tensor(bias)]
     return [*_fold(*tensors[:2]), *tensors[2:]]
 
 # %% ../../nbs/extra/01_packaged_weights.ipynb #d04bbc22
@@ -75,15 +74,13 @@ _FILES = dict( # Network -> Python package, file in its folder, SHA-256 of that 
 def _read_packaged(arch, names):
     "Tensors by name, once the file's SHA-256 was compared; a classifier that the network lacks is left out."
     package,place,known,read = _FILES[arch]
-    there,problem = importlib.util.find_spec(package),''
-    file = Path(there.submodule_search_locations[0] if there else 'nowhere', place)
-    if not file.is_file():
-        problem = f"the weights of {arch} come with a Python package that is not installed"
-    elif file_digest(file) != known:
+    there = importlib.util.find_spec(package)
+    problem = f"the weights of {arch} come with a Python package that is not installed"
+    if there:
+        file = Path(there.submodule_search_locations[0], place)
+        if file_digest(file) == known: return dict(zip(names, read(file)))
         problem = f"{file.name} is not the file that is known; install it anew"
-    if problem:
-        raise WeightsUnavailable(f"{problem}: {install_command('weights')}")
-    return dict(zip(names, read(file)))
+    raise WeightsUnavailable(f"{problem}: {install_command('weights')}")
 
 
 PACKAGED.update({arch: partial(_read_packaged, arch) for arch in _FILES})

@@ -66,8 +66,7 @@ def _with_hints(source, own, changes):
     "The text with a comment above each line that has a word which would stop it."
     lines,inside,hints = source.split('\n'),set(),{}
     for piece in _PIECE.finditer(source):
-        at = source.count('\n', 0,
-                          piece.start(piece.lastgroup if piece['skip'] else 'name'))
+        at = source.count('\n', 0, max(piece.start('skip'), piece.start('name')))
         if piece['skip']:
             inside |= {*range(at + 1, at + 1 + piece[0].count('\n'))}
         elif hint := _stops(piece, own):
@@ -93,7 +92,7 @@ def _ported(cells):
 
 # %% ../../nbs/extra/07_port.ipynb #4332b769
 def port(
-    file:str|Path # A program of fastai 1: a notebook (.ipynb), or else a Python file
+    file:Path # A program of fastai 1: a notebook (.ipynb), or else a Python file
 )->Path: # Of the program for this library, which is beside it
     "Write a program of 2019 for this library, and print what was changed; the old one stays as it is."
     file = Path(file)

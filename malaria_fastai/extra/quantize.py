@@ -12,75 +12,66 @@ import logging
 from pathlib import Path
 
 import numpy as np
+from pandas import DataFrame
 
-from ..evaluate import read_predictions
-from ..export import _keeps_patients, _test_picture, _write_folder
-from ..export import _drawn_from, _prepared_cells, _training_cells
+from ..export import _cells_of, _drawn, _prepared_cells, _test_picture, _write_folder
 from ..files import replacing
-from ..predict import _facts_of, _onnx_network, _onnx_package, _resizing, _softmax
-from ..predict import _checked_file, _decide, read_folder
+from ..predict import (
+    _checked_file, _decide, _facts_of, _onnx_network, _resizing, _softmax, read_folder)
+from ..source import needs
 
 # %% ../../nbs/extra/06_quantize.ipynb #604745dd
 def _write_int8(source, target, pixels, bs=16):
     "Quantise a network, with ranges from some pictures; without advice that does not apply to exported networks."
-    onnx = _onnx_package('onnxruntime.quantization')
-    batches = iter([{'pictures': pixels[i:i+bs]}
-                    for i in range(0, len(pixels), bs)])
-    silenced = logging.root.manager.disable
+    onnx = needs('onnxruntime.quantization', 'onnx')
+    batches = iter(np.split(pixels, range(bs, len(pixels), bs)))
     class Ranges(onnx.CalibrationDataReader):
-        def get_next(self): return next(batches, None)
-    how = dict(quant_format=onnx.QuantFormat.QDQ,
-               per_channel=True, reduce_range=True,
-               weight_type=onnx.QuantType.QInt8,
-               activation_type=onnx.QuantType.QUInt8)
-    graph = _onnx_package('onnx').load(str(source)).graph
+        def get_next(self): return next(({'pictures': batch} for batch in batches), None)
+    graph = needs('onnx', 'onnx').load(str(source)).graph
     outputs = {value.name for value in graph.output} # what gives these stays in floats
     last = [node.name for node in graph.node if not outputs.isdisjoint(node.output)]
+    silenced = logging.root.manager.disable
     with replacing(target) as part:
         logging.disable(logging.WARNING)
         try:
-            onnx.quantize_static(str(source), str(part), Ranges(),
-                                 nodes_to_exclude=last, **how)
+            onnx.quantize_static(
+                str(source), str(part), Ranges(), nodes_to_exclude=last,
+                quant_format=onnx.QuantFormat.QDQ, per_channel=True, reduce_range=True,
+                weight_type=onnx.QuantType.QInt8, activation_type=onnx.QuantType.QUInt8)
         finally: logging.disable(silenced)
 
 # %% ../../nbs/extra/06_quantize.ipynb #f13e1232
 def _cost(asks, pixels, labels, facts):
     "What two networks make of the same cells."
     at = facts['classes'].index(facts['positive'])
-    truth = labels == facts['positive']
-    decisions = np.vectorize(lambda p: _decide(p, facts)[1])
-    def answers(ask):
-        logits = np.concatenate([ask(pixels[i:i+64])
-                                 for i in range(0, len(pixels), 64)])
-        return _softmax(logits/facts['temperature'])[:, at]
-    before,after = map(answers, asks)
-    was_right,right = (float(((p >= facts['threshold']) == truth).mean())
-                       for p in (before, after))
-    return dict(valid_cells=len(labels), accuracy=right, accuracy_float=was_right,
-                same_decision=float((decisions(before) == decisions(after)).mean()),
-                largest_difference=float(abs(before-after).max()))
+    p = DataFrame()
+    for name,ask in zip(('before', 'after'), asks):
+        logits = np.concatenate([*map(ask, np.split(pixels, range(64, len(pixels), 64)))])
+        p[name] = _softmax(logits/facts['temperature'])[:, at]
+    truth = (labels == facts['positive']).to_numpy()
+    right = (p >= facts['threshold']).eq(truth, axis=0).mean()
+    decisions = p.map(lambda one: _decide(one, facts)[1])
+    return dict(valid_cells=len(labels), accuracy=right.after, accuracy_float=right.before,
+                same_decision=(decisions.before == decisions.after).mean(),
+                largest_difference=float(abs(p.before - p.after).max()))
 
 # %% ../../nbs/extra/06_quantize.ipynb #b9cd6901
 def quantize(
-    run:str|Path,  # A run folder or its model folder, with `model.onnx`
-    data:str|Path, # The folder of its data
-    seed:int=42,   # Names the cells for the ranges (256) and the measured loss (at most 1,000)
+    run:Path,  # A run folder or its model folder, with `model.onnx`
+    data:Path, # The folder of its data
+    seed=42,       # Names the cells for the ranges (256) and the measured loss (at most 1,000)
 )->dict: # What was measured
     "Write `model.int8.onnx` into the model folder."
     folder,facts = read_folder(run)
-    source = _checked_file(folder, facts, 'model.onnx')
-    target = folder/'model.int8.onnx'
+    files = source,target = _checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
     root,rule,rng = Path(data),_resizing(facts),np.random.default_rng(seed)
-    preds = read_predictions(folder.parent/'predictions.csv')
-    learned = _drawn_from(_training_cells(root, preds, _keeps_patients(facts['split'])), 256, rng)
-    valid = preds[preds.split == 'valid']
-    valid = valid.iloc[rng.permutation(len(valid))[:1000]]
-    _write_int8(source, target, _prepared_cells([root/path for path in learned], rule))
-    before = _onnx_network(source)
-    after = _onnx_network(target)
-    pixels = _prepared_cells([root/path for path in valid.path], rule)
-    logits = after(_prepared_cells([_test_picture()], rule))[0].astype(float).round(6).tolist()
-    cost = _cost([before, after], pixels, valid.label, facts)
+    cells = _cells_of(folder.parent, root)
+    learned = _drawn(cells, root, 'train', 256, rng)
+    valid = _drawn(cells, root, 'valid', 1000, rng)
+    _write_int8(source, target, _prepared_cells(learned.file, rule))
+    asks = [*map(_onnx_network, files)]
+    cost = _cost(asks, _prepared_cells(valid.file, rule), valid.label, facts)
+    logits = asks[1](_prepared_cells([_test_picture()], rule))[0].astype(float).round(6).tolist()
     facts['files'][target.name] = measured = dict(file=_facts_of(target),
                                                   test_logits=logits, **cost)
     _write_folder(folder, facts)

@@ -15,15 +15,15 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+from pandas import DataFrame
 from PIL import Image
-from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, map_coordinates, shift
+from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates, shift
 from scipy.signal import fftconvolve
-from scipy.spatial import ConvexHull
 
 from ..cells import open_picture
 from ..evaluate import evaluate, metrics
 from ..files import write_atomically
-from ..run import boosted, has_no_up, probabilities
+from ..run import has_no_up, probabilities
 from ..source import facts, progress
 
 # %% ../../nbs/extra/05_robustness.ipynb #1a085f62
@@ -42,13 +42,12 @@ class _CutOut:
         return np.where(self.inside[..., None], inside, frame)
 
 # %% ../../nbs/extra/05_robustness.ipynb #ee0eead9
-def _blurred(cell, kernel):
+def _blurred(x, kernel):
     "A picture under a kernel that sums up to 1, its edge continued."
     r = len(kernel)//2
-    padded = np.pad(cell.filled, ((r, r), (r, r), (0, 0)), mode='edge')
-    return fftconvolve(
-        padded, (kernel/kernel.sum()).astype(np.float32)[..., None], mode='valid',
-        axes=(0, 1))
+    padded = np.pad(x, ((r, r), (r, r), (0, 0)), mode='edge')
+    kernel = np.float32(kernel/kernel.sum())[..., None]
+    return fftconvolve(padded, kernel, mode='valid', axes=(0, 1))
 
 
 def _kernel_grid(width):
@@ -63,17 +62,17 @@ def _within(distance, width):
 # %% ../../nbs/extra/05_robustness.ipynb #2815ad92
 class _Lens:
     "How sharp a picture is, and where its points come to lie."
-    def defocus_blur(cell, diameter, rng):
+    def defocus_blur(cell, x, diameter, rng):
         diameter *= cell.side
-        return _blurred(cell, _within(np.hypot(*_kernel_grid(diameter)), diameter))
+        return _blurred(x, _within(np.hypot(*_kernel_grid(diameter)), diameter))
 
-    def motion_blur(cell, length, rng):
-        length = length*cell.side
+    def motion_blur(cell, x, length, rng):
+        length *= cell.side
         angle = rng.uniform(0, np.pi)
-        (y,x),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
-        return _blurred(cell, _within(x*cos + y*sin, length)*_within(x*sin - y*cos, 1))
+        (down,right),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
+        return _blurred(x, _within(right*cos + down*sin, length)*_within(right*sin - down*cos, 1))
 
-    def scale(cell, change, rng):
+    def scale(cell, x, change, rng):
         factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
         picture = Image.fromarray(cell.x)
         left,top = (side/2*(1 - factor) for side in picture.size)
@@ -81,55 +80,52 @@ class _Lens:
         return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE,
                                             to, Image.Resampling.BILINEAR))
 
-    def elastic(cell, move, rng):
-        shape = cell.inside.shape
-        ways = np.stack([gaussian_filter(rng.uniform(-1, 1, shape), .06*cell.side)
-                         for _ in 'yx'])
-        places = np.indices(shape) + move*cell.side*ways/abs(ways).max((1, 2),
-                                                                       keepdims=True)
-        colours = np.moveaxis(cell.filled, 2, 0)
-        return np.dstack([map_coordinates(colour, places, order=1, mode='nearest')
-                          for colour in colours])
+    def elastic(cell, x, move, rng):
+        shape,width = cell.inside.shape,.06*cell.side
+        ways = gaussian_filter(rng.uniform(-1, 1, (2, *shape)), (0, width, width))
+        places = np.indices(shape) + move*cell.side*ways/abs(ways).max((1, 2), keepdims=True)
+        return np.dstack([map_coordinates(x[..., k], places, order=1, mode='nearest')
+                          for k in range(3)])
 
 # %% ../../nbs/extra/05_robustness.ipynb #7a08d4e9
 class _Camera:
     "Noise, light and colour, and what a file format leaves of them."
-    def gaussian_noise(cell, deviation, rng):
-        return cell.filled + rng.normal(0, 255*deviation, cell.filled.shape)
+    def gaussian_noise(cell, x, deviation, rng):
+        return x + rng.normal(0, 255*deviation, x.shape)
 
-    def shot_noise(cell, photons, rng):
-        return rng.poisson(cell.filled/255*photons)/photons*255
+    def shot_noise(cell, x, photons, rng):
+        return rng.poisson(x/255*photons)/photons*255
 
-    def hot_pixels(cell, share, rng):
+    def hot_pixels(cell, x, share, rng):
         hot = rng.random(cell.inside.shape) < share
-        return np.where(hot[..., None], 255, cell.filled)
+        return np.where(hot[..., None], 255, x)
 
-    def brightness(cell, change, rng):
-        return cell.filled*(1 + change*rng.choice([-1, 1]))
-    def contrast(cell, left, rng):
-        return cell.mean() + (cell.filled - cell.mean())*left
+    def brightness(cell, x, change, rng):
+        return x*(1 + change*rng.choice([-1, 1]))
+    def contrast(cell, x, left, rng):
+        mean = cell.mean()
+        return mean + (x - mean)*left
 
-    def white_balance(cell, factor, rng):
-        return cell.filled*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
+    def white_balance(cell, x, factor, rng):
+        return x*np.array([factor, 1, 1/factor])**rng.choice([-1, 1])
 
-    def saturation(cell, left, rng):
-        grey = (cell.filled@np.float32([.299, .587, .114]))[..., None] # ITU-R BT.601
-        return grey + (cell.filled - grey)*left
+    def saturation(cell, x, left, rng):
+        grey = (x@np.float32([.299, .587, .114]))[..., None] # ITU-R BT.601
+        return grey + (x - grey)*left
 
-    def vignetting(cell, lost, rng):
+    def vignetting(cell, x, lost, rng):
         angle = rng.uniform(0, 2*np.pi)
         h,w = cell.inside.shape
-        y,x = np.mgrid[-1:1:h*1j, -1:1:w*1j]
-        return cell.filled*(1 - lost*(1 + x*np.cos(angle) + y*np.sin(angle))/2)[..., None]
+        down,right = np.ogrid[-1:1:h*1j, -1:1:w*1j]
+        return x*(1 - lost*(1 + right*np.cos(angle) + down*np.sin(angle))/2)[..., None]
 
-    def jpeg(cell, quality, rng):
+    def jpeg(cell, x, quality, rng):
         file = io.BytesIO()
-        picture = Image.fromarray(cell.filled.astype(np.uint8))
-        picture.save(file, 'JPEG', quality=int(quality))
+        Image.fromarray(x.astype(np.uint8)).save(file, 'JPEG', quality=int(quality))
         return np.asarray(Image.open(file))
 
-    def pixelate(cell, share, rng):
-        picture = Image.fromarray(cell.filled.astype(np.uint8))
+    def pixelate(cell, x, share, rng):
+        picture = Image.fromarray(x.astype(np.uint8))
         few = [max(1, round(side*share)) for side in picture.size]
         small = picture.resize(few, Image.Resampling.BOX)
         return np.asarray(small.resize(picture.size, Image.Resampling.NEAREST))
@@ -146,28 +142,28 @@ _UNMIX = np.linalg.inv(_DYES)
 
 class _Smear:
     "What is on the glass: the stain, dirt, and other cells."
-    def stained(cell, blue, eosin):
-        amounts = -np.log((cell.filled + 1)/256)@_UNMIX*np.float32([blue, eosin, 1])
+    def stained(cell, x, blue, eosin):
+        amounts = -np.log((x + 1)/256)@_UNMIX*np.float32([blue, eosin, 1])
         return 256*np.exp(-amounts@_DYES) - 1
 
-    def stain_pale(cell, times, rng): return cell.stained(times, times)
+    def stain_pale(cell, x, times, rng): return cell.stained(x, times, times)
     stain_dark = stain_pale
-    def stain_blue(cell, times, rng): return cell.stained(times, 1)
+    def stain_blue(cell, x, times, rng): return cell.stained(x, times, 1)
 
-    def debris(cell, n, rng):
-        y,x = np.indices(cell.inside.shape)
+    def debris(cell, x, n, rng):
+        grid = np.indices(cell.inside.shape)
         places = np.argwhere(cell.inside)
         spots = places[rng.integers(len(places), size=5)][:int(n)]
         widths = 2*rng.uniform(.03, .06, 5)*cell.side
-        covers = [_within(np.hypot(y - row, x - column), width)
-                  for (row,column),width in zip(spots, widths)]
+        covers = [_within(np.hypot(*(grid - spot[:, None, None])), width)
+                  for spot,width in zip(spots, widths)]
         cover = .8*np.max(covers, 0)[..., None]
-        return cell.filled*(1 - cover) + np.array([80, 50, 115])*cover
+        return x*(1 - cover) + np.array([80, 50, 115])*cover
 
-    def background(cell, brightness, rng):
+    def background(cell, x, brightness, rng):
         return cell.framed(cell.x, brightness*np.array([235, 225, 220]))
 
-    def neighbour(cell, reach, rng):
+    def neighbour(cell, x, reach, rng):
         angle = rng.uniform(0, 2*np.pi)
         move = [round(way*(1-reach)*cell.side)
                 for way in (np.sin(angle), np.cos(angle))]
@@ -185,9 +181,8 @@ class _Picture(_CutOut, _Lens, _Camera, _Smear):
     def damaged(self, kind, strength):
         if not strength: return self.x
         rng = np.random.default_rng([self.key, [*_CORRUPTIONS].index(kind)])
-        damage = getattr(self, kind)
-        amount = _CORRUPTIONS[kind][strength-1]
-        y = np.rint(damage(amount, rng)).clip(0, 255).astype(np.uint8)
+        y = getattr(self, kind)(self.filled, _CORRUPTIONS[kind][strength-1], rng)
+        y = np.rint(y).clip(0, 255).astype(np.uint8)
         return y if kind in ('background', 'neighbour', 'scale') else self.framed(y, self.x)
 
 # %% ../../nbs/extra/05_robustness.ipynb #c1081930
@@ -195,7 +190,7 @@ def corrupt(
     x:np.ndarray, # uint8 (h, w, 3), RGB
     kind:str,     # One of `_CORRUPTIONS`
     strength:int, # 0 (nothing) to 5
-    name:str=''   # Names the draws: the path of the picture
+    name=''       # Names the draws: the path of the picture
 )->np.ndarray: # uint8 (h, w, 3)
     "Damage one picture, its black frame left alone."
     if kind not in _CORRUPTIONS or strength not in range(6):
@@ -205,10 +200,10 @@ def corrupt(
 
 # %% ../../nbs/extra/05_robustness.ipynb #a4badd5c
 def sample_cells(
-    cells:pd.DataFrame, # A cells table
-    n:int|None,         # At most so many cells; None keeps all
-    seed:int=42         # Same seed, same cells
-)->pd.DataFrame: # Rows of `cells`, in their order
+    cells:DataFrame, # A cells table
+    n:int,         # At most so many cells; None keeps all
+    seed=42             # Same seed, same cells
+)->DataFrame: # Rows of `cells`, in their order
     "Draw cells so that every patient and label keeps its share."
     cells = cells.reset_index(drop=True)
     groups = cells.sample(frac=1, random_state=seed).groupby(['patient', 'label'], dropna=False)
@@ -223,72 +218,53 @@ def _cut_outs(root, cells):
     return [_Picture(np.asarray(open_picture(Path(root)/path)), path, framed)
             for path in cells.path]
 
+
+def _test_cells(root, cells, n, seed):
+    "Some cells as a test part, and their pictures."
+    some = sample_cells(cells, n, seed)[['path', 'label', 'patient']].assign(split='test')
+    return some,_cut_outs(root, some)
+
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
 def robustness(
     learn,               # A trained learner
-    root:str|Path,       # The folder that `path` is relative to
-    cells:pd.DataFrame,  # Test cells
+    root:Path,       # The folder that `path` is relative to
+    cells:DataFrame,  # Test cells
     positive:str,        # The positive class
-    threshold:float=.5,  # A cell with `p` at or above it is called positive, whatever happens to the pictures
-    n:int|None=500,      # How many cells; None takes all
-    kinds:list|None=None,# Which corruptions; None takes all that there are for such pictures
-    seed:int=42          # Same seed, same cells
-)->pd.DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
+    threshold=.5,        # A cell with `p` at or above it is called positive, whatever happens to the pictures
+    n=500,          # How many cells; None takes all
+    kinds:list=None,# Which corruptions; None takes all that there are for such pictures
+    seed=42              # Same seed, same cells
+)->DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
-    some = sample_cells(cells, n, seed)[['path', 'label', 'patient']].assign(split='test')
-    pictures,rows = _cut_outs(root, some),[]
+    (some,pictures),rows = _test_cells(root, cells, n, seed),[]
     kinds = kinds or [kind for kind in _CORRUPTIONS if has_no_up(cells.label)
                       or not hasattr(_Smear, kind)]
     todo = [('none', 0), *itertools.product(kinds, range(1, 6))]
     for damage in progress(todo, 'corruptions', quiet=len(todo)*len(some) < 2000):
         p = probabilities(learn, [picture.damaged(*damage) for picture in pictures], positive)
         rows.append(metrics(some.assign(p=p), positive, threshold))
-    rates = pd.DataFrame(rows)[['accuracy', 'sensitivity', 'specificity', 'auc']].astype(float)
-    table = pd.DataFrame(todo, columns=['corruption', 'strength']).assign(n=len(some),
+    rates = DataFrame(rows)[['accuracy', 'sensitivity', 'specificity', 'auc']].astype(float)
+    table = DataFrame(todo, columns=['corruption', 'strength']).assign(n=len(some),
                                                                           threshold=threshold)
     changes = (rates - rates.loc[0])[['sensitivity', 'specificity']].add_suffix('_change')
     return pd.concat([table, rates, changes], axis=1)
 
-# %% ../../nbs/extra/05_robustness.ipynb #d29db30f
-def outline_features(
-    x:np.ndarray # uint8 (h, w, 3)
-)->np.ndarray: # float64 (8,): height, width, area, filled share, perimeter, hull area (pixels), solidity, elongation
-    "Measure the outline of a cell; no colour from inside it."
-    inside = _CutOut(x).inside
-    edge = inside & ~binary_erosion(inside)
-    h,w = inside.shape
-    places = np.argwhere(inside)
-    area = len(places)
-    small,large = np.sqrt(np.linalg.eigvalsh(np.cov(places.T) + np.eye(2)/12))
-    hull = ConvexHull(np.argwhere(edge)*1., qhull_options='QJ').volume if edge.sum() > 3 else 0.
-    return np.array(
-        [h, w, area, area/h/w, edge.sum(), hull, area/max(hull, 1.), small/large])
-
 # %% ../../nbs/extra/05_robustness.ipynb #9380a99d
 def shortcut_check(
-    learn,                   # A trained learner
-    root:str|Path,           # The folder that `path` is relative to
-    test:pd.DataFrame,       # Test cells
-    train:pd.DataFrame|None, # Training cells, for `frame`; None leaves it out
-    positive:str,            # The positive class
-    n:int|None=1000,         # How many cells of each part; None takes all
-    draws:int=2000,          # Bootstrap draws
-    seed:int=42              # Same seed, same cells
-)->dict: # blanked, outline and frame: each auc, auc_ci, n
+    learn,          # A trained learner
+    root:Path,      # The folder that `path` is relative to
+    test:DataFrame, # Test cells
+    positive:str,   # The positive class
+    n=1000,         # How many cells; None takes all
+    draws=2000,     # Bootstrap draws
+    seed=42         # Same seed, same cells
+)->dict: # blanked and outline: each auc, auc_ci, n
     "Ask how much can be told without looking at the inside of the cell."
-    some = sample_cells(test, n, seed)[['path', 'label', 'patient']].assign(split='test')
-    pictures,tables,found = _cut_outs(root, some),{},{}
+    (some,pictures),found = _test_cells(root, test, n, seed),{}
     mean = np.mean([picture.mean() for picture in pictures], 0).astype(np.uint8)
-    for name,colour in (('blanked', np.uint8(0)), ('outline', mean)):
+    for name,colour in (('blanked', 0*mean), ('outline', mean)):
         painted = [picture.framed(colour, picture.x) for picture in pictures]
-        tables[name] = some.assign(p=probabilities(learn, painted, positive))
-    if train is not None:
-        both = pd.concat([sample_cells(train, n, seed).assign(split='train'), some],
-                         ignore_index=True)
-        outlines = np.array([outline_features(picture.x)
-                             for picture in _cut_outs(root, both)])
-        tables['frame'] = boosted(outlines, both[some.columns], positive, seed)
-    for name,table in tables.items():
+        table = some.assign(p=probabilities(learn, painted, positive))
         block = evaluate(table, positive, draws=draws, seed=seed)
         found[name] = {key: block[key] for key in ('auc', 'auc_ci', 'n')}
     return found
@@ -298,20 +274,17 @@ def stress_test(
     folder:Path,        # The folder of a run, where robustness.csv goes
     learn,              # Its learner
     root:Path,          # The folder that `path` is relative to
-    cells:pd.DataFrame, # Cells table with `split`: training and test part are used
+    cells:DataFrame, # Cells table with `split`: the test part is used
     positive:str,       # The positive class
     threshold:float,    # A cell with `p` at or above it is called positive
     draws:int,          # Bootstrap draws
-    n:int=500,          # How many cells are damaged; 0 leaves that out
-    kinds:list|None=None# Which corruptions; None takes all that there are for such pictures
+    n=500,              # How many cells are damaged; 0 leaves that out
+    kinds:list=None# Which corruptions; None takes all that there are for such pictures
 )->dict: # shortcut (of cells, which alone have an outline) and robustness, for metrics.json
     "Ask a network about worse pictures and about shortcuts."
-    test,train = (cells[cells.split == part] for part in ('test', 'train'))
-    found = {}
+    test,found = cells[cells.split == 'test'],{}
     if has_no_up(test.label):
-        found['shortcut'] = shortcut_check(learn, root, test,
-                                           train if len(train) else None,
-                                           positive, draws=draws)
+        found['shortcut'] = shortcut_check(learn, root, test, positive, draws=draws)
     if not n: return found
     table = robustness(learn, root, test, positive, threshold, n, kinds)
     write_atomically(folder/'robustness.csv', table.to_csv(index=False))
@@ -319,8 +292,7 @@ def stress_test(
     found['robustness'] = gist = dict(n=int(table.n[0]), threshold=float(threshold),
                                       kinds=worse.corruption.nunique())
     for name in ('sensitivity_change', 'specificity_change'):
-        for row in worse.nsmallest(1, name).to_dict('records'):
-            gist[name] = dict(mean=float(worse[name].mean()), worst=row[name],
-                              corruption=row['corruption'],
-                              strength=row['strength'])
+        worst = worse.nsmallest(1, name)[['corruption', 'strength']]
+        worst = worst.assign(mean=worse[name].mean(), worst=worse[name])
+        gist |= {name: row for row in worst.to_dict('records')}
     return found
