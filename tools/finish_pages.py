@@ -61,6 +61,11 @@ def signatures(text):
     "A signature names classes of its own module by their names alone; nbdev ran the notebook as `__main__`."
     return re.sub(r'__main__(<span class="op">)?\.(?(1)</span>)', '', text)
 
+def breaks(text):
+    "Long names in tables of pandas may go on in the next line after an underline or a slash."
+    def cells(table): return re.sub(r'(?<=>)[^<>]{8,}(?=</t[dh]>)', lambda m: re.sub(r'(?<=\w)([_/])(?=\w)', r'\1<wbr>', m[0]), table[0])
+    return re.sub(r'(?s)<table border="\d" class="dataframe.*?</table>|<table id="T_.*?</table>', cells, text)
+
 def sources(text, moved):
     "Let links to the source of a page name the notebook, which has its number: `moved` maps notebooks to staged ones."
     for notebook,page in moved.items(): text = text.replace(f'/main/nbs/{page}"', f'/main/nbs/{notebook}"')
@@ -73,7 +78,7 @@ def finish(
     "Mend every page of `site`, drop fonts from elsewhere, and keep the search index as a script: a page on disk may not fetch."
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        for mend in (formulae, distant_pictures, figures, roles, signatures): text = mend(text)
+        for mend in (formulae, distant_pictures, figures, roles, signatures, breaks): text = mend(text)
         page.write_text(sources(text, moved), encoding='utf-8')
     for css in site.glob('site_libs/themes/*.css'): css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
     index = json.loads((site/'search.json').read_text(encoding='utf-8'))
