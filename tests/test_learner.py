@@ -566,7 +566,8 @@ def test_validate(learn):
     got = learn.validate()
     assert len(got) == 3 and np.isclose(got[0], float(loss.mean()), atol=1e-5) and np.isclose(got[1], float((probs.argmax(1) == y).float().mean()))
 
-def test_tta(corner):
+def test_tta(root):
+    corner = quiet(CNNLearner(bunch(root, ds_tfms=get_transforms(flip_vert=True)), nn.Sequential(Corner(), nn.Identity())))
     probs,y = corner.get_preds()
     plain,mean,targets = corner.TTA(beta=None)
     assert torch.allclose(plain, probs, atol=1e-6) and targets.tolist() == y.tolist()
@@ -581,6 +582,20 @@ def test_tta(corner):
     with pytest.raises(TypeError, match='scale'): corner.TTA(scale=1.35)
     assert torch.equal(corner.tta(beta=.4)[0], corner.TTA()[0]) # fastai 2's name
     assert torch.allclose(corner.tta()[0], .25*plain + .75*mean, atol=1e-6)
+
+@pytest.mark.parametrize('tfms,n', [(None, 1), (get_transforms(), 2), (get_transforms(flip_vert=True), 8)])
+def test_tta_shows_no_view_that_training_did_not_show(root, tfms, n):
+    "Unless the record of the data set says that its pictures have no up: those of cells are all turned."
+    corner = quiet(CNNLearner(bunch(root, ds_tfms=tfms), nn.Sequential(Corner(), nn.Identity())))
+    def shown():
+        seen,preds = [],corner.get_preds
+        corner.get_preds = lambda dl: seen.append(dl) or preds(dl=dl)
+        corner.TTA()
+        del corner.get_preds
+        return len(seen)
+    assert shown() == n
+    corner.dls.classes[:] = ['Parasitized', 'Uninfected']
+    assert shown() == 8
 
 @pytest.mark.parametrize('call', ['TTA', 'show_results'])
 def test_other_parts(corner, call):
