@@ -15,7 +15,7 @@ from PIL import Image,ImageFilter
 from malaria_fastai.backbone import ModelSpec
 from malaria_fastai.cells import open_picture, read_cells, locate, Resizing, ResizeMethod
 from malaria_fastai.evaluate import read_predictions
-from malaria_fastai.export import PictureNet,_drawn_from,fit_content,numbers_of,write_onnx
+from malaria_fastai.export import PictureNet,fit_content,numbers_of,write_onnx
 from malaria_fastai.predict import Predictor,appearance,read_folder
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.run import environment
@@ -38,6 +38,10 @@ def real(a, folder):
     "The folder of the cells, and their table with the split by patient."
     root = locate(os.environ['MALARIA_NIH_ZIP'], folder=folder)
     return root,split_by(read_cells(root, progress=False), 'patient', valid=.2, test=.2, seed=42)
+
+def drawn_from(items, n, rng):
+    "Some items, none of them twice, in their order."
+    return [items[i] for i in sorted(rng.permutation(len(items))[:n])]
 
 # ---- parity
 
@@ -130,7 +134,7 @@ def photographs():
 def xrays(n, rng):
     "X-rays of chests, drawn at random from the archive."
     with zipfile.ZipFile(os.environ['MALARIA_CXR_ZIP']) as z:
-        return [open_picture(io.BytesIO(z.read(o))) for o in _drawn_from(sorted(o for o in z.namelist() if o.endswith('.jpeg')), n, rng)]
+        return [open_picture(io.BytesIO(z.read(o))) for o in drawn_from(sorted(o for o in z.namelist() if o.endswith('.jpeg')), n, rng)]
 
 def one_noise(k, rng):
     h,w = rng.integers(60, 250, 2)
@@ -201,7 +205,7 @@ def shown(fields, shapes, rng, how, times):
 def fitted(root, cells, rng, n):
     "As `pack` fits it."
     part = {k: list(cells.path[cells.split==k]) for k in ('train','valid')}
-    some = [o for v in part.values() for o in _drawn_from(v, n, rng)]
+    some = [o for v in part.values() for o in drawn_from(v, n, rng)]
     numbers,who = numbers_of(root/o for o in some),cells.set_index('path').patient
     return fit_content(numbers, [who[some[i]] for i in numbers.index])
 
@@ -212,8 +216,8 @@ def refusal(a, folder):
     check = fitted(root, cells, rng, a.n)
     test = cells[cells.split=='test']
     look = lambda o: np.asarray(open_picture(root/o))
-    mine = [look(o) for o in _drawn_from(list(test.path), 200, rng)]
-    people = [[look(o) for o in _drawn_from(list(g), 24, rng)] for _,g in test.groupby('patient').path]
+    mine = [look(o) for o in drawn_from(list(test.path), 200, rng)]
+    people = [[look(o) for o in drawn_from(list(g), 24, rng)] for _,g in test.groupby('patient').path]
     shapes,m = outlines(mine, rng),a.each
     kinds = {'X-rays': xrays(m, rng), 'photographs': photographs(), 'noise': [one_noise(i % 5, rng) for i in range(m)],
              'blank': list(blank(m, rng, [c[c.max(2) > 24].mean(0) for c in mine]))}
@@ -224,7 +228,7 @@ def refusal(a, folder):
         rows.append(dict(kind=kind, n=len(why), refused=sum(map(bool, why)), rate=round(float(np.mean([bool(o) for o in why])), 4), frame=sum('black' in o for o in why),
                          far=sum(o.startswith('unlike') for o in why), about=about))
         print(rows[-1], flush=True)
-    judge('real cells of test patients', (open_picture(root/o) for o in _drawn_from(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, who set no limit; at most 1 % may be refused')
+    judge('real cells of test patients', (open_picture(root/o) for o in drawn_from(list(test.path), a.cells, rng)), f'{test.patient.nunique()} patients, who set no limit; at most 1 % may be refused')
     for k,ims in kinds.items():
         judge(k, ims, 'as they are')
         judge(f'{k}, framed', framed(ims, shapes, rng, 'whole', 4 if len(ims) < m else 1), 'all of the picture in a black frame of the size of a cell')

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache, partial
-from itertools import cycle
 from pathlib import Path
 from posixpath import basename
 
@@ -51,7 +50,7 @@ def locate(
         known = [*RECORDS, *archive.parent.glob('*')]
         raise DataNotFound(
             f"{source or 'an empty name'}: no such folder or file, and no data set of this name. Give a folder with one "
-            f"folder per class, a zip, an http(s) address, or one of: {', '.join(RECORDS)}{near(name, known)}")
+            f"folder per class, a zip, an http(s) address, or one of: nih, cxr, sample{near(name, known)}")
     done = extract(archive, folder)
     print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
     return class_root(done.root)
@@ -137,13 +136,11 @@ def _to_bytes(values, name):
     elif kind not in 'iu' or values.ndim > 2:
         reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
     else:
-        low = int(values.min()) # 16-bit grey: 0 to 65,535
-        high = int(values.max())
-        reason = f"grey of at most {high} uses 12 bits or fewer: nobody knows what is white"
-        if low < 0 or high > 65535:
-            reason = f"grey values from {low} to {high} are beyond 16 bits"
-        elif high == 0 or high > 4095:
+        low,high = int(values.min()),int(values.max())
+        if low >= 0 and (high == 0 or 4095 < high <= 65535): # 16-bit grey
             return ((values.astype(int) + 128)//257).astype(np.uint8)
+        reason = (f"grey from {low} to {high} is beyond 16 bits, or uses 12 bits or fewer: "
+                  "nobody knows what is white")
     raise BadPicture(name, reason, "Save it with 8 bits per colour")
 
 # %% ../nbs/api/03_cells.ipynb #5fcd73d3
@@ -154,11 +151,11 @@ def _upright(im, name, max_pixels):
     if im.format not in (None, 'MPO', *_FORMATS):
         raise BadPicture(name, f"it is a {im.format}; {_EXPECTED}", "Save it as PNG")
     if not 0 < width*height <= max_pixels:
-        reason = f"{width} x {height} pixels are none, or more than {max_pixels:,}"
-        raise BadPicture(name, reason, "Make it smaller, or raise `max_pixels`")
+        raise BadPicture(name, f"{width} x {height} pixels are none, or more than {max_pixels:,}",
+                         "Make it smaller, or raise `max_pixels`")
     if getattr(im, 'is_animated', False) and im.format != 'MPO': # `n_frames` would walk along all pages
-        reason = "animated or paged: more than one picture in the file"
-        raise BadPicture(name, reason, "Save each picture in a file of its own")
+        raise BadPicture(name, "animated or paged: more than one picture in the file",
+                         "Save each picture in a file of its own")
     if deep and getattr(im, 'tag_v2', {}).get(262) == 0: # Pillow turns it round for 8 bits alone
         raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white", "Save it with 8 bits per colour")
     im.load()
@@ -176,13 +173,12 @@ def _decode(data, name):
     "Open the bytes of one picture, or refuse what is damaged, made to keep a program busy, or something else."
     if not data: raise BadPicture(name, "the file is empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        reason = "Pillow is told to accept cut-off pictures"
-        raise BadPicture(name, reason, "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
+        raise BadPicture(name, "Pillow is told to accept cut-off pictures", "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
     for mark,what in _COSTLY.items():
         if data.startswith(_SIGNED[1]) and data.count(mark) > _MAX_SCANS:
-            reason = f"more than {_MAX_SCANS} {what}, made to keep a program busy"
-            raise BadPicture(name, reason, "Save it again as a plain JPEG or PNG")
+            raise BadPicture(name, f"more than {_MAX_SCANS} {what}, made to keep a program busy",
+                             "Save it again as a plain JPEG or PNG")
     try: return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise BadPicture(name, "far too many pixels", "Make it smaller") from error
@@ -198,8 +194,8 @@ def _from_array(pixels, name):
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
         first,last = (len(shape) == 3 and 1 <= shape[i] <= 4 for i in (0, -1))
-        reason = f"the channels of a tensor {shape} may come first or last"
-        if first and last: raise BadPicture(name, reason, remedy)
+        if first and last:
+            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
         if first: pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
         raise BadPicture(name, f"an array {shape} is not one picture", remedy)
@@ -218,8 +214,7 @@ def _open(data, name, max_pixels):
         return _upright(im, name, max_pixels)
     except BadPicture: raise
     except Exception as error:
-        reason = f"it does not decode ({type(error).__name__}: {error})"
-        raise BadPicture(name, reason) from error
+        raise BadPicture(name, f"it does not decode ({type(error).__name__}: {error})") from error
 
 # %% ../nbs/api/03_cells.ipynb #0277191e
 def _read(file):
@@ -228,12 +223,10 @@ def _read(file):
     kept = isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly) # its pixels are still in its file
     if kept and os.path.isfile(file.filename): file = file.filename
     if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
-    if not isinstance(file, (str, os.PathLike)):
-        return file,getattr(file, 'filename', 'picture')
+    if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
-        reason = f"it cannot be read ({error.strerror or error})"
-        raise BadPicture(file, reason, "Check path and permissions") from error
+        raise BadPicture(file, f"it cannot be read ({error.strerror or error})", "Check path and permissions") from error
 
 # %% ../nbs/api/03_cells.ipynb #7651383d
 # Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
@@ -262,14 +255,14 @@ class Resizing:
     @classmethod
     def of(cls, size, method=None, padding_mode='zeros'):
         "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
-        sides = size if isinstance(size, (tuple, list)) else (size, size)
-        if method is None and size is None: method = ResizeMethod.NO
-        if method is None:
-            method = ResizeMethod.SQUISH if sides is size else ResizeMethod.CROP
+        usual,sides = ResizeMethod.CROP,(size, size)
+        if isinstance(size, (tuple, list)): usual,sides = ResizeMethod.SQUISH,size
+        if size is None: usual = ResizeMethod.NO
+        method = usual if method is None else method
         if not isinstance(method, ResizeMethod):
             raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
         if padding_mode not in _PADDING:
-            raise ValueError(f"padding_mode: one of {', '.join(_PADDING)}, got {padding_mode!r}")
+            raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
         if method == ResizeMethod.NO: return cls(None, method, padding_mode)
         if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
             raise ValueError(f"size: a number of pixels or a pair (height, width), got {size!r}")
@@ -287,8 +280,8 @@ class Resizing:
         if self.method != ResizeMethod.SQUISH: # both sides by one ratio, before it is cut or padded
             fit = max if self.method == ResizeMethod.CROP else min
             ratio = fit(wide/im.width, high/im.height)
-            wide,high = (max(1, fit(side, round(own*ratio))) for side,own in zip((wide, high), im.size))
-        pixels = np.asarray(im.resize((wide, high), Image.Resampling.BILINEAR))
+            wide,high = (max(1, round(side*ratio)) for side in im.size)
+        pixels = np.asarray(im.resize((wide, high), Image.BILINEAR))
         if self.method != ResizeMethod.PAD: return pixels
         gaps = np.subtract(self.size, pixels.shape[:2])
         around = [(gap//2, gap - gap//2) for gap in gaps]
@@ -322,16 +315,14 @@ def _find(root):
     found = []
     left_out = Counter()
     for path in paths:
-        if path.is_dir():
-            followed = any(path in (folder, *folder.parents) for folder in parts)
-            left_out[f'linked folder {path.name}'] += path.is_symlink() and not followed
-            continue
         reason = _no_picture(path.name)
-        if not reason and path.parent not in parts:
-            reason = 'picture outside a class folder'
-        if reason: left_out[reason] += 1
+        if path.is_dir():
+            if path.is_symlink() and not any(folder.is_relative_to(path) for folder in parts):
+                left_out[f'linked folder {path.name}'] += 1
+        elif reason: left_out[reason] += 1
+        elif path.parent not in parts: left_out['picture outside a class folder'] += 1
         else: found.append((path.relative_to(root).as_posix(), path.parent.name, parts[path.parent]))
-    return sorted(found),dict(sorted((+left_out).items()))
+    return sorted(found),dict(sorted(left_out.items()))
 
 # %% ../nbs/api/03_cells.ipynb #0fa18f33
 @lru_cache(1)
@@ -362,24 +353,24 @@ def _several(labels, by):
     return names[names.str.len() > 1].str.join(' and in ')
 
 # %% ../nbs/api/03_cells.ipynb #95081ddf
+_COLUMNS = ['path', 'label', 'patient', 'slide', 'photo', 'width', 'height', 'bytes',
+            'sha256', 'disputed', 'folder_split']
+
 def _look_at_all(root, found, max_pixels, progress):
     "Decode all pictures in threads, since Pillow lets several run at once: a table, with a `reason` where one is bad."
-    def look(path):
+    def look(picture):
+        path,label,part = picture
+        row = dict(path=path, label=label, folder_split=part, **identity(basename(path)))
         try:
             data,_ = _read(root/path)
             width,height = _open(data, path, max_pixels).size
-        except BadPicture as error: return 0,0,0,'',error.reason
-        return width,height,len(data),digest(data),None
-    table = pd.DataFrame(found, columns=['path', 'label', 'folder_split'])
-    table['folder_split'] = table.folder_split.astype('string')
-    ids = pd.DataFrame(map(identity, table.path.map(basename)), dtype='string')
+        except BadPicture as error: return row | dict(reason=error.reason)
+        return row | dict(width=width, height=height, bytes=len(data), sha256=digest(data))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = bar(pool.map(look, table.path), 'checking pictures', len(table), quiet=not progress)
-        looks = pd.DataFrame(looks, columns=['width', 'height', 'bytes', 'sha256', 'reason'])
-    looks['reason'] = looks.reason.astype(object)
-    table = pd.concat([table, ids, looks], axis=1)
+        rows = [*bar(pool.map(look, found), 'checking pictures', len(found), quiet=not progress)]
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, 'reason'])
     twice = 'the same picture is in ' + _several(table.label, table.sha256)
-    table['reason'] = table.reason.fillna(table.sha256.map(twice))
+    table['reason'] = table.reason.astype(object).fillna(table.sha256.map(twice))
     return table
 
 # %% ../nbs/api/03_cells.ipynb #9c031bbe
@@ -391,8 +382,8 @@ def _check_classes(root, labels, left_out):
                   "per class, for example `Parasitized` and `Uninfected`.")
 
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
-_COLUMNS = ['path', 'label', 'patient', 'slide', 'photo', 'width', 'height', 'bytes',
-            'sha256', 'disputed', 'folder_split']
+_TYPES = dict(patient='string', slide='string', photo='string', folder_split='string',
+              width=int, height=int, bytes=int)
 
 def read_cells(
     root,           # Folder that holds the class folders, or train, valid and test folders above them
@@ -410,27 +401,25 @@ def read_cells(
     found,left_out = _find(root)
     _check_classes(root, sorted({label for _,label,_ in found}), left_out)
     table = _look_at_all(root, found, max_pixels, progress)
-    good = table.reason.isna()
-    cells = table[good].reset_index(drop=True)
-    bad = table.loc[~good, ['path', 'reason']]
+    bad = table[['path', 'reason']].dropna()
     lines = [*(bad.path + ': ' + bad.reason)]
     if lines and on_bad == 'raise':
         few = [*lines[:10], f'and {len(lines)-10} more'][:len(lines)]
         raise BadPicture(
             f"{len(lines)} bad picture{'s'*(len(lines) > 1)}", '\n  '.join(['', *few]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
+    cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True).astype(_TYPES)
     _check_classes(root, cells.label.unique(), left_out)
-    cells = cells.assign(disputed=_disputed(cells))[_COLUMNS]
+    cells['disputed'] = _disputed(cells)
     cells.attrs.update(left_out=left_out, bad=bad.to_dict('records'))
     twice = [*_several(cells.label, cells.path.map(basename)).index]
     if twice:
         said = f"{len(twice)} file names occur in more than one class: {', '.join(twice[:5])}"
         warnings.warn(said, stacklevel=2)
     patients = cells.patient.nunique()
-    labels = cells.label.nunique()
     who = f" of {patients} patients" if patients else ""
     rest = counted(+Counter(left_out, bad=len(lines))) # without zeros
-    print(f"{len(cells):,} cells{who} in {labels} classes; left out: {rest}")
+    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {rest}")
     for line in lines[:10]: print(f"  bad: {line}")
     return cells
 
@@ -443,17 +432,11 @@ class ChangedCells(ValueError):
 # manifest only; extra: paths with a name that it does not have; changed: paths with other bytes or another label
 class _Verified(namedtuple('_Verified', 'total same missing extra changed')):
     "What `verify` found; its text is one line."
-    @property
-    def complete(self): # True for the full original set and nothing else
-        "Is it all of the original set, unchanged?"
-        return not self.missing + self.extra + self.changed
-
     def __repr__(self):
         changed,extra,missing = map(len, (self.changed, self.extra, self.missing))
         if not self.same + changed:
             return f"not the NIH cells: none of {extra:,} file names is in the manifest"
-        kind = f"a part: {missing:,} missing" if missing else "all names present"
-        if self.complete: kind = "complete"
+        kind = f"a part: {missing:,} missing" if missing else "complete"
         return f"{self.same:,} of {self.total:,} original cells ({kind}), {changed:,} changed, {extra:,} extra"
 
 # %% ../nbs/api/03_cells.ipynb #1c6f63a8
@@ -475,26 +458,25 @@ def verify(
         "get the archive again, or pass strict=False to look at them.")
 
 # %% ../nbs/api/03_cells.ipynb #cdcaf96e
-_QUANTILES = {0: 'min', .05: 'p5', .5: 'p50', .95: 'p95', 1: 'max'}
+_QUANTILES = dict(min=0, p5=.05, p50=.5, p95=.95, max=1)
 
 def describe(
     cells:pd.DataFrame # Cells table
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
-    rows = {}
-    for label,table in (*cells.groupby('label'), ('total', cells)):
-        extensions = table.path.str.rsplit('.', n=1).str[-1].str.lower()
-        sizes = table[['width', 'height']].quantile([*_QUANTILES]).astype(int).unstack()
-        rows[label] = dict(
-            n=len(table),
-            patients=table.patient.nunique() or pd.NA,
-            photos=table.photo.nunique() or pd.NA,
-            disputed=table.disputed.sum(min_count=1),
-            megabytes=round(table.bytes.sum()/1e6, 1),
-            extensions=counted(extensions.value_counts()),
-            **{f'{side}_{_QUANTILES[share]}': n for (side,share),n in sizes.items()})
-    types = dict.fromkeys(('patients', 'photos', 'disputed'), 'Int64')
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('label').astype(types)
+    both = pd.concat([cells, cells.assign(label='total')], ignore_index=True)
+    groups = both.groupby('label', sort=False)
+    extensions = both.path.str.rpartition('.')[2].str.lower()
+    people = groups[['patient', 'photo']].nunique().astype('Int64').replace(0, pd.NA)
+    table = pd.DataFrame(dict(
+        n=groups.size(), patients=people.patient, photos=people.photo,
+        disputed=groups.disputed.sum(min_count=1).astype('Int64'),
+        megabytes=(groups.bytes.sum()/1e6).round(1),
+        extensions=extensions.groupby(both.label, sort=False).agg(lambda some: counted(some.value_counts()))))
+    for side in ('width', 'height'):
+        for name,share in _QUANTILES.items():
+            table[f'{side}_{name}'] = groups[side].quantile(share).astype(int)
+    return table
 
 # %% ../nbs/api/03_cells.ipynb #4957770d
 def _show_figure(figure):
@@ -506,9 +488,7 @@ def _show_figure(figure):
     drawn = [manager.canvas.figure for manager in Gcf.get_all_fig_managers()]
     older = drawn[:drawn.index(figure)] if figure in drawn else []
     for one in [*older, figure]:
-        if getattr(one, 'shown_in', cell) == cell:
-            continue # no figure of ours, or shown already
-        one.shown_in = cell
+        if getattr(one, 'shown_in', cell) == cell: continue # no figure of ours, or shown already
         one._ipython_display_ = None
         display(one)
         leave_open(one, cell)
@@ -528,31 +508,26 @@ def plot_sizes(
     cells:pd.DataFrame,  # Cells table
     sizes=(64, 96, 128), # Sides in pixels to compare with, drawn as lines
     title=''             # Say here what the cells are, for example that they are drawn
-): # The two matplotlib axes
-    "Plot width, height and longer side of the cells by class, with the sizes one may choose."
+): # The matplotlib axes
+    "Plot the longer side of the cells by class, with the sizes one may choose."
     import matplotlib.pyplot as plt
     with plt.style.context('tableau-colorblind10'): # colours that colour-blind readers can tell apart
-        figure,(shapes,longest) = plt.subplots(1, 2, figsize=(8, 3.2), dpi=72, layout='constrained')
-        for (label,table),mark in zip(cells.groupby('label'), cycle('o^sDvPX*')):
-            some = table.sample(min(len(table), 300), random_state=42)
-            shapes.scatter(some.width, some.height, s=12, alpha=.5, lw=0, marker=mark)
-            longest.ecdf(table[['width', 'height']].max(axis=1), label=label)
+        figure,axes = plt.subplots(figsize=(5, 3.2), dpi=72, layout='constrained')
+        for label,table in cells.groupby('label'):
+            axes.ecdf(table[['width', 'height']].max(axis=1), label=label)
     for side in sizes:
-        shapes.plot([0, side, side], [side, side, 0], c='.4', lw=.8, ls='--')
-        longest.axvline(side, c='.4', lw=.8, ls='--')
-        longest.text(side, .9, side, c='.3', size=8)
-    shapes.set(xlabel='width, pixels', ylabel='height, pixels', aspect='equal',
-               title='Up to 300 cells per class', xlim=(0, None), ylim=(0, None))
-    longest.set(xlabel='longer side, pixels', ylabel='share of cells up to this size',
-                title='Left of a line: scaled up')
-    longest.legend(loc='lower right')
+        axes.axvline(side, c='.4', lw=.8, ls='--')
+        axes.text(side, .9, side, c='.3', size=8)
+    axes.set(xlabel='longer side, pixels', ylabel='share of cells up to this size',
+             title='Left of a line: scaled up')
+    axes.legend(loc='lower right')
     figure.suptitle(title)
-    return figure.axes
+    return axes
 
 # %% ../nbs/api/03_cells.ipynb #64046e76
 def data_hash(
     cells:pd.DataFrame # Cells table, or a part of it
 )->str: # 64 hexadecimal digits
     "SHA-256 over path, label and content of all cells."
-    rows = cells.sort_values('path')[['path', 'label', 'sha256']].itertuples(index=False, name=None)
-    return digest('\n'.join('\t'.join(map(str, row)) for row in rows))
+    rows = cells.sort_values('path').astype(str)
+    return digest('\n'.join(rows.path + '\t' + rows.label + '\t' + rows.sha256))

@@ -32,7 +32,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorCategory, TensorImage, default_device, to_detach
 from fastai.vision.core import imagenet_stats
 from fastai.vision.data import get_grid
-from fastcore.basics import chunked, patch, store_attr
+from fastcore.basics import chunked, patch, risinstance, store_attr
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from PIL import Image
@@ -40,7 +40,7 @@ from pooch import os_cache
 
 from .cells import NoCells, ResizeMethod, Resizing, leave_open, open_picture
 from .files import digest, file_digest, read_table, replacing, write_atomically
-from .sample import DRAWN_NOTE, is_drawn
+from .sample import drawn_note
 from .source import part_of, progress as bar
 from .split import Leak, SplitError, split_random
 from .transforms import (
@@ -55,12 +55,11 @@ _TABLE_ROW = np.dtype([('key', '<u8'), ('content', '<u8'), ('height', '<u4'), ('
 class _PictureFile:
     "Decoded pictures in one memory-mapped file: a table by `np.save`, then the bytes of all pictures in a row."
     def __init__(self, file):
+        self.file = file
         with open(file, 'rb') as opened:
             self.table = np.load(opened)
-            start = opened.tell()
-        self.file = file
-        self.pixels = np.asarray(np.memmap(file, np.uint8, 'r', start))
-        self.ends = (3*self.table['height'].astype(np.int64)*self.table['width']).cumsum()
+            self.pixels = np.asarray(np.memmap(opened, np.uint8, 'r', opened.tell()))
+        self.ends = (3*self.table['height']*self.table['width']).cumsum()
         if self.ends[-1] != len(self.pixels):
             raise ValueError("not what was written")
 
@@ -103,7 +102,7 @@ class Pictures:
         if cache and self.files: self._open_or_make(Path(cache), verify)
 
     def __len__(self): return len(self.files)
-    def __getitem__(self, i): return self.decode(i) if self.store is None else self.store[self.rows[i]]
+    def __getitem__(self, i): return self.store[self.rows[i]] if self.store else self.decode(i)
 
     def path(self,
         i # Position of the picture
@@ -119,9 +118,8 @@ class Pictures:
 
     def contents(self)->np.ndarray: # uint64 (n,)
         "A number for the bytes of each file: copies of one picture have the same."
-        if self.store is not None: return self.store.table['content'][self.rows]
-        numbers = _map_ahead(self._content, range(len(self)), self.num_workers)
-        return np.array([*numbers], np.uint64)
+        if self.store: return self.store.table['content'][self.rows]
+        return np.array([*_map_ahead(self._content, range(len(self)), self.num_workers)], np.uint64)
 
     def _content(self, i): return int(file_digest(self.path(i))[:16], 16)
 
@@ -130,11 +128,9 @@ class Pictures:
         places=None # float (n, 2) in [0, 1]: where CROP cuts, row and column; None is the middle
     )->torch.Tensor: # uint8 (n, height, width, 3)
         "Gather pictures of one shape into one tensor."
-        if self.store is not None and self.rule.one_shape:
+        if self.store and self.rule.one_shape:
             return torch.from_numpy(self.store.pixels.reshape(-1, *self.rule.size, 3)[self.rows[idxs]])
-        pictures = map(self.__getitem__, idxs)
-        if self.store is None:
-            pictures = _map_ahead(self.decode, idxs, self.num_workers)
+        pictures = map(self.__getitem__, idxs) if self.store else _map_ahead(self.decode, idxs, self.num_workers)
         if places is None: places = repeat((.5, .5))
         cut = [self.rule.crop(picture, *place) for picture,place in zip(pictures, places)]
         try: return torch.from_numpy(np.stack(cut))
@@ -215,10 +211,12 @@ class _Side:
     def __iter__(self): return map(self.get, range(len(self)))
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00f
-def v1_list(n, pictures, labels, kind='CategoryList'):
-    "How fastai 1 printed a list of `n` pictures with labels, of which it is given the first."
-    shapes,names = (','.join(map(str, side)) for side in (pictures, labels))
-    return f"LabelList ({n} items)\nx: ImageList\n{shapes}\ny: {kind}\n{names}"
+def v1_list(part, kind):
+    "How fastai 1 printed a list of pictures, with labels of a kind if it has them."
+    few = L(part[i] for i in range(min(5, len(part))))
+    if not kind: return f"ImageList ({len(part)} items)\n{','.join(map(str, few))}"
+    shapes,names = (','.join(map(str, few.itemgot(side))) for side in (0, 1))
+    return f"LabelList ({len(part)} items)\nx: ImageList\n{shapes}\ny: {kind}\n{names}"
 
 # %% ../nbs/api/06_data.ipynb #8feee3f3
 class LabelList:
@@ -251,11 +249,7 @@ class LabelList:
     def _label(self, i): return Category(self.vocab[int(self.targets[i])] if self.labelled else '')
     def __len__(self): return len(self.positions)
     def __getitem__(self, i): return self._picture(i),self._label(i)
-
-    def __repr__(self):
-        few = range(min(5, len(self)))
-        kind = 'CategoryList' if self.labelled else 'EmptyLabelList'
-        return v1_list(len(self), map(self._picture, few), map(self._label, few), kind)
+    def __repr__(self): return v1_list(self, 'CategoryList' if self.labelled else 'EmptyLabelList')
 
 # %% ../nbs/api/06_data.ipynb #b8551bce
 class PictureLoader(TfmdDL):
@@ -281,7 +275,6 @@ class PictureLoader(TfmdDL):
     def mine(self, idxs): return idxs # `extra.distributed` shares them among processes
 
     def __iter__(self):
-        self.before_iter()
         idxs = self.get_idxs()
         for i in range(self.first_batch, len(self)):
             yield self.load(i, idxs[i*self.bs:(i+1)*self.bs])
@@ -298,12 +291,14 @@ def load(self:PictureLoader,
     idxs # Positions within this part
 )->tuple: # (TensorImage float32 (n, 3, h, w), TensorCategory int64 (n,)), on the device
     "Make one batch, or this process's share of it."
-    part,idxs,(rank,_) = self.dataset,np.asarray(idxs, np.int64),self.share
+    self.before_iter() # says which transforms are for this part
+    part = self.dataset
+    idxs = np.asarray(idxs, np.int64)
     mine = self.mine(idxs)
     cropped = part.random_crop and not part.split_idx
     drawn = cropped or any(type(step) not in (IntToFloatTensor, Normalize) for step in self.after_batch.fs)
-    key = self.seed,self.stage,self.epoch,1+i,*([rank] if rank else [])
-    with seeded(*key) if drawn else nullcontext():
+    ranks = filter(None, self.share[:1]) # process 0 draws what one process alone would draw
+    with seeded(self.seed, self.stage, self.epoch, 1+i, *ranks) if drawn else nullcontext():
         places = np.random.rand(len(mine), 2) if cropped else None
         x = part.pictures.batch(part.positions[mine], places)
         b = TensorImage(sent(x, self.device).permute(0, 3, 1, 2)),
@@ -328,7 +323,7 @@ class ImageDataBunch(DataLoaders):
     @property
     def label_list(self): return SimpleNamespace(train=self.train_ds, valid=self.valid_ds, test=self.test_ds)
     @property
-    def drawn_note(self): return DRAWN_NOTE if is_drawn(self.path) else ''
+    def drawn_note(self): return drawn_note(self.path)
 
     @property
     def batch_size(self): return self.bs # as in v1, it may be set, for all parts
@@ -340,7 +335,7 @@ class ImageDataBunch(DataLoaders):
     @property
     def views(self): # 1, 2, 4 or 8
         "How many views of a picture training shows: prediction may average these, and no other."
-        shown = {*map(type, self.train.after_batch.fs)}
+        shown = [*map(type, self.train.after_batch.fs)]
         return n_views(self.rule.size or (0, 1)) if Dihedral in shown else 1 + (Flip in shown)
 
     def dl(self,
@@ -365,9 +360,10 @@ def fixed_dl(self:ImageDataBunch,
 )->PictureLoader: # `of` itself where it is such a loader already
     "A loader to predict from: untransformed pictures, in file order, all of them."
     loader = self.dl(of)
-    part = copy(loader.dataset)
-    part.split_idx = 1
-    if not loader.dataset.split_idx: return self.valid.new(part)
+    if not loader.dataset.split_idx:
+        part = copy(loader.dataset)
+        part.split_idx = 1
+        return self.valid.new(part)
     return loader.new(shuffle=False, drop_last=False) if loader.shuffle or loader.drop_last else loader
 
 # %% ../nbs/api/06_data.ipynb #d5a1c005
@@ -410,10 +406,9 @@ def _class_name(label):
 def _spoken(names): return ', '.join(sorted(map(str, names)))
 
 
-def _refuse_pictures(paths, why, remedy, error=ValueError):
-    "Say why pictures are refused, if there are any, and name some of them."
-    if len(paths):
-        raise error(f"{len(paths)} {why}: {_spoken(paths[:5])}. {remedy}")
+def _refuse_names(names, problem, error=ValueError, **about):
+    "Refuse names, if there are any; the sentence has gaps for their number `n` and for five of the `names`."
+    if len(names): raise error(problem.format(n=len(names), names=_spoken([*names][:5]), **about))
 
 # %% ../nbs/api/06_data.ipynb #d5a1c007
 def whole_numbers(labels):
@@ -424,10 +419,9 @@ def whole_numbers(labels):
 # %% ../nbs/api/06_data.ipynb #5b0b9f3d
 def _labelled(cells):
     "Cells sorted by path, a test part as it was given, each label the name of a class or None."
-    for name in ('path', 'label'):
-        if name in cells: continue
-        raise ValueError(f"the table of cells needs the columns path and label; {name} is missing")
-    _refuse_pictures(cells.path[cells.path.duplicated()], "pictures are listed twice", "Name each once")
+    gone = {'path', 'label'} - {*cells}
+    _refuse_names(gone, "the table of cells needs the columns path and label; {names} is missing")
+    _refuse_names(cells.path[cells.path.duplicated()], "{n} pictures are listed twice: {names}. Name each once")
     labels = pd.Series([*map(_class_name, cells.label)], cells.index, object)
     cells = cells.assign(label=labels, split=cells.get('split'))
     test = cells.split.isin(['test'])
@@ -443,8 +437,7 @@ def _with_parts(cells, valid_pct, seed):
         drawn = split_random(rest, valid_pct, seed=seed).split
         cells = cells.assign(split=cells.split.fillna(drawn))
     other = {*cells.split} - {'train', 'valid', 'test'}
-    if other:
-        raise ValueError(f"split is 'train', 'valid' or 'test'; some cells have {_spoken(other)}")
+    _refuse_names(other, "split is 'train', 'valid' or 'test'; some cells have {names}")
     return cells
 
 # %% ../nbs/api/06_data.ipynb #d5a1c009
@@ -452,21 +445,18 @@ def _checked_classes(cells, classes):
     "The class names in their order: two at least, and none that only validation or test knows."
     found = {*cells.label.dropna()}
     trained = {*cells.label[cells.split == 'train']}
-    if len({isinstance(name, str) for name in found}) > 1:
-        raise ValueError("some labels are numbers and some are text: make all of them one or the other")
+    try: names = sorted(found)
+    except TypeError:
+        raise ValueError("some labels are numbers and some are text: make all of them one or the other") from None
+    try: names.sort(key=int)
+    except ValueError: pass # they are no numbers
     if classes is not None: names = [*map(_class_name, classes)]
-    else:
-        names = sorted(found)
-        try: names.sort(key=int)
-        except ValueError: pass # they are no numbers
     if len({*names}) < 2 or len(trained) == 1:
         raise NoCells("a network tells at least two classes apart, and training has only "
                       f"{_spoken(trained or names)}: look at the folder, column or pattern of the labels")
-    if strange := found - {*names}:
-        raise ValueError(f"the label {_spoken(strange)} is not in classes={names}")
-    if strange := found - trained:
-        raise SplitError(f"the label {_spoken(strange)} is no label of a training cell, so it cannot be learned: "
-                         "bring more of it, leave it out, or split in another way")
+    _refuse_names(found - {*names}, "the label {names} is not in classes={classes}", classes=names)
+    _refuse_names(found - trained, "the label {names} is no label of a training cell, so it cannot be learned: "
+                  "bring more of it, leave it out, or split in another way", SplitError)
     return names
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00b
@@ -480,22 +470,21 @@ def _check_sizes(cells, bs, val_bs):
         unknown = own.path[own.label.isna()]
         if part == 'test' and len(unknown) == len(own): continue
         if not len(own): raise NoCells(f"there are no cells in the part {part!r}")
-        _refuse_pictures(unknown, f"of {len(own)} cells in the part {part!r} are without a label",
-                "Give them one, or leave them out (NA and None are no labels)")
+        _refuse_names(unknown, "{n} of {of} cells in the part {part!r} are without a label: {names}. Give them one, "
+                      "or leave them out (NA and None are no labels)", part=part, of=len(own))
     if bs > len(own):
         raise NoCells(f"a batch of {bs} cannot be filled from the training cells: choose bs={len(own)} or less")
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00d
 def _without_copies(cells, content):
     "One cell for each picture that is yet to be drawn; one picture on two sides, or with two labels, is refused."
-    copies = cells[content.duplicated(keep=False)]
-    kinds = copies.split.fillna('train or valid'),copies.label.fillna('')
-    for error,what,values in zip((Leak, ValueError), ('on two sides', 'under two labels'), kinds):
-        several = values.groupby(content).nunique() > 1
-        if not several.any(): continue
-        pair = values[content == several.idxmax()].drop_duplicates()
-        named = ' and '.join(f'{copies.path[i]} ({value})' for i,value in pair.items())
-        raise error(f"{several.sum()} pictures are {what}, for example {named}. Keep one copy of each")
+    copies = cells[content.duplicated(keep=False)].fillna(dict(split='train or valid', label=''))
+    for error,what,column in ((Leak, 'on two sides', 'split'), (ValueError, 'under two labels', 'label')):
+        several = copies.groupby(content)[column].nunique() > 1
+        if several.any():
+            same = copies.loc[content == several.idxmax()]
+            named = ' and '.join(f'{path} ({value})' for path,value in zip(same.path, same[column]))
+            raise error(f"{several.sum()} pictures are {what}, for example {named}. Keep one copy of each")
     extra = content.duplicated() & cells.split.isna()
     if extra.any():
         print(f"{extra.sum()} of {len(cells)} pictures are copies of others and are left out, "
@@ -549,10 +538,9 @@ def from_cells(cls:ImageDataBunch,
         loaders.append(PictureLoader(items, n, training, training, seed, device,
                                      after_batch=[IntToFloatTensor(), *tfms]))
     data = cls(*loaders, path=path, device=device)
-    data.cells,data.seed,data.ds_tfms,data._given = cells,seed,ds_tfms,given
-    data._content = content[cells.index].to_numpy()
+    vars(data).update(cells=cells, seed=seed, ds_tfms=ds_tfms, _given=given,
+                      _content=content[cells.index].to_numpy(), _normalize_chosen=normalize not in (True, False))
     data._set_stats(imagenet_stats if normalize is True else normalize or None)
-    data._normalize_chosen = normalize not in (True, False)
     untrained = {*classes} - {*cells.label}
     if len(cells) and untrained:
         print(f"no picture is of the class {_spoken(untrained)}: it will not be learned")
@@ -564,14 +552,10 @@ def _set_stats(self:ImageDataBunch, stats):
     "Normalise with these (mean, std) in place of any others; None is not at all."
     self.stats = stats and tuple([*map(float, values)] for values in stats)
     for loader in self.loaders:
-        loader.after_batch.fs = L(step for step in loader.after_batch.fs if not isinstance(step, Normalize))
-    if self.stats:
-        self.add_tfms([Normalize(*self._mean_std(self.device))], 'after_batch')
-
-
-@patch
-def _mean_std(self:ImageDataBunch, device):
-    return torch.tensor(self.stats, device=device)[:, None, :, None, None]
+        loader.after_batch.fs = loader.after_batch.fs.filter(risinstance(Normalize), negate=True)
+    if stats:
+        self.mean_std = torch.tensor(self.stats, device=self.device)[:, None, :, None, None]
+        self.add_tfms([Normalize(*self.mean_std)], 'after_batch')
 
 # %% ../nbs/api/06_data.ipynb #c69e58d2
 @patch
@@ -579,7 +563,7 @@ def _in_colour(self:ImageDataBunch, x):
     "The inverse of the normalisation, float32 (n, 3, h, w) in [0, 1]."
     x = x.detach().as_subclass(torch.Tensor)
     if not self.stats: return x
-    mean,std = self._mean_std(x.device)
+    mean,std = self.mean_std.to(x.device)
     return (x*std + mean).clamp(0, 1)
 
 
@@ -607,10 +591,9 @@ def normalize(self:ImageDataBunch,
 def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
     "Mean and deviation of the colours, in [0, 1], of a drawn, untransformed training batch that holds every class."
     drawn = np.random.default_rng(self.seed).permutation(len(self.train_ds))
-    loader = self.fix_dl
     _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
-    loader.before_iter()
-    x = self._in_colour(loader.load(0, np.union1d(drawn[:max(self.bs, 64)], drawn[first]))[0])
+    some = np.union1d(drawn[:max(self.bs, 64)], drawn[first])
+    x = self._in_colour(self.fix_dl.load(0, some)[0])
     return [x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist()]
 
 # %% ../nbs/api/06_data.ipynb #d3717306
@@ -678,16 +661,16 @@ def _listed(path, named):
 # %% ../nbs/api/06_data.ipynb #d5a1c00e
 def _check_folders(cells, path):
     "Refuse folders that can be read in two ways."
-    _refuse_pictures(cells.path[cells.label.isna() & (cells.split != 'test')], "pictures lie in no class folder",
-            "A folder of this name is a part; if it is a class, give it another name, or use from_name_func")
+    loose = cells.path[cells.label.isna() & (cells.split != 'test')]
+    _refuse_names(loose, "{n} pictures lie in no class folder: {names}. A folder of this name is a part; if it is a "
+                  "class, give it another name, or use from_name_func")
     inside = cells[cells.top != '']
     for part,tops in inside.groupby('split').top.unique().items():
         if len(tops) > 1:
             raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
-    beside = cells.label[cells.split.isna() & cells.label.isin(inside.label) & (cells.path.str.count('/') == 1)]
-    if len(beside):
-        raise ValueError(f"{path}: the classes may be {_spoken(beside.unique())} below it, or those in "
-                         f"{inside.top.iloc[0]}. Give that folder as `path`, or say train='.'")
+    flat = cells.split.isna() & (cells.path.str.count('/') == 1)
+    _refuse_names({*cells.label[flat]} & {*inside.label}, "{path}: the classes may be {names} below it, or those in "
+                  "{top}. Give that folder as `path`, or say train='.'", path=path, top=inside.top.max())
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
 @patch(cls_method=True)
@@ -704,18 +687,17 @@ def from_folder(cls:ImageDataBunch,
     "Pictures whose class is the name of their folder."
     path = Path(path)
     drawn = valid_pct is not None
-    if drawn:
-        if train not in ('train', '.'):
-            print(f"train='{train}' means nothing beside valid_pct, as in fastai 1")
-        train = 'train'
-    given = dict(train=train, valid=valid, test=test).items() - dict(train='train', valid='valid', test=None).items()
+    if drawn and train not in ('train', '.'):
+        print(f"train='{train}' means nothing beside valid_pct, as in fastai 1")
+    asked = dict(train='train' if drawn else train, valid=valid, test=test)
+    given = asked.items() - dict(train='train', valid='valid', test=None).items()
     named = {os.path.relpath(path/folder, path): part for part,folder in given if folder != part}
     cells = _listed(path, named)
     parts = {*cells.split}
-    own = cells.split == 'test'
     for part,folder in given:
         if part not in parts:
             raise FileNotFoundError(f"{part}='{folder}': no such folder with pictures in {path}")
+    own = cells.split == 'test'
     out = own & (test is None)
     _check_folders(cells[~out], path)
     if 'train' in parts: out |= cells.split.isna()
@@ -725,8 +707,7 @@ def from_folder(cls:ImageDataBunch,
     if out.any():
         print(f"{out.sum()} pictures outside the folders for training, validation and test are left out, "
               f"for example {cells.path[out].iloc[0]}")
-    if not cells.label[own].isin(cells.label[~own]).all():
-        cells.loc[own, 'label'] = None
+    if not {*cells.label[own]} <= {*cells.label[~own]}: cells.loc[own, 'label'] = None
     if drawn or 'valid' not in parts: cells.loc[~own, 'split'] = None
     return cls.from_cells(path, cells[~out], valid_pct if drawn else .2, seed, **kwargs)
 
@@ -736,11 +717,13 @@ def _relative(name, path):
     return (Path(name).relative_to(path) if Path(name).is_relative_to(path) else Path(name)).as_posix()
 
 
-def _check_files(path, names):
-    "Refuse names without a file."
-    missing = [name for name in names if not (Path(path)/name).is_file()]
-    _refuse_pictures(missing, f"of {len(names)} pictures are not under {path}", "Mend their names, or `path`",
-                     FileNotFoundError)
+def pictures_table(path, fnames, labels=None, split=None):
+    "Pictures by their names under `path`, where each must be, with their labels and their part."
+    names = [_relative(name, path) for name in fnames]
+    gone = [name for name in names if not Path(path, name).is_file()]
+    _refuse_names(gone, "{n} of {of} pictures are not under {path}: {names}. Mend their names, or `path`",
+                  FileNotFoundError, of=len(names), path=path)
+    return pd.DataFrame(dict(path=names, label=labels, split=split), dtype=object)
 
 # %% ../nbs/api/06_data.ipynb #99b1c1de
 @patch(cls_method=True)
@@ -760,11 +743,8 @@ def from_lists(cls:ImageDataBunch,
         raise ValueError("item_cls: only pictures are supported")
     if len(fnames) != len(labels):
         raise ValueError(f"{len(fnames)} names, but {len(labels)} labels")
-    names = [_relative(name, path) for name in fnames]
-    _check_files(path, names)
     apart = [] if test is None else _pictures_in(Path(path)/test, path)
-    rows = *zip(names, labels, repeat(None)),*zip(apart, repeat(None), repeat('test'))
-    cells = pd.DataFrame(rows, columns=['path', 'label', 'split'], dtype=object)
+    cells = pd.concat([pictures_table(path, fnames, labels), pictures_table(path, apart, None, 'test')])
     return cls.from_cells(path, cells, valid_pct, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #5f1e8f0d
@@ -775,8 +755,7 @@ def _column(df, cols):
         raise ValueError(f"several columns, {cols}: a picture has one file and one label here. Name one column")
     try: return df.iloc[:, col] if isinstance(col, int) else df[col]
     except LookupError:
-        raise ValueError(f"there is no column {col!r} in the table of the pictures; "
-                         f"it has {_spoken(df) or 'none'}") from None
+        raise ValueError(f"there is no column {col!r} in the table of the pictures; it has {_spoken(df)}") from None
 
 # %% ../nbs/api/06_data.ipynb #139408e2
 @patch(cls_method=True)
@@ -926,7 +905,6 @@ def show_batch(self:ImageDataBunch,
     loader = self.dl(ds_type)
     idxs = loader.get_idxs()
     idxs = idxs[:1]*rows**2 if unique else idxs[:rows**2]
-    loader.before_iter()
     pictures = self.denormalize(loader.load(0, idxs)[0])
     return show_grid(pictures, [*map(loader.dataset._label, idxs)], rows, figsize, self.drawn_note)
 
@@ -1008,19 +986,19 @@ def load_data(
     **kwargs              # As in `ImageDataBunch.from_cells`: `cache`, `device`, `num_workers`
 )->ImageDataBunch:
     "Restore what `save` wrote: the very same split, transforms and sizes."
-    try: saved = json.loads((Path(path)/file).read_text('utf-8'))
-    except ValueError: saved = None
-    if not isinstance(saved, dict) or saved.get('format') != _SAVED:
+    text = Path(path, file).read_text('utf-8', 'replace')
+    if _SAVED not in text[:99]:
         raise ValueError(f"{file}: not a file that `data.save` of this library wrote; "
                          "make the bunch anew and save it again")
+    saved = json.loads(text)
     cells = pd.DataFrame(saved['cells'])
     tfms = saved['tfms']
-    _check_files(path, cells.path)
-    same = {name: saved[name] for name in ('seed', 'size', 'padding_mode', 'classes')}
+    pictures_table(path, cells.path) # all must be there
     data = ImageDataBunch.from_cells(
-        path, cells, resize_method=ResizeMethod[saved['resize_method']], ds_tfms=tfms and get_transforms(**tfms),
-        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], normalize=saved['stats'] or False,
-        **same, **kwargs)
+        path, cells, seed=saved['seed'], ds_tfms=tfms and get_transforms(**tfms), size=saved['size'],
+        resize_method=ResizeMethod[saved['resize_method']], padding_mode=saved['padding_mode'],
+        bs=bs or saved['bs'], val_bs=val_bs or bs or saved['val_bs'], classes=saved['classes'],
+        normalize=saved['stats'] or False, **kwargs)
     data._normalize_chosen = False # v1's code calls `.normalize(…)` after loading
     if data.fingerprint() == saved['fingerprint']: return data
     raise ValueError(f"{file}: its table was changed by hand; make the bunch anew")

@@ -23,8 +23,8 @@ from PIL import Image as pillow
 
 from .cells import open_picture
 from .data import (
-    ImageDataBunch, _check_files, _column, label_by, csv_in, v1_list, get_files, whole_numbers)
-from .files import _typed
+    ImageDataBunch, _column, _refuse_names, csv_in, get_files, label_by, pictures_table, v1_list, whole_numbers)
+from .files import _truth
 from .v1 import Picture, unmeant, v1_hint
 
 # %% ../nbs/api/07_datablock.ipynb #2091400d
@@ -80,18 +80,12 @@ class ImageList(_Step):
     def __getitem__(self, i):
         if isinstance(i, (int, np.integer)): return (self.get(i), self.labels[i]) if self.labelled else self.get(i)
         part = copy(self)
-        rows = np.arange(len(self))[i]
-        part.items = self.items[rows]
-        part.labels = self.labels[rows]
-        if self.inner_df is not None: part.inner_df = self.inner_df.iloc[rows]
+        part.items = self.items[i]
+        part.labels = self.labels[i]
+        if self.inner_df is not None: part.inner_df = self.inner_df.iloc[i]
         return part
 
-    def __repr__(self):
-        few = range(min(5, len(self)))
-        pictures = [*map(self.get, few)]
-        text = f"ImageList ({len(self)} items)\n{','.join(map(str, pictures))}"
-        if self.labelled: text = v1_list(len(self), pictures, self.labels[few])
-        return f"{text}\nPath: {self.path}"
+    def __repr__(self): return f"{v1_list(self, self.labelled and 'CategoryList')}\nPath: {self.path}"
 
 # %% ../nbs/api/07_datablock.ipynb #0203e491
 @patch(cls_method=True)
@@ -218,10 +212,10 @@ def split_by_files(self:ImageList,
     valid_names # File names of the validation pictures
 )->ItemLists:
     "Split by file name."
-    names = pd.Series([*map(os.path.basename, self.items)], dtype=object)
-    missing = {*valid_names} - {*names}
-    if missing: raise ValueError(f"{len(missing)} validation pictures are not in the list, for example {min(missing)}")
-    return self.split_by_idx(np.flatnonzero(names.isin(valid_names)))
+    valid = {*valid_names}
+    names = map(os.path.basename, self.items)
+    _refuse_names(valid - {*names}, "{n} validation pictures are not in the list, for example {names}")
+    return self.split_by_valid_func(lambda item: os.path.basename(item) in valid)
 
 # %% ../nbs/api/07_datablock.ipynb #79017d40
 @patch
@@ -230,7 +224,7 @@ def split_by_fname_file(self:ImageList,
     path=None # Where it lies; None is the list's folder
 )->ItemLists:
     "Split by the file names in a file."
-    return self.split_by_files((Path(path or self.path)/fname).read_text(encoding='utf-8').splitlines())
+    return self.split_by_files(Path(path or self.path, fname).read_text('utf-8').splitlines())
 
 # %% ../nbs/api/07_datablock.ipynb #c38f9fc5
 @patch
@@ -238,7 +232,7 @@ def split_from_df(self:ImageList,
     col='is_valid' # A column of True and False, or 1 and 0
 )->ItemLists:
     "Split by a column of the table."
-    return self.split_by_idx(np.flatnonzero(_typed(_column(self.inner_df, col).astype('string'), bool)))
+    return self.split_by_idx(np.flatnonzero(_column(self.inner_df, col).astype('string').map(_truth)))
 
 # %% ../nbs/api/07_datablock.ipynb #019a7001
 @patch
@@ -352,11 +346,6 @@ def databunch(self:ItemLists,
         raise ValueError("these pictures have no labels: write .label_from_folder(), .label_from_df(…) or another "
                          "step before .databunch()")
     folder = Path(path or self.path)
-    tables = []
-    for split in ('train', 'valid', 'test'):
-        part = getattr(self, split) or ImageList([])
-        names = [Path(os.path.relpath(item, folder)).as_posix() for item in part.items]
-        _check_files(folder, names)
-        tables.append(pd.DataFrame(dict(path=names, label=part.labels, split=split)))
-    cells = pd.concat(tables, ignore_index=True)
-    return ImageDataBunch.from_cells(folder, cells, classes=self.train.classes, **self.prepared, **kwargs)
+    parts = dict(train=self.train, valid=self.valid, test=self.test or ImageList([]))
+    tables = [pictures_table(folder, part.items, part.labels, split) for split,part in parts.items()]
+    return ImageDataBunch.from_cells(folder, pd.concat(tables), classes=self.train.classes, **self.prepared, **kwargs)

@@ -357,9 +357,8 @@ def resamples(
     "Draw `n` out of `n` with replacement, `draws` times."
     rng = np.random.default_rng(seed)
     for start in range(0, draws, block):
-        rows = min(block, draws-start)
-        picks = rng.integers(n, size=(rows,n)) + n*np.arange(rows)[:,None]
-        yield np.bincount(picks.ravel(), minlength=rows*n).reshape(rows, n)
+        picks = rng.integers(n, size=(min(block, draws-start), n))
+        yield np.apply_along_axis(np.bincount, 1, picks, minlength=n)
 
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
 def _weights(group, draws, seed):
@@ -864,8 +863,7 @@ def examine(
     how = (positive, threshold, draws, seed)
     patients = by_cell = None
     if has_patients(shown):
-        patients = _patient_summary(
-            per_patient(shown[_known(shown)], positive, threshold))
+        patients = _patient_summary(per_patient(shown[_known(shown)], positive, threshold))
         by_cell = _intervals(shown, *how, 'cell')
     return dict(part=part, patients=patients, **_choices(valid, test, *how),
                 disputed=with_and_without_disputed(shown, *how), by_cell=by_cell)

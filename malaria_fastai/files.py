@@ -78,9 +78,9 @@ def file_digest(
 def _table_text(file):
     "The text of a table in UTF-8 or UTF-16, also packed by gzip."
     data = Path(file).read_bytes()
-    if data[:2] == b'\x1f\x8b': data = gzip.decompress(data)
+    if data.startswith(b'\x1f\x8b'): data = gzip.decompress(data)
     encoding = 'utf-8-sig'
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): encoding = 'utf-16'
+    if data.startswith((b'\xff\xfe', b'\xfe\xff')): encoding = 'utf-16'
     elif b'\0' in data[:2]: encoding = 'utf-16-le' if data[0] else 'utf-16-be'
     try: text = data.decode(encoding)
     except UnicodeError: text = '\0'
@@ -88,13 +88,11 @@ def _table_text(file):
     raise ValueError(f"{file}: no text in UTF-8 or UTF-16. Save the table as CSV, in UTF-8")
 
 # %% ../nbs/api/00_files.ipynb #42c7eb8e
-def _typed(column, kind):
-    "A column of text as numbers, or as yes and no."
-    if kind != bool: return column.astype(kind)
-    truth = column.str.lower().map({'true': True, '1': True, 'false': False, '0': False})
-    odd = column[truth.isna()].dropna()
-    if len(odd): raise ValueError(f"it says {odd.iloc[0]!r}, not True or False")
-    return truth.astype('boolean')
+def _truth(word):
+    "Yes or no, of a word for it."
+    known = {'true': True, '1': True, 'false': False, '0': False}
+    if word.lower() in known: return known[word.lower()]
+    raise ValueError(f"it says {word!r}, not True or False")
 
 # %% ../nbs/api/00_files.ipynb #7f688fb7
 def read_table(
@@ -108,15 +106,13 @@ def read_table(
     import pandas as pd
     text = _table_text(file)
     tables = {}
-    heads = {}
     for mark in separator:
         rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
         tables[mark] = [row for row in rows if row][header or 0:] or [[]]
-        heads[mark] = [name.strip() for name in tables[mark][0]]
+    heads = {mark: [*map(str.strip, rows[0])] for mark,rows in tables.items()}
     fits = [mark for mark,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
     mark = fits[0] if fits else max(heads, key=lambda mark: len(heads[mark]))
-    columns = heads[mark]
-    rows = tables[mark]
+    columns,rows = heads[mark],tables[mark]
     problem = ''
     if gone := [name for name in needed if name not in columns]: problem = f"no column {', '.join(gone)}"
     if len({*columns}) < len(columns): problem = "a column is there twice"
@@ -124,11 +120,14 @@ def read_table(
     if len(fits) > 1: problem = f"the columns may be separated by {' or '.join(map(repr, fits))}"
     if text.count('"') % 2: problem = "a quotation mark is not closed"
     if problem: raise ValueError(f"{file}: {problem}; found the columns {columns}, separated by {mark!r}. Mend it")
-    table = pd.DataFrame(rows, dtype='string').replace('', pd.NA)
-    if header is not None: table = table[1:].set_axis(columns, axis=1).reset_index(drop=True)
+    named = header is not None
+    table = pd.DataFrame(rows[named:], columns=columns if named else None, dtype='string').replace('', pd.NA)
     for name,kind in (types or {}).items():
         if name not in table: continue
-        try: table[name] = _typed(table[name], kind)
+        column = table[name]
+        try:
+            if kind == bool: table[name] = column.map(_truth, na_action='ignore').astype('boolean')
+            else: table[name] = column.astype(kind)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}, column {name}: {kind.__name__} is expected ({error}). Mend it") from error
     return table
@@ -145,17 +144,16 @@ def check_output(
 )->Path: # `out`, as a path
     "Refuse an output that would replace what is read, or lie in it, that is a link or a device, or cannot be written."
     out = Path(out)
-    kind = 'folder' if folder else 'file'
     fits = out.is_dir() if folder else out.is_file() and not out.is_symlink()
     if os.path.lexists(out) and not fits:
-        raise FileExistsError(f"{out} is a link, which would be replaced, or no {kind}: name another {kind}")
+        raise FileExistsError(f"{out} is a link, which would be replaced, or of another kind: name another place")
     real = out.resolve()
     for path in map(Path, inputs):
         if os.path.exists(path) and real.is_relative_to(path.resolve()):
-            raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a {kind} outside of it")
+            raise FileExistsError(f"{out} is, or lies in, {path}, which is read: name a place outside of it")
     above = next(path for path in (*[real]*folder, *real.parents) if os.path.exists(path))
     if above.is_dir() and os.access(above, os.W_OK): return out
-    raise PermissionError(f"{out}: nothing can be written in {above}. Name a {kind} elsewhere")
+    raise PermissionError(f"{out}: nothing can be written in {above}. Name another place")
 
 # %% ../nbs/api/00_files.ipynb #49b7a84c
 def near(

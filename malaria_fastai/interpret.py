@@ -13,6 +13,7 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import sklearn.metrics as skm
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -126,8 +127,7 @@ def confusion_matrix(self:ClassificationInterpretation,
 )->np.ndarray: # int64 (classes, classes): rows are the truth, columns the prediction
     "Count truth against prediction."
     unmeant('confusion_matrix', v1)
-    n = len(self.classes)
-    return torch.bincount(self.y_true.long()*n + self.pred_class, minlength=n*n).view(n, n).numpy()
+    return skm.confusion_matrix(self.y_true, self.pred_class, labels=range(len(self.classes)))
 
 # %% ../nbs/api/11_interpret.ipynb #f742cc34
 @patch
@@ -173,7 +173,8 @@ def plot_top_losses(self:ClassificationInterpretation,
     unmeant('plot_top_losses', v1)
     table = self.to_frame(k, largest)
     if table.empty: raise ValueError(f"nothing to show: k is a number of pictures, 1 or more, got {k}")
-    titles = [f'{row.pred} / {row.label}\n{row.loss:.2f} / {row.p_label:.2f}' for row in table.itertuples()]
+    title = '{pred} / {label}\n{loss:.2f} / {p_label:.2f}'
+    titles = [title.format(**row) for row in table.to_dict('records')]
     note = 'above each: prediction / actual,\nloss / probability of the actual class'
     if heatmap: note += f'\nheat map: what speaks for the {of} class'
     cols = math.ceil(len(table)**.5)

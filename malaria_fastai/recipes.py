@@ -116,7 +116,7 @@ class Recipe:
     weights: str=None             # Which: a torchvision name, 'packaged' (a Python package's), or None, the default
     cut: int=None                 # Parts of the body that are kept, from the front; None keeps all
     head: str='fastai'            # One of `WORDS['head']`
-    lin_ftrs: tuple|None=(512,)   # Widths of the head's hidden layers; None is that of `cnn_learner`
+    lin_ftrs: tuple=(512,)        # Widths of the head's hidden layers; None is that of `cnn_learner`
     ps: float=.5                  # Dropout in the head, in [0, 1)
     activation: str='softmax'     # One of `WORDS['activation']`
     loss: str='cross_entropy'     # One of `WORDS['loss']`

@@ -57,7 +57,7 @@ def _figure_text(text):
 
 def _percent(x, digits='.1f'): return f'{100*x:{digits}}\xa0%'
 
-def _three_digits(x): return 'undefined' if x is None else f'{x:.3f}'
+def _three_digits(x): return 'undefined' if x is None else format(x, '.3f')
 
 # %% ../nbs/api/13_report.ipynb #c552c963
 def _metric_name(metric):
@@ -95,7 +95,7 @@ def plot_confusion(
     of_class = table.sum(axis=1)
     shares = table.div(of_class.clip(1), axis=0)
     texts = table.map('{:,}\n'.format)+shares.map(_percent)
-    shares.index = [f'{name}\n(n = {n:,})' for name,n in of_class.items()]
+    shares.index = ['{}\n(n = {:,})'.format(*row) for row in of_class.items()]
     _heat_map(ax, shares, texts, 12, cmap=_SHARES, vmin=0, vmax=1)
     ax.set(xlabel=f'decision of the model (p from {float(threshold):.3g} is positive)',
            ylabel='true class')
@@ -297,7 +297,7 @@ def plot_coverage(
     return ax
 
 # %% ../nbs/api/13_report.ipynb #439120a4
-def _range(ci): return f'{ci[0]:.3f} to {ci[1]:.3f}' if ci else 'no interval'
+def _range(ci): return '{:.3f} to {:.3f}'.format(*ci) if ci else 'no interval'
 
 # %% ../nbs/api/13_report.ipynb #38adfed6
 def plot_folds(
@@ -415,7 +415,7 @@ def read_run(
 def _rate(value, ci=None):
     "A share for a sentence, with its interval if there is one."
     if value is None: return 'undefined'
-    return _percent(value) + (f' ({_percent(ci[0])} to {_percent(ci[1])})' if ci else '')
+    return _percent(value) + (f" ({' to '.join(map(_percent, ci))})" if ci else '')
 
 def _spans(ci, value): return ci[0]<=value<=ci[1]
 
@@ -451,31 +451,30 @@ def warnings_of(
     return re.findall(r'\S.*\S', lines)
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
-def _reported(run):
+def _reported(metrics, preds, **other):
     "The part that the figures show, test if there is one: its name, predictions, positive class and threshold."
-    preds,positive = run['preds'],(run['metrics'].get('data') or {}).get('positive')
+    positive = (metrics.get('data') or {}).get('positive')
     if preds is None or positive is None: return None
     part = 'test' if (preds.split=='test').any() else 'valid'
-    return part, preds[preds.split==part], positive, _blocks(run['metrics']).get(part, {}).get('threshold', .5)
+    return part, preds[preds.split==part], positive, _blocks(metrics).get(part, {}).get('threshold', .5)
 
 # %% ../nbs/api/13_report.ipynb #57d2f09b
-def _figures(run, draws):
+def _figures(draws, metrics, preds, **other):
     "Figures of the reported part, by section, or a sentence that says why there are none; `examined` if known."
-    reported,examined = _reported(run),run['metrics'].get('examined')
+    reported,examined = _reported(metrics, preds),metrics.get('examined')
     if reported is None: return dict(decisions='There are no predictions to draw.')
     part,*shown = reported
-    preds,positive,_ = shown
-    try: check_predictions(preds, positive)
+    judged,positive,_ = shown
+    try: check_predictions(judged, positive)
     except NotBinary as e: return dict(decisions=f'Not drawn: {e}.')
-    about = f"{part} {_things(preds.label)}"
+    about = f"{part} {_things(judged.label)}"
     figures = dict(decisions=[
         _figure(f'Confusion matrix, {about}', plot_confusion, *shown),
         _figure(f'ROC, {about}', plot_roc, *shown, draws)])
     if not examined: return figures
     after = None
     if examined['calibration']:
-        valid = run['preds'].query("split=='valid'")
-        after = apply_temperature(preds, fit_temperature(valid, positive))
+        after = apply_temperature(judged, fit_temperature(preds.query("split=='valid'"), positive))
     if examined['patients']:
         figures['patients'] = _patient_figures(examined, *shown, draws)
     return figures | dict(
@@ -484,7 +483,7 @@ def _figures(run, draws):
             _figure(f'Precision and recall, {about}', plot_pr, *shown, draws)],
         calibration=[
             _figure('Reliability: does p mean what it says?', plot_reliability,
-                    preds, positive, after, draws),
+                    judged, positive, after, draws),
             _figure('Errors when the model may abstain', plot_coverage,
                     *shown, draws)])
 
@@ -504,25 +503,23 @@ def _patient_figures(examined, preds, positive, threshold, draws):
     return figures
 
 # %% ../nbs/api/13_report.ipynb #2c739d8a
-def _trials(run):
+def _trials(folder, metrics, history, robustness, review, **other):
     "What the sections show of the training, and of what else was tried."
-    found,history,table,review = (
-        run[name] for name in ('metrics', 'history', 'robustness', 'review'))
     trials = {}
     if history is not None and len(history):
         trials['learning'] = [_figure(about, _plot_epochs, history, *curve)
                               for about,*curve in _curves(history)]
-    if found.get('by_fold'):
-        name = 'random split' if str(found.get('split')).startswith('random') else 'by patient'
-        trials['folds'] = [_figure('Each fold, and all together', plot_folds, {name: found})]
-    if table is not None:
-        trials['damages'] = table.astype(object).where(
-            table.notna(), None).to_dict('records')
+    if metrics.get('by_fold'):
+        name = 'random split' if str(metrics.get('split')).startswith('random') else 'by patient'
+        trials['folds'] = [_figure('Each fold, and all together', plot_folds, {name: metrics})]
+    if robustness is not None:
+        trials['damages'] = robustness.astype(object).where(
+            robustness.notna(), None).to_dict('records')
         trials['robustness'] = [
-            _figure(f'Change of {rate} in percentage points', plot_robustness, table, rate)
+            _figure(f'Change of {rate} in percentage points', plot_robustness, robustness, rate)
             for rate in ('sensitivity', 'specificity')]
     if review is not None:
-        file = run['folder']/'verdicts.csv'
+        file = folder/'verdicts.csv'
         trials['review'] = dict(n=len(review), suspected=int(review.suspected.sum()))
         if file.is_file():
             trials['review']['verdicts'] = dict(read_table(file, ('verdict',)).verdict.fillna('').value_counts())
@@ -534,15 +531,15 @@ def write_report(
     draws=2000, # Bootstrap draws of the bands
 )->Path: # The file: folder/report.html
     "Write one self-contained page about a run."
-    run = read_run(folder)
-    found,page = run['metrics'],run['folder']/'report.html'
-    picture = run['folder']/'figures'/'top_losses.png'
+    run,folder = read_run(folder),Path(folder)
+    found,picture = run['metrics'],folder/'figures'/'top_losses.png'
     contents = dict(
-        folder=run['folder'].resolve().name, found=found, blocks=_blocks(found),
+        folder=folder.resolve().name, found=found, blocks=_blocks(found),
         environment=run['environment'], things=_things_of(found),
-        warnings=warnings_of(found), **_figures(run, draws), **_trials(run))
+        warnings=warnings_of(found), **_figures(draws, **run), **_trials(**run))
     if picture.is_file():
         contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
+    page = folder/'report.html'
     write_atomically(page, _PAGES.get_template('report.html.jinja').render(contents))
     return page
 
@@ -553,7 +550,7 @@ def examine_run(
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."
     run = read_run(folder)
-    reported = _reported(run)
+    reported = _reported(**run)
     if reported is None: raise NotARun(
         f"{folder} holds no predictions.csv, or its metrics.json names "
         "no positive class (data.positive)")

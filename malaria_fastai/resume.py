@@ -86,8 +86,7 @@ def _plain(value, other=None):
         return {name: _plain(part, other) for name,part in value.items()}
     if isinstance(value, (list, tuple, L)):
         return [_plain(part, other) for part in value]
-    if isinstance(value, str): return str(value) # also of subclasses, such as torch's version
-    if value is None or isinstance(value, (int, float)): return value
+    if value is None or isinstance(value, (int, float, str)): return value
     if other: return other(value)
     raise TypeError(f"a state cannot hold a {type(value).__name__}")
 
@@ -174,7 +173,8 @@ def _run_config(learn):
 def _surroundings():
     "What may change the last bits: versions, device, threads, processes."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {library.__name__: library.__version__ for library in (fastai, torch, torchvision, timm, np, PIL)} | dict(
+    libraries = fastai, torch, torchvision, timm, np, PIL
+    return {library.__name__: str(library.__version__) for library in libraries} | dict(
         device=device, threads=torch.get_num_threads(), processes=num_distrib() or 1)
 
 # %% ../nbs/api/10_resume.ipynb #3671b3e9
@@ -454,7 +454,8 @@ def jump_to_epoch(self:SaveModelCallback,
         raise StateDamaged(
             f"none of the {len(states)} states of {self.stem} is whole: load the weights of an "
             "epoch with learn.load, or start anew under another name")
-    self._restore(place, state)
+    self._check_past(self._name(place), **state)
+    self._restore(place, **state)
     first = learn.first_epoch
     left = '' if first < learn.n_epoch else ': nothing is left to train'
     print(f"Loaded {self._name(place)}{left}")
@@ -466,50 +467,46 @@ def jump_to_epoch(self:SaveModelCallback,
 
 # %% ../nbs/api/10_resume.ipynb #5c0d3a6d
 @patch
-def _check_past(self:SaveModelCallback, state, name):
+def _check_past(self:SaveModelCallback, name, config, stage, recorder, requires_grad, **other):
     "Refuse a state of another configuration, or whose earlier stages are not those that this learner went through."
-    check_config(state['config'], self.config, name)
-    learn,stage,past = self.learn,state['stage'],state['recorder']
-    n = past['stages'][stage]
-    now = [*map(float, learn.recorder.losses)]
-    if now and past['losses'][:n] != now[:n]:
+    check_config(config, self.config, name)
+    n = recorder['stages'][stage]
+    now = [*map(float, self.learn.recorder.losses)]
+    if now and recorder['losses'][:n] != now[:n]:
         raise AnotherRun(
             f'{name} belongs to another run:\n  the stages before it were trained otherwise')
-    if learn.stage >= stage and state['requires_grad'] != [
-        p.requires_grad for p in learn.model.parameters()]:
+    if self.learn.stage >= stage and requires_grad != [p.requires_grad for p in self.learn.model.parameters()]:
         raise AnotherRun(
             f"{name} is of an earlier stage, in which other layers were trained: "
             "give each stage its own name=")
 
 # %% ../nbs/api/10_resume.ipynb #d15a8e9d
 @patch
-def _restore(self:SaveModelCallback, place, state):
+def _restore(
+    self:SaveModelCallback, place, surroundings, requires_grad, gradients, optimizer, scaler, recorder, smooth,
+    callbacks, stage, train_iter, pct, written, streams, **other):
     "Put everything back; called when all callbacks have begun their fit."
-    learn,rec,(epoch,batch),name = self.learn,self.recorder,place,self._name(place)
-    self._check_past(state, name)
-    if lines := differences(state['surroundings'], _surroundings()):
+    learn,(epoch,batch) = self.learn,place
+    if lines := differences(surroundings, _surroundings()):
         print(f'Other surroundings, so the last bits may differ:{lines}')
     learn.model.load_state_dict(torch.load(
-        self.folder/f'{name}.pth', map_location='cpu', weights_only=True))
-    params,trained = [*learn.model.parameters()],state['requires_grad']
-    if [p.requires_grad for p in params] != trained:
+        self.folder/f'{self._name(place)}.pth', map_location='cpu', weights_only=True))
+    params = [*learn.model.parameters()]
+    if [p.requires_grad for p in params] != requires_grad:
         print("Frozen as it was then: not the layers are trained that this learner would train")
-    for p,grad,kept in zip(params, trained, state['gradients']):
+    for p,grad,kept in zip(params, requires_grad, gradients):
         p.requires_grad_(grad)
         p.grad = None if kept is None else torch.empty_like(p).copy_(kept)
-    set_opt_state(learn, to_device(state['optimizer'], learn.dls.device))
-    vars(rec).update(state['recorder'])
-    vars(rec.smooth_loss).update(state['smooth'])
-    for cb,kept in zip(_partners(learn), state['callbacks']):
+    set_opt_state(learn, to_device(optimizer, learn.dls.device))
+    vars(self.recorder).update(recorder)
+    vars(self.recorder.smooth_loss).update(smooth)
+    for cb,kept in zip(_partners(learn), callbacks):
         if hasattr(type(cb), 'load_state_dict'): cb.load_state_dict(kept)
         else: vars(cb).update(kept)
-    if state['scaler'] and getattr(learn, 'scaler', None):
-        learn.scaler.load_state_dict(state['scaler'])
-    for name in ('stage', 'train_iter', 'written'):
-        setattr(learn, name, state[name])
-    self.done = place
+    if scaler and getattr(learn, 'scaler', None): learn.scaler.load_state_dict(scaler)
+    learn.stage,learn.train_iter,learn.written,self.done = stage,train_iter,written,place
     learn.first_epoch,learn.first_batch = (epoch+1, 0) if batch == _END else place
-    if batch != _END: self.pct = state['pct']
+    if batch != _END: self.pct = pct
     if later := [weights for weights in self._found('pth') if weights > place]:
         print(f"Files of a later training, {self._names(later)}, will be replaced.")
-    _set_streams(state['streams'])
+    _set_streams(streams)

@@ -353,15 +353,6 @@ def beside(
         published=recipe.published*known,
         published_split=recipe.published_split*known)
 
-# %% ../nbs/api/15_run.ipynb #cef0ca9c
-def _about_recipe(recipe, learn, data):
-    "What metrics.json says of a training."
-    about = dict(
-        size=recipe.size, epochs=recipe.epochs, finetune_epochs=recipe.finetune_epochs,
-        lr=recipe.lr, finetune_lr=recipe.finetune_lr, arch=learn.spec.arch,
-        bs=learn.data.bs, pretrained=learn.pretrained, views=8 if recipe.tta else 1)
-    return about | dict(recipe=recipe.name, **beside(recipe, data)) if recipe.name else about
-
 # %% ../nbs/api/15_run.ipynb #bde15502
 def boosted(
     x:np.ndarray,       # float (n, features), one row a cell
@@ -452,14 +443,20 @@ def _all_views(learn, preds, positive):
     return preds.assign(pred=named, p=p, loss=loss, p_one_view=preds.p)
 
 # %% ../nbs/api/15_run.ipynb #d61d101d
-def _finish(learn, out, about, start, draws, command):
+def _finish(learn, recipe, out, about, start, draws, command):
     "Judge a trained learner and write its run folder."
     cells = learn.dls.cells
     positive = about['data']['positive']
     history = learn.recorder.to_frame()
     preds = learn.predict_cells(cells[cells.split != 'train'], positive)
-    if about['views'] > 1: preds = _all_views(learn, preds, positive)
+    if recipe.tta: preds = _all_views(learn, preds, positive)
     seconds = max(time.time() - start, history.seconds.sum()) # also those of a process that was interrupted
+    about |= dict(
+        size=recipe.size, epochs=recipe.epochs, finetune_epochs=recipe.finetune_epochs,
+        lr=recipe.lr, finetune_lr=recipe.finetune_lr, arch=learn.spec.arch,
+        bs=learn.data.bs, pretrained=learn.pretrained, views=8 if recipe.tta else 1,
+        seconds=round(seconds, 1))
+    if recipe.name: about |= dict(recipe=recipe.name, **beside(recipe, about['data']))
     learn.export('model/export.pkl', extra=dict(positive=positive, views=about['views']))
     part = DatasetType.Test if len(learn.dls) > 2 else DatasetType.Valid
     figure = ClassificationInterpretation.from_learner(learn, part).plot_top_losses(9, heatmap=True)
@@ -468,7 +465,7 @@ def _finish(learn, out, about, start, draws, command):
     plt.close(figure)
     _write_table(out/'history.csv', history)
     _write_table(out/'split.csv', cells[['path', 'label', 'patient', 'sha256', 'split']])
-    _write_numbers(out, preds, about | dict(seconds=round(seconds, 1)), draws, command)
+    _write_numbers(out, preds, about, draws, command)
 
 # %% ../nbs/api/15_run.ipynb #15d1a671
 def train(
@@ -523,9 +520,8 @@ def train(
     command = _begin(out/'run.json', what, command=command, pictures=pictures)['command']
     if recipe.network:
         with learn.distributed(): fit_recipe(learn, recipe, every, resume)
-        about |= _about_recipe(recipe, learn, data)
     if is_writer(): # the first of several processes judges and writes
-        if recipe.network: _finish(learn, out, about, start, draws, command)
+        if recipe.network: _finish(learn, recipe, out, about, start, draws, command)
         else:
             preds = colour_floor(root, cells, data['positive'], seed=seed)
             about |= dict(
@@ -750,7 +746,7 @@ def _write_other(run, folder, name, data, preds, draws, command):
     kept = 'arch size bs epochs finetune_epochs seed pretrained seconds'.split()
     found = {key: about[key] for key in kept} | dict(
         run=home.name, trained_on=about['data']['name'], source=name,
-        split=f'{name}, another set',
+        split='none, another set',
         leakage=dict(test=dict(patient=0., picture=0.)), data=data)
     both = pd.concat([own[own.split == 'valid'], preds], ignore_index=True)
     found = _write_numbers(folder, both, found, draws, command)
@@ -771,9 +767,8 @@ def _mean_of_runs(folders, out, draws, command):
     names = [run['folder'].name for run in runs]
     positive = each[0]['data']['positive']
     preds = mean_of(*[run['preds'] for run in runs], positive=positive)
-    archs = ', '.join(dict.fromkeys(found['arch'] for found in each))
     found = each[0] | dict(
-        arch=f'mean of {len(names)}: {archs}', runs=names,
+        arch=f'mean of {len(names)} networks', runs=names,
         seconds=sum(found['seconds'] for found in each))
     for added in ('examined', 'robustness', 'shortcut', 'tta'): found.pop(added, None)
     _write_numbers(out, preds, found, draws, command)

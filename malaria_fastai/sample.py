@@ -57,26 +57,23 @@ class _Canvas:
         outline = 1 + cos(np.outer(turn, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
         border = outline*np.array([cos(turn), np.sin(turn)])
         width,height = np.ptp(radius*border, axis=1).astype(int) + 2
-        rows,columns = np.mgrid[-1:height-1, -1:width-1]
+        rows,columns = np.indices((height, width)) - 1
         self.corner = complex(*border.min(1))
         self.places = self.corner + (columns + 1j*rows)/radius
-        self.edge = np.interp(angle(self.places) % (2*np.pi), turn, outline) - abs(self.places)
-        self.rgb = stain.body + self.light(stain.rim)
-
-    def light(self, rim):
-        "How much brighter each pixel is than the colour of the cell; float (h, w, 3)."
-        hollow = exp(-(abs(self.places)/self.uniform(.3, .55))**2)
-        pallor = hollow*self.rng.choice([0, 12, 30], p=[.4, .35, .25])
-        rim = rim*exp(-clip(self.edge, 0, 1)*16)
-        tilt = self.uniform(-7, 7)*self.places.real
+        away = abs(self.places)
+        self.edge = np.interp(angle(self.places) % (2*np.pi), turn, outline) - away
+        # how much brighter each pixel is than the colour of the cell: a pale centre, a rim, a slope and noise
+        pallor = exp(-(away/rng.uniform(.3, .55))**2)*rng.choice([0, 12, 30], p=[.4, .35, .25])
+        rim = stain.rim*exp(-clip(self.edge, 0, 1)*16)
+        tilt = rng.uniform(-7, 7)*self.places.real
         light = pallor + rim + tilt + 3.5*self.noise(12) + 2*self.noise(4)
-        return self.rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9]
+        self.rgb = stain.body + (rng.normal(0, 4, 3) + light[..., None]*[.9, 1.05, .9])
 
     def noise(self, scale):
         "Smooth noise: a coarse grid of normal numbers, enlarged; float (h, w), standard deviation about 1."
         height,width = self.edge.shape
         grid = self.rng.normal(size=(height//scale, width//scale)).astype(np.float32)
-        return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC))
 
     def direction(self):
         "Any direction: a complex number of length 1."

@@ -107,7 +107,7 @@ def facts(
     name:str # Name of a file
 )->Path: # Where it is: in the installed package, or in the checkout
     "Find a file of facts that comes with this library."
-    package = Path(str(files('malaria_fastai')))
+    package = files('malaria_fastai')
     for file in (package/'facts'/name, package.parent/'data'/'facts'/name):
         if file.is_file(): return file
     raise FileNotFoundError(
@@ -141,7 +141,7 @@ def download(
     if file.is_file():
         if not sha256 or file_digest(file) == sha256: return file
         raise DownloadFailed(
-            f"{file} is there, but is not the archive of {record.title}: its sha256 is not {sha256}. "
+            f"{file} is there, but its sha256 is not {sha256}: it is another archive. "
             "Delete or rename it and run the same again, or give its path as the data set.")
     try:
         if not record.url: raise ValueError("an account is needed")
@@ -217,21 +217,13 @@ def _refusal(info):
     if _is_bomb(info.file_size, info.compress_size):
         return 'a bomb: it unfolds to far more than its size'
 
-# %% ../nbs/api/01_source.ipynb #b05665f2
-def _is_copy(info, known):
-    "Whether the same picture stands one folder higher: `cell_images/cell_images/a/1.png` beside `cell_images/a/1.png`."
-    parts = info.filename.split('/')
-    higher = ('/'.join(parts[:i] + parts[i+1:]) for i in range(len(parts) - 2))
-    return any((name, info.CRC, info.file_size) in known for name in higher)
-
 # %% ../nbs/api/01_source.ipynb #6348c6d3
 def _archive_plan(infos, packed):
     "The entries to write, and what is left out; raises before anything is written."
     if len(infos) > _MAX_ENTRIES:
         raise BadArchive(f"more than {_MAX_ENTRIES:,} entries are too many")
     for info in infos:
-        name = info.filename[:80]
-        if reason := _refusal(info): raise BadArchive(f"the entry {name!r} is {reason}")
+        if reason := _refusal(info): raise BadArchive(f"the entry {info.filename[:80]!r} is {reason}")
     total = sum(info.file_size for info in infos)
     if total > _MAX_UNPACKED or _is_bomb(total, packed):
         raise BadArchive(f"entries that unfold to {total/1e6:.0f} MB are a bomb")
@@ -240,13 +232,15 @@ def _archive_plan(infos, packed):
     left_out = Counter()
     for info in infos:
         if info.is_dir(): continue
-        reason = _no_picture(info.filename) or 'copy in a nested folder'*_is_copy(info, known)
+        higher = info.filename.partition('/')[2] # `cell_images/a/1.png` of `cell_images/cell_images/a/1.png`
+        is_copy = '/' in higher and (higher, info.CRC, info.file_size) in known
+        reason = _no_picture(info.filename) or 'copy in a nested folder'*is_copy
         if reason: left_out[reason] += 1
         else: keep.append(info)
     names = [info.filename.casefold() for info in keep]
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    clashes = [name for name,n in Counter([*names, *folders]).items() if n > 1]
-    if clashes: raise BadArchive(f"two entries want the place of {clashes[0]!r}")
+    for name,n in Counter([*names, *folders]).items():
+        if n > 1: raise BadArchive(f"two entries want the place of {name!r}")
     return keep,dict(left_out)
 
 # %% ../nbs/api/01_source.ipynb #ffa51c6d
@@ -268,11 +262,8 @@ def _write_entries(archive, infos, root):
     above = root.parent
     above.mkdir(parents=True, exist_ok=True)
     needed = sum(info.file_size for info in infos)
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise OSError(
-            f"{above}: {needed:,} bytes needed, {free:,} free; "
-            "make room or name another folder")
+    if needed > shutil.disk_usage(above).free:
+        raise OSError(f"{above}: {needed:,} bytes needed, and not free; make room or name another folder")
     for path in above.glob(f'.{root.name}.*.part'):
         if time.time() - path.stat().st_mtime > _STALE: shutil.rmtree(path, ignore_errors=True)
     with TemporaryDirectory('.part', f'.{root.name}.', above, ignore_cleanup_errors=True) as part:
@@ -307,7 +298,7 @@ def extract(
             keep,left_out = _archive_plan(infos, path.stat().st_size)
             if not keep:
                 raise BadArchive(
-                    f"it holds no pictures ({', '.join(EXTENSIONS)}), but {counted(left_out)}. Unpack it "
+                    f"it holds no pictures (PNG, JPEG, TIFF, BMP), but {counted(left_out)}. Unpack it "
                     "until there is one folder of pictures per class, and give the folder above them")
             missing = []
             for info in keep:
@@ -347,7 +338,7 @@ def _class_folders(root):
     "Folders that hold pictures directly -> the part they belong to, or None; links out of `root` are left out."
     tops = _folders(root)
     parts = [top for top in tops if part_of(top.name)]
-    flat = {top: None for top in filter(_has_pictures, tops)}
+    flat = dict.fromkeys(filter(_has_pictures, tops))
     deep = {path: part_of(top.name) for top in parts for path in filter(_has_pictures, _folders(top))}
     above = {path.parent for path in deep}
     mixed = flat.keys() - parts if above else flat.keys() & parts and len(flat) > 1
@@ -357,12 +348,10 @@ def _class_folders(root):
             f"{root}: there are two readings of its folders {names}: as classes, or as training, validation and test "
             "parts (one folder each) with the classes in them. Rename or move those that are not meant so")
     found = deep or flat
-    inside = root.resolve()
-    real = {path: path.resolve() for path in found}
     kept = {}
-    links_last = sorted(found, key=lambda path: (inside/path.relative_to(root) != real[path], path))
-    for path in links_last:
-        if inside in real[path].parents: kept.setdefault(real[path], path)
+    for path in sorted(found, key=lambda path: path.is_symlink() or path.parent.is_symlink()): # links last
+        real = path.resolve()
+        if root.resolve() in real.parents: kept.setdefault(real, path)
     return {path: found[path] for path in sorted(kept.values())}
 
 # %% ../nbs/api/01_source.ipynb #fdaeb36c

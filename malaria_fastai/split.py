@@ -72,7 +72,7 @@ def split_random(
     n_valid = int(valid*n)
     n_test = int(test*n)
     if (valid and not n_valid) or (test and not n_test):
-        raise SplitError(f"{n} cells are too few for shares valid={valid} and test={test}")
+        raise SplitError(f"{n} cells are too few for these shares")
     by_path = cells.sort_values('path')
     order = np.random.RandomState(seed).permutation(n)
     parts = pd.Series('train', by_path.index, dtype=object)
@@ -163,8 +163,8 @@ def split_patient(
     if len(counts) < len(shares) or missing:
         have = [f"{n} with {label}" for label,n in (counts > 0).sum().items()]
         raise SplitError(
-            f"{len(counts)} patients ({', '.join(have)}) are too few to give "
-            f"{', '.join(shares.index)} cells of every label. Ask for fewer parts, or bring more patients")
+            f"{len(counts)} patients ({', '.join(have)}) are too few to give every part cells of every label. "
+            "Ask for fewer parts, or bring more patients")
     part_of = dict(zip(counts.index, shares.index[drawn]))
     return cells.assign(split=group.map(part_of).astype(object))
 
@@ -182,7 +182,6 @@ def split_folder(
     seed:int=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`
     "Keep the parts that the folders `train`, `valid` and `test` make."
-    _check_shares(valid, 0)
     _check_table(cells, 'path', 'folder_split')
     _refuse(cells, cells.folder_split.isna(),
         "{} lie outside folders named train, valid or test, for example {}. Use the rule 'patient' or 'random'")
@@ -233,20 +232,6 @@ def split_fold(
         raise SplitError(f"all cells or none are of fold {fold}: nothing to divide")
     return _with_test(cells, is_test, valid, seed, split_patient)
 
-# %% ../nbs/api/04_split.ipynb #b0a27b1a
-def _patient_fold(cells, fold, folds, seed):
-    "The rows of one fold of a table sorted by path, no patient on two sides."
-    from sklearn.model_selection import StratifiedGroupKFold
-    _check_patients(cells)
-    group = _linked(cells)
-    patients = group.nunique()
-    if patients < folds:
-        raise SplitError(f"{patients} patients are too few for {folds} folds")
-    drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of a label with fewer cells than folds
-        return [*drawn.split(cells, cells.label.astype(str), group)][fold][1]
-
 # %% ../nbs/api/04_split.ipynb #a5ff2cef
 def split_kfold(
     cells:pd.DataFrame, # Cells table, in any order
@@ -257,19 +242,27 @@ def split_kfold(
     seed:int=42 # Same seed, same folds
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Draw folds; one is test, and valid comes from the others."
+    from sklearn.model_selection import StratifiedGroupKFold
     if by not in ('patient', 'random'):
         raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
     if folds < 2 or not 0 <= fold < folds:
         raise SplitError(f"fold {fold} of {folds}: there must be at least 2, counted from 0")
     _check_table(cells, 'path', 'label')
-    by_path = cells.sort_values('path')
-    n = len(cells)
-    if n < folds: raise SplitError(f"{n} cells are too few for {folds} folds")
+    rows = cells.sort_values('path')
+    group = rows.path
     if by == 'patient':
-        is_test = cells.path.isin(by_path.path.iloc[_patient_fold(by_path, fold, folds, seed)])
-        return _with_test(cells, is_test, valid, seed, split_patient)
-    is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold, by_path.index)
-    return _with_test(cells, _together(is_test, by_path).reindex(cells.index), valid, seed, split_random)
+        _check_patients(rows)
+        group = _linked(rows)
+    n = group.nunique()
+    if n < folds: raise SplitError(f"{n} are too few for {folds} folds by {by}")
+    if by == 'random':
+        is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold, rows.index)
+        return _with_test(cells, _together(is_test, rows).reindex(cells.index), valid, seed, split_random)
+    drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of a label with fewer cells than folds
+        test = [*drawn.split(rows, rows.label.astype(str), group)][fold][1]
+    return _with_test(cells, cells.path.isin(rows.path.iloc[test]), valid, seed, split_patient)
 
 # %% ../nbs/api/04_split.ipynb #11164937
 def fold_rules(
@@ -292,7 +285,7 @@ def split_summary(
     people = pd.DataFrame(dict(patients=cells.patient, controls=controls))
     people = people.groupby(cells.split).nunique().astype('Int64')
     people = people.mask(people.patients == 0)
-    table = pd.concat([n.rename('n'), (n/len(cells)).round(4).rename('share'), labels, people], axis=1)
+    table = pd.DataFrame(dict(n=n, share=(n/len(cells)).round(4))).join([labels, people])
     return table.reindex([part for part in _PARTS if part in table.index])
 
 # %% ../nbs/api/04_split.ipynb #a7c95e05
@@ -332,7 +325,7 @@ def check_split(
     _check_table(cells, 'path', 'label', 'split')
     if not cells.split.isin(_PARTS).all():
         found = ', '.join(map(str, cells.split.unique()))
-        raise SplitError(f"column split holds {found}; it may hold {', '.join(_PARTS)}")
+        raise SplitError(f"column split holds {found}; it may hold train, valid, test")
     gone = sorted(map(str, {*cells.label} - {*cells.label[cells.split == 'train']}))
     if gone:
         raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")

@@ -29,7 +29,7 @@ def derive_seed(
     *key:int # Non-negative numbers that name the draw, for example (seed, stage, epoch, batch)
 )->int: # A seed in [0, 2**63)
     "Mix `key` into one seed: neighbouring keys give unrelated seeds."
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return np.random.SeedSequence(key).generate_state(1, np.uint64).item() >> 1
 
 # %% ../nbs/api/05_transforms.ipynb #238024c1
 def seed_torch(
@@ -83,7 +83,6 @@ def view(
 class _Views(RandTransform):
     "Show each picture in a view of its own, which the method `draw` names."
     order = 1
-    split_idx = 0
     def encodes(self, x:TensorImage):
         drawn = self.draw(x)[:, None, None, None]
         for k in (1, 2, 4)[:n_views(x.shape[-2:]).bit_length()-1]: x = torch.where(drawn & k > 0, view(x, k), x)
@@ -106,17 +105,10 @@ class Dihedral(_Views):
         "Which view of each picture, int64 (n,)."
         return torch.randint(0, n_views(x.shape[-2:]), (len(x),), device=x.device)
 
-# %% ../nbs/api/05_transforms.ipynb #7d4126cf
-def _drawn_brightness(most, p, n, channels, device):
-    "Shifts of the logit, for a share `p` of pictures: brightness is drawn from .5±most/2, as v1 drew it."
-    bright = .5*(1-most) + most*torch.rand(n, channels, 1, 1, device=device)
-    return torch.logit(bright)*(torch.rand(n, 1, 1, 1, device=device) < p)
-
 # %% ../nbs/api/05_transforms.ipynb #1c18f67b
 class Lighting(RandTransform):
     "Change brightness by up to `max_lighting` and contrast by up to 1/(1-`max_lighting`), each with probability `p`."
     order = 20
-    split_idx = 0
     def __init__(self,
         max_lighting=.2, # Brightness: .5±max_lighting/2; contrast: 1-max_lighting to its reciprocal; in (0, 1)
         p=.75            # Probability of each, in [0, 1]
@@ -124,9 +116,14 @@ class Lighting(RandTransform):
         super().__init__()
         store_attr('max_lighting', light_p=p)
 
+    def shift(self, n, channels, device):
+        "Brightness as a shift of the logit, float32 (n, channels, 1, 1), for a share `p` of pictures, as v1 drew it."
+        bright = .5*(1-self.max_lighting) + self.max_lighting*torch.rand(n, channels, 1, 1, device=device)
+        return torch.logit(bright)*(torch.rand(n, 1, 1, 1, device=device) < self.light_p)
+
     def draw(self, n, device):
         "The shift and the scale of the logit, float32 (n, 1, 1, 1) each, as v1 drew them."
-        shift = _drawn_brightness(self.max_lighting, self.light_p, n, 1, device)
+        shift = self.shift(n, 1, device)
         place,chance = (torch.rand(n, 1, 1, 1, device=device) for _ in range(2))
         log_scale = np.log(1-self.max_lighting)*(1 - 2*place)*(chance < self.light_p)
         return shift,log_scale.exp()
@@ -136,35 +133,24 @@ class Lighting(RandTransform):
         return torch.sigmoid((torch.logit(x, 1e-7) + shift)*scale)
 
 # %% ../nbs/api/05_transforms.ipynb #975f8cf2
-class Stain(RandTransform):
+class Stain(Lighting):
     "Change the brightness of red, green and blue, each for itself, by up to `max_stain`: another stain, another lamp."
-    order = 20
-    split_idx = 0
     def __init__(self,
         max_stain=.2, # Brightness of a channel is drawn from .5±max_stain/2, as that of `Lighting`; in (0, 1)
         p=.75         # Probability that a picture is changed, in [0, 1]
-    ):
-        super().__init__()
-        store_attr('max_stain', stain_p=p)
+    ): super().__init__(max_stain, p)
 
     def draw(self, n, device):
-        "The shift of the logit, float32 (n, 3, 1, 1)."
-        return _drawn_brightness(self.max_stain, self.stain_p, n, 3, device)
-
-    def encodes(self, x:TensorImage): return torch.sigmoid(torch.logit(x, 1e-7) + self.draw(len(x), x.device))
+        "The shift of the logit, float32 (n, 3, 1, 1), and its scale, which stays."
+        return self.shift(n, 3, device),1.
 
 # %% ../nbs/api/05_transforms.ipynb #e370ea8f
 def _looked_up(table, pictures, drawn):
     "Each value of each picture becomes what its table (n, 3, 256) says; a view costs nothing, only another order."
     table,pictures = (x.detach().as_subclass(torch.Tensor).numpy() for x in (table, pictures))
     out = torch.empty(pictures.shape)
-    filled = out.numpy()
-    def fill(block):
-        for i in block:
-            turned = view(pictures[i], drawn[i])
-            for values,seen,to in zip(table[i], turned, filled[i]): np.take(values, seen, out=to, mode='clip')
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, np.array_split(range(len(out)), -(-len(out)//16))))
+    for tables,picture,k,filled in zip(table, pictures, drawn, out.numpy()):
+        for values,seen,to in zip(tables, view(picture, k), filled): np.take(values, seen, out=to, mode='clip')
     return TensorImage(out)
 
 # %% ../nbs/api/05_transforms.ipynb #4d194754
@@ -176,20 +162,17 @@ def transformed(
     pipe     # A fastai pipeline of batch transforms
 )->tuple: # (TensorImage float32 (n, 3, h, w), …)
     "What `pipe(b)` gives; on the CPU, transforms of single values are looked up."
-    steps = list(pipe.fs)
-    split = pipe.split_idx
-    kinds = [*map(type, steps)]
+    kinds = [*map(type, pipe.fs)]
     if IntToFloatTensor not in kinds or b[0].device.type != 'cpu': return pipe(b)
+    run = partial(compose_tfms, split_idx=pipe.split_idx)
     first = kinds.index(IntToFloatTensor)
-    by_value = [*takewhile(lambda step: type(step) in _BY_VALUE, steps[first:])]
-    before = steps[:first]
-    after = steps[first + len(by_value):]
-    turn = before.pop() if split == 0 and before and isinstance(before[-1], _Views) else None
-    x,*labels = compose_tfms(b, before, split_idx=split)
-    drawn = turn.draw(x).tolist() if turn else [0]*len(x)
+    last = first + len([*takewhile(_BY_VALUE.__contains__, kinds[first:])])
+    turns = pipe.split_idx == 0 and issubclass(kinds[first-1], _Views)
+    x,*labels = run(b, pipe.fs[:first-turns])
+    drawn = pipe.fs[first-1].draw(x).tolist() if turns else [0]*len(x)
     values = TensorImage(torch.arange(256, dtype=torch.uint8).expand(len(x), 3, 1, 256))
-    table = compose_tfms(values, by_value, split_idx=split).squeeze(2)
-    return compose_tfms((_looked_up(table, x, drawn), *labels), after, split_idx=split)
+    table = run(values, pipe.fs[first:last]).squeeze(2)
+    return run((_looked_up(table, x, drawn), *labels), pipe.fs[last:])
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a002
 def sent(x, device):
@@ -201,15 +184,14 @@ class _Warp(_WarpCoord):
     "fastai's perspective warp, drawn and solved on the CPU."
     def before_call(self, x):
         super().before_call(torch.empty(len(x), dtype=x.dtype))
-        found = find_coeffs(self.orig_pts, self.targ_pts)
-        matrix = torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
-        self.matrix = sent(matrix.as_subclass(torch.Tensor), x.device)
+        found = find_coeffs(self.orig_pts, self.targ_pts).as_subclass(torch.Tensor)
+        self.matrix = sent(functional.pad(found, (0, 0, 0, 1), value=1.).view(-1, 3, 3), x.device)
 
     def __call__(self, coords):
         "Where each pixel (n, h, w, 2) is taken from."
         flat = coords.view(len(coords), -1, 2)
         seen = flat @ self.matrix[..., :2].transpose(1, 2) + self.matrix[..., 2].unsqueeze(1)
-        return (seen/seen[..., 2].unsqueeze(-1))[..., :2].view(coords.shape)
+        return (seen[..., :2]/seen[..., 2:]).view(coords.shape)
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a005
 class _Moved(AffineCoordTfm):
@@ -223,8 +205,7 @@ class _Moved(AffineCoordTfm):
 
 # %% ../nbs/api/05_transforms.ipynb #a9f5277e
 class _Pair(tuple):
-    "v1's pair (training, validation) of lists of transforms, which remembers the arguments it was made from."
-    args: dict|None = None
+    "v1's pair (training, validation) of lists of transforms; `args` are the arguments it was made from."
 
 # %% ../nbs/api/05_transforms.ipynb #df5d6866
 def tfm_name(tfm):
@@ -248,26 +229,27 @@ def get_transforms(
     "v1's data augmentation: a pair of lists of transforms, `None` meaning off."
     args = dict(locals())
     del args['xtra_tfms']
-    for name in ('p_affine', 'p_lighting', 'max_rotate', 'max_zoom', 'max_warp', 'max_lighting', 'max_stain'):
-        value = args[name] or 0
-        if value < 0 or value > 1 and name[0] == 'p' or value >= 1 and name in ('max_lighting', 'max_stain'):
-            raise ValueError(f"{name}={value}: a probability lies in [0, 1], max_lighting and max_stain in [0, 1), "
-                             "and nothing is negative")
+    rotate,zoom,warp,light,stain = (most or 0. for most in (max_rotate, max_zoom, max_warp, max_lighting, max_stain))
+    shares = p_affine,p_lighting
+    if min(rotate, zoom, warp, light, stain, *shares) < 0 or max(shares) > 1 or max(light, stain) >= 1:
+        raise ValueError(f"the probabilities p_affine and p_lighting lie in [0, 1], max_lighting and max_stain in "
+                         f"[0, 1), and max_rotate, max_zoom and max_warp are not negative; got {args}")
     if padding_mode not in ('zeros', 'border', 'reflection'):
         raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
-    rotate,zoom,warp = max_rotate or 0.,max(max_zoom or 0., 1.),max_warp or 0.
-    if max_zoom is not None and max_zoom < 1:
+    if max_zoom is not None and zoom < 1:
         print(f"max_zoom={max_zoom} is below 1: nothing is zoomed, as in fastai 1")
     train = [Dihedral() if flip_vert else Flip()] if do_flip else []
-    if max_lighting: train.append(Lighting(max_lighting, p_lighting))
-    if max_stain: train.append(Stain(max_stain, p_lighting))
+    if light: train.append(Lighting(light, p_lighting))
+    if stain: train.append(Stain(stain, p_lighting))
     if rotate or warp or zoom > 1:
         moved = _Moved(coord_fs=[_Warp(warp, p=p_affine)] if warp else None, pad_mode=padding_mode)
-        for tfm in aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=zoom, max_warp=0.,
-                                  p_affine=p_affine): moved.compose(tfm)
+        for tfm in aug_transforms(do_flip=False, max_lighting=0., max_rotate=rotate, max_zoom=max(zoom, 1.),
+                                  max_warp=0., p_affine=p_affine): moved.compose(tfm)
         train.append(moved)
-    if xtra_tfms: args['xtra_tfms'] = [*map(tfm_name, xtra_tfms)]
-    pair = _Pair((train + list(xtra_tfms or []), []))
+    if xtra_tfms:
+        args['xtra_tfms'] = [*map(tfm_name, xtra_tfms)]
+        train.extend(xtra_tfms)
+    pair = _Pair((train, []))
     pair.args = args
     return pair
 

@@ -2,6 +2,7 @@
 import base64,io,json,shutil,sys
 from hashlib import sha256
 from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from malaria_fastai import export as E
-from malaria_fastai.cells import Resizing,ResizeMethod,identity,open_picture
+from malaria_fastai.cells import Resizing,ResizeMethod,open_picture
 from malaria_fastai.cli import main
 from malaria_fastai.evaluate import read_predictions
 from malaria_fastai.export import ExportFailed,PictureNet,choose_band,export_onnx,model_card,pack,write_onnx
@@ -37,15 +38,21 @@ def small_run(root, out):
     preds.assign(p=1/(1+np.exp(-made)), pred=called).to_csv(out/'predictions.csv', index=False)
     return out
 
+@pytest.fixture(scope='session')
+def exported_run(sample_root, made_once):
+    "The small run, packed with its data, and exported. Do not write into it."
+    def make(out):
+        shutil.copytree(made_once('small_run', partial(small_run, sample_root)), out)
+        pack(out, sample_root, n=200)
+        if needs_onnx.args[0] is False:
+            export_onnx(out, data=sample_root)
+            quantize(out, sample_root)
+    return made_once('exported_run', make)
+
 @pytest.fixture(scope='module')
-def run(sample_root, tmp_path_factory):
-    "Packed with its data, and exported."
-    out = small_run(sample_root, tmp_path_factory.mktemp('export')/'run')
-    pack(out, sample_root, n=200)
-    if needs_onnx.args[0] is False:
-        export_onnx(out, data=sample_root)
-        quantize(out, sample_root)
-    return out
+def run(exported_run, tmp_path_factory):
+    "A copy for the tests of one file."
+    return Path(shutil.copytree(exported_run, tmp_path_factory.mktemp('export')/'run'))
 
 @pytest.fixture
 def content_at_once(run, monkeypatch):
@@ -110,11 +117,10 @@ def changed_run(run, to, **changes):
 def test_a_run_of_drawn_random_folds_can_be_packed(run, sample_root, tmp_path):
     "Every patient is on both sides: no cell may be left out for that."
     new = changed_run(run, tmp_path/'run', split='random:0/5')
-    preds = pd.read_csv(new/'predictions.csv')
-    every = pd.DataFrame([dict(path=o.relative_to(sample_root).as_posix(), patient=identity(o.name)['patient']) for o in sorted(sample_root.rglob('*.png'))])
-    more = [dict(preds.iloc[-1], path=o.path, patient=o.patient) for o in every.groupby('patient').head(3).itertuples() if o.path not in set(preds.path)]
-    pd.concat([preds, pd.DataFrame(more)]).to_csv(new/'predictions.csv', index=False)
-    assert set(pd.read_csv(new/'predictions.csv').patient)==set(every.patient)
+    cells = pd.read_csv(new/'split.csv')
+    cells.loc[cells.groupby('patient').head(3).index, 'split'] = 'test'
+    cells.to_csv(new/'split.csv', index=False)
+    assert set(cells.patient[cells.split=='test'])==set(cells.patient)
     assert read_folder(pack(new, sample_root, n=60))[1]['content']['about']['cells'] > 100
 
 @needs_onnx
@@ -175,11 +181,11 @@ def test_files_that_training_left_out_are_left_out_here_too(run, sample_root, tm
     assert 40 <= read_folder(new)[1]['content']['about']['cells'] < 80 and 100 < len(given[0]) < 156 # of 256
 
 def test_the_rate_on_the_card_counts_cells_without_numbers(run, sample_root, tmp_path):
-    root,preds = Path(shutil.copytree(sample_root, tmp_path/'sample')),pd.read_csv(run/'predictions.csv')
-    test = list(preds.path[preds.split=='test'])[:40]
+    root,cells = Path(shutil.copytree(sample_root, tmp_path/'sample')),pd.read_csv(run/'split.csv')
+    test = list(cells.path[cells.split=='test'])[:40]
     for o in test[:20]: Image.new('RGB', (90,90)).save(root/o)
     new = Path(shutil.copytree(run, tmp_path/'run'))
-    preds[(preds.split!='test') | preds.path.isin(test)].to_csv(new/'predictions.csv', index=False)
+    cells[(cells.split!='test') | cells.path.isin(test)].to_csv(new/'split.csv', index=False)
     about = read_folder(pack(new, root, n=40))[1]['content']['about']
     assert about['test']==40 and about['test_refused']==(Predictor(new, 'torch')([root/o for o in test]).decision=='not a cell').sum() >= 20
 

@@ -20,7 +20,7 @@ from malaria_fastai.export import _fitted_content, _write_folder, pack
 from malaria_fastai.files import write_atomically
 from malaria_fastai.predict import read_folder
 from malaria_fastai.recipes import find_recipe
-from malaria_fastai.run import _about_data, environment, fit_recipe, positive_class, prepare
+from malaria_fastai.run import about_data, environment, fit_recipe, positive_class, prepare
 from malaria_fastai.run import recipe_data, recipe_learner
 from malaria_fastai.split import split_by
 
@@ -69,7 +69,7 @@ def judged(folder):
 def packed(out, source, root, cells, recipe, folds, command):
     "Write the model folder: limits and numbers are those of the folds."
     preds,numbers,n = judged(folds)
-    data = _about_data(source, root, cells.assign(split='train'), positive_class(cells.label))
+    data = about_data(source, root, cells.assign(split='train'), positive_class(cells.label))
     about = dict(split=f'patient: {n} of five folds for the numbers, then all patients for the network', data=data,
                  pretrained=recipe.pretrained)
     made = environment(command, data_hash=data['hash'])
@@ -78,7 +78,7 @@ def packed(out, source, root, cells, recipe, folds, command):
     write_atomically(out/'predictions.csv', preds.assign(split='valid').to_csv(index=False))
     folder,facts = read_folder(pack(out))
     parts = split_by(cells, 'fold:0')
-    content = vars(_fitted_content(root, parts[parts.split != 'train'], True, 42, 2000))
+    content = vars(_fitted_content(root, parts, True, 42, 2000))
     _write_folder(folder, facts | dict(metrics=numbers, folds=n, content=content))
     return folder
 

@@ -47,7 +47,7 @@ def look_anew(to, root, rule, n=2000):
     said = json.loads((to/'model.json').read_text('utf-8'))
     cells = split_by(read_cells(root, progress=False), rule, seed=42)
     if cells.split.value_counts().to_dict()!=said['data']['parts']: sys.exit(f'{root}: the network was trained on other cells')
-    check = _fitted_content(root, cells[cells.split!='train'], True, 42, n)
+    check = _fitted_content(root, cells, True, 42, n)
     limits = {k: v for k,v in said['limits'].items() if k!='clip'}
     said.update(format=_LAYOUT, steps=_STEPS, content=vars(check), limits=limits)
     said['test_vector']['numbers'] = {k: round(v, 6) for k,v in appearance(open_picture(io.BytesIO(_test_picture()))).items()}

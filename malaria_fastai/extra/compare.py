@@ -183,31 +183,13 @@ def _rows(recipes, splits, jobs, why, data, draws):
                 size=recipe.size, epochs=recipe.epochs + recipe.finetune_epochs,
                 weights='ImageNet' if recipe.pretrained else 'random')
 
-# %% ../../nbs/extra/04_compare.ipynb #4f1f76e0
-_LESS = dict(
-    cells='fewer pictures', px='smaller pictures', epochs='fewer epochs',
-    weights='no ImageNet weights')
-
-
-def _claim(table, drawn):
-    "How many pictures and patients judged, and what was shortened."
-    short = [less for word,less in _LESS.items() if table.shortened.str.contains(word).any()]
-    judged = []
-    for row in table[table.state == ''].drop_duplicates('split').itertuples():
-        patients = f' of {row.patients:.0f} patients' if pd.notna(row.patients) else ''
-        judged.append(f'{row.split}: {row.n:,.0f} test pictures{patients}')
-    note = 'Drawn cells, no claim about malaria. '*drawn
-    note += ', '.join(judged) or 'nothing is finished yet'
-    return note + f". Shortened: {', '.join(short)}"*bool(short)
-
 # %% ../../nbs/extra/04_compare.ipynb #a61139fc
 def _results_markdown(table, drawn):
     "The results as a Markdown table, the splits side by side; the template `results.md.jinja` says how."
     table = table.astype(object).where(table.notna(), None)
     recipes = {name: rows.to_dict('records') for name,rows in table.groupby('recipe', sort=False)}
     return _PAGES.get_template('results.md.jinja').render(
-        recipes=recipes, splits=[*table.split.unique()], metrics=_SHOWN,
-        claim=_claim(table, drawn))
+        recipes=recipes, splits=[*table.split.unique()], metrics=_SHOWN, drawn=drawn)
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
 _MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36) # of each split, and how far it is moved
@@ -233,7 +215,8 @@ def plot_comparison(
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
-    fig.suptitle('\n'.join(textwrap.wrap(_claim(table, drawn), 120)), fontsize=8)
+    claim = _results_markdown(table, drawn).partition('\n')[0]
+    fig.suptitle(textwrap.fill(claim, 120), fontsize=8)
     return leave_open(fig)
 
 # %% ../../nbs/extra/04_compare.ipynb #c55a6ef2
