@@ -10,6 +10,7 @@ FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</
 NETWORK = re.compile(r'<(?:link|script)\b[^>]*\b(?:href|src)="https?://cdn\.[^"]*"[^>]*>(?:</script>)?')
 BADGE = re.compile(r'<p>(?:<a [^>]*><img [^>]*src="https?://(?!colab)[^>]*></a>\s*)+</p>\n?')
 PICTURE = re.compile(r'<img\b[^>]*src="https?://[^>]*>')
+EMPTY = re.compile(r'<div class="code-copy-outer-scaffold">(?:(?!</pre>).)*?\(\s*<span class="op">\*</span>args, <span class="op">\*</span><span class="op">\*</span>kwargs\s*\):(?:(?!</?div).)*</div>(?:(?!</div>).)*</div>\n?', re.S)
 CODE_OR_PICTURE = re.compile(r'<code class="sourceCode python">(?P<code>.*?)</code>|<img (?P<rest>[^>]*?src="data:image/[\w+]+;base64,(?P<data>[^"]*)"[^>]*)>', re.S)
 
 def formulae(text):
@@ -58,13 +59,26 @@ def roles(text):
     return text.replace('<a class="quarto-color-scheme-toggle nav-link" href=""', '<a class="quarto-color-scheme-toggle nav-link" role="button" href="#" aria-label="Dark mode"')
 
 def signatures(text):
-    "A signature names classes of its own module by their names alone; nbdev ran the notebook as `__main__`."
-    return re.sub(r'__main__(<span class="op">)?\.(?(1)</span>)', '', text)
+    "A signature names classes of its own module by their names alone; nbdev ran the notebook as `__main__`. That of an error says nothing."
+    text = re.sub(r'__main__(<span class="op">)?\.(?(1)</span>)', '', text)
+    return EMPTY.sub('', text)
 
 def breaks(text):
     "Long names in tables of pandas may go on in the next line after an underline or a slash."
     def cells(table): return re.sub(r'(?<=>)[^<>]{8,}(?=</t[dh]>)', lambda m: re.sub(r'(?<=\w)([_/])(?=\w)', r'\1<wbr>', m[0]), table[0])
     return re.sub(r'(?s)<table border="\d" class="dataframe.*?</table>|<table id="T_.*?</table>', cells, text)
+
+def for_a_phone(text):
+    "Cells of wide tables of words know their heading, since a phone shows them below one another; printed sentences, which wrap there, are marked."
+    def heads(table):
+        names = [re.sub('<[^>]+>', '', o) for o in re.findall(r'(?s)<th\b[^>]*>(.*?)</th>', table[0])]
+        def row(found):
+            left = iter(names)
+            return re.sub('<td>', lambda _: f'<td data-head="{html.escape(html.unescape(next(left, "")))}">', found[0])
+        return re.sub(r'(?s)<tr>.*?</tr>', row, table[0]) if len(names)>2 else table[0]
+    def said(block): return '<pre class="said">' + block[1] if max(map(len, html.unescape(block[1]).split('\n')))>110 else block[0]
+    text = re.sub(r'(?s)<table class="caption-top table">.*?</table>', heads, text)
+    return re.sub(r'(?s)<pre>(<code>.*?</code>)', said, text)
 
 def sources(text, moved):
     "Let links to the source of a page name the notebook, which has its number: `moved` maps notebooks to staged ones."
@@ -78,7 +92,7 @@ def finish(
     "Mend every page of `site`, drop fonts from elsewhere, and keep the search index as a script: a page on disk may not fetch."
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        for mend in (formulae, distant_pictures, figures, roles, signatures, breaks): text = mend(text)
+        for mend in (formulae, distant_pictures, figures, roles, signatures, breaks, for_a_phone): text = mend(text)
         page.write_text(sources(text, moved), encoding='utf-8')
     for css in site.glob('site_libs/themes/*.css'): css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
     index = json.loads((site/'search.json').read_text(encoding='utf-8'))
