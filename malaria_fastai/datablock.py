@@ -23,7 +23,8 @@ from PIL import Image as pillow
 
 from .cells import open_picture
 from .data import (
-    ImageDataBunch, _column, _refuse_names, csv_in, get_files, label_by, pictures_table, v1_list, whole_numbers)
+    ImageDataBunch, _column, _like_from_cells, _refuse_names, csv_in, get_files, label_by, pictures_table,
+    v1_list, whole_numbers)
 from .files import _truth
 from .v1 import Picture, unmeant, v1_hint
 
@@ -108,8 +109,8 @@ def from_df(cls:ImageList,
     suffix=''        # Added to every name
 )->ImageList:
     "The pictures that a table names, in its order."
-    names = _column(df, cols).astype(str) + (suffix or '')
-    return cls([os.path.join(path, folder or '', name) for name in names], path, df)
+    items = [os.path.join(path, folder or '', f"{name}{suffix or ''}") for name in _column(df, cols)]
+    return cls(items, path, df)
 
 # %% ../nbs/api/07_datablock.ipynb #a270c8ff
 @patch(cls_method=True)
@@ -232,7 +233,7 @@ def split_from_df(self:ImageList,
     col='is_valid' # A column of True and False, or 1 and 0
 )->ItemLists:
     "Split by a column of the table."
-    return self.split_by_idx(np.flatnonzero(_column(self.inner_df, col).astype('string').map(_truth)))
+    return self.split_by_idx(np.flatnonzero([*map(_truth, _column(self.inner_df, col).astype(str))]))
 
 # %% ../nbs/api/07_datablock.ipynb #019a7001
 @patch
@@ -323,7 +324,7 @@ def add_test_folder(self:ItemLists,
 
 # %% ../nbs/api/07_datablock.ipynb #3df06463
 @patch
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def transform(self:ItemLists,
     tfms=None,   # From `get_transforms`, or a pair of lists
     tfm_y=False, # Labels are not transformed
@@ -336,7 +337,7 @@ def transform(self:ItemLists,
 
 # %% ../nbs/api/07_datablock.ipynb #a94b39f1
 @patch
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def databunch(self:ItemLists,
     path=None, # Where models are saved; None is the list's folder
     **kwargs   # As in `from_cells`
