@@ -183,8 +183,8 @@ class Fitted:
         kind='threshold', # What it is to be used as
     )->DataFrame: # The same table
         "Refuse another kind of `p`, and predictions of a patient or a picture that it was chosen on."
-        if self.kind!=kind:
-            raise ValueError(f"a {kind} is needed, got a {self.kind}")
+        if getattr(self, 'kind', None)!=kind: raise BadPredictions( # a plain number has no kind
+            f"a {kind} that says on which p and patients it was chosen is needed, got {self!r}")
         _check_columns(preds, 'p')
         _check_p(preds, self.positive)
         _check_kind(preds, self.p_is)
@@ -656,7 +656,7 @@ def apply_threshold(
     fitted:Fitted, # What `choose_threshold` gave
 )->DataFrame: # `preds` with a new column `pred`
     "Decide by a threshold that was chosen on other patients."
-    called = fitted.check(preds).p.astype(float)>=fitted.value
+    called = Fitted.check(fitted, preds).p.astype(float)>=fitted.value
     return preds.assign(pred=np.where(called, fitted.positive, fitted.negative))
 
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
@@ -758,7 +758,7 @@ def apply_temperature(
     fitted:Fitted, # What `fit_temperature` gave
 )->DataFrame: # `preds` with a new `p`, and `p_is` says that it is calibrated
     "Soften or sharpen `p` by a temperature that was fitted on other patients."
-    x = _logit(fitted.check(preds, 'temperature').p)/fitted.value
+    x = _logit(Fitted.check(fitted, preds, 'temperature').p)/fitted.value
     return preds.assign(p=1/(1+np.exp(-x)), p_is='calibrated')
 
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17

@@ -174,7 +174,7 @@ def plot_top_losses(self:ClassificationInterpretation,
     table = self.to_frame(k, largest)
     if table.empty: raise ValueError(f"nothing to show: k is a number of pictures, 1 or more, got {k}")
     title = '{pred} / {label}\n{loss:.2f} / {p_label:.2f}'
-    titles = [title.format(**row) for row in table.to_dict('records')]
+    titles = [title.format_map(row) for row in table.to_dict('records')]
     note = 'above each: prediction / actual,\nloss / probability of the actual class'
     if heatmap: note += f'\nheat map: what speaks for the {of} class'
     cols = math.ceil(len(table)**.5)
@@ -184,9 +184,9 @@ def plot_top_losses(self:ClassificationInterpretation,
                     f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
     fig.get_layout_engine().set(h_pad=.12) # inches
     if heatmap:
-        look = dict(extent=fig.axes[0].images[0].get_extent(), interpolation='bilinear', vmin=0, vmax=1)
         for ax,cam in zip(fig.axes, self.grad_cam(table.index, of, min_map, views)):
-            ax.imshow(cam, cmap, alpha=alpha*cam, **look)
+            ax.imshow(cam, cmap, alpha=alpha*cam, extent=ax.images[0].get_extent(),
+                      interpolation='bilinear', vmin=0, vmax=1)
     return fig
 
 # %% ../nbs/api/11_interpret.ipynb #3ae5d39c
@@ -214,8 +214,8 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     if plot_txt:
         written = f'.{norm_dec}f' if normalize else ','
         for (i,j),value in np.ndenumerate(shares if normalize else counts):
-            colour = 'white' if shares[i, j] > .6 else 'black'
-            ax.text(j, i, format(value, written), ha='center', va='center', color=colour)
+            ax.text(j, i, format(value, written), ha='center', va='center',
+                    color='white' if shares[i, j] > .6 else 'black')
     return leave_open(fig)
 
 # %% ../nbs/api/11_interpret.ipynb #e50bdddf

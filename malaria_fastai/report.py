@@ -356,17 +356,6 @@ _SVG_STYLE = {
     'font.size': 10, 'svg.fonttype': 'none', 'text.color': _INK, 'axes.edgecolor': _INK,
     'axes.labelcolor': _INK, 'xtick.color': _INK, 'ytick.color': _INK}
 
-# %% ../nbs/api/13_report.ipynb #8ef0af05
-def _inline_svg(svg, about):
-    "What a file of matplotlib holds, as a part of a page."
-    box,shapes = re.search(r'(?s)<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', svg).groups()
-    svg = f'<svg {box} role="img" aria-label="{escape(about)}">{shapes}'
-    svg = re.sub(r'\n\s*', '\n', svg)
-    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
-    svg = re.sub(r'(?<= d=")[^"]*',
-                 lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]), svg)
-    return svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
-
 # %% ../nbs/api/13_report.ipynb #5176a2dc
 def _figure(about, plot, *args):
     "What a figure shows, and the figure as an svg element with nothing to load; `plot` takes `args` and makes axes."
@@ -375,7 +364,13 @@ def _figure(about, plot, *args):
         fig.savefig(out, format='svg', transparent=True,
                     metadata=dict.fromkeys(('Date','Creator','Format','Type')))
     plt.close(fig)
-    return about, _inline_svg(out.getvalue(), about)
+    box,shapes = re.search(r'(?s)<svg[^>]*(viewBox="[^"]*")[^>]*>(.*)', out.getvalue()).groups()
+    svg = f'<svg {box} role="img" aria-label="{escape(about)}">{shapes}'
+    svg = re.sub(r'\n\s*', '\n', svg)
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
+    svg = re.sub(r'(?<= d=")[^"]*',
+                 lambda path: re.sub(r'(\.\d)\d+', r'\1', path[0]), svg)
+    return about, svg.replace('xlink:href', 'href').replace(_INK, 'currentColor').strip()
 
 # %% ../nbs/api/13_report.ipynb #210269c1
 class NotARun(ValueError):
