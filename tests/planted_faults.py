@@ -57,7 +57,7 @@ FAULTS = [
     Fault('learner', 'the peak is one batch late', 'up = int(n*self.pct_start)', 'up = int(n*self.pct_start)+1', LEARNER),
     Fault('resume', 'what is written is not flushed to the disk', '        os.fsync(opened.fileno())\n', '', RESUME),
     Fault('resume', 'a stream of random numbers is not set', "    torch.set_rng_state(streams['torch'])\n", '', RESUME),
-    Fault('interpret', 'truth and prediction change places', 'minlength=n*n).view(n, n).numpy()', 'minlength=n*n).view(n, n).T.numpy()', INTERPRET),
+    Fault('interpret', 'truth and prediction change places', 'skm.confusion_matrix(self.y_true, self.pred_class,', 'skm.confusion_matrix(self.pred_class, self.y_true,', INTERPRET),
     Fault('interpret', 'the smallest losses come first', 'largest=largest)', 'largest=not largest)', INTERPRET),
     Fault('evaluate', 'sensitivity and specificity change places', 'sensitivity=sens, specificity=spec,\n', 'sensitivity=spec, specificity=sens,\n', EVALUATE),
     Fault('evaluate', 'a wrong sign in MCC', 'a*n-b*p', 'a*n+b*p', EVALUATE),
