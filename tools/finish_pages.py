@@ -61,6 +61,7 @@ def roles(text):
 def signatures(text):
     "A signature names classes of its own module by their names alone; nbdev ran the notebook as `__main__`. That of an error says nothing."
     text = re.sub(r'__main__(<span class="op">)?\.(?(1)</span>)', '', text)
+    text = re.sub(r'<span class="op">&lt;</span>function (\w+) at <span class="bn">0x\w+</span><span class="op">&gt;</span>', r'\1', text)
     return EMPTY.sub('', text)
 
 def breaks(text):
