@@ -202,7 +202,7 @@ class SimulatedGPU:
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
         with self.drawing(name in RANDOM and target): out = kernel(*args, **kwargs)
         for tensor in tensors(out):
-            if tensor.untyped_storage()._cdata not in known: self.on_gpu.put(tensor, bool(target))
+            if tensor.untyped_storage()._cdata not in known: self.on_gpu.put(tensor, target(tensor) if callable(target) else bool(target))
         return out
 
     def note_waiting(self, name, inputs):
@@ -293,6 +293,14 @@ class SimulatedGPU:
             return groups
         return staticmethod(group_marked)
 
+    def beside(self, method):
+        "A method of DistributedDataParallel, whose C++ makes its buckets where it believes the weights to lie; what it counts lies on the CPU."
+        def made_on_gpu(parallel, *args, **kwargs):
+            before,self.making = self.making,lambda tensor: tensor.is_floating_point()
+            try: return method(parallel, *args, **kwargs)
+            finally: self.making = before
+        return made_on_gpu
+
     @contextmanager
     def away(self):
         "Plain torch inside."
@@ -309,6 +317,8 @@ class SimulatedGPU:
         health = [name for name in vars(torch.optim.Optimizer) if name.endswith('_graph_capture_health_check')]
         replaced += [(torch.optim.Optimizer, name, lambda self: None) for name in health]
         replaced += [(torch.optim.Optimizer, '_group_tensors_by_device_and_dtype', self.grouping())]
+        parallel = torch.nn.parallel.DistributedDataParallel
+        replaced += [(parallel, name, self.beside(getattr(parallel, name))) for name in ('_ddp_init_helper', '_pre_forward')]
         for module,name,new in replaced: self.stack.enter_context(patch.object(module, name, new))
         for mode in (Kernels(self), Asked(self)): self.stack.enter_context(mode)
         return self

@@ -446,3 +446,57 @@ def test_too_small_a_batch_and_a_missing_extra(monkeypatch):
     from malaria_fastai.extra.distributed import join
     monkeypatch.setitem(sys.modules, 'accelerate', None)
     with pytest.raises(ImportError, match=r'malaria_fastai\[distributed\]'): join()
+
+# ---- two processes with a simulated GPU each
+
+ON_GPUS = """
+import json,os,sys
+from pathlib import Path
+import torch
+from fastai.callback.core import Callback
+from fastai.metrics import accuracy
+from simulated_gpu import SimulatedGPU
+from test_gpu import Phases
+from malaria_fastai.cells import ResizeMethod
+from malaria_fastai.data import ImageDataBunch
+from malaria_fastai.extra.distributed import join
+from malaria_fastai.learner import cnn_learner, half_precision, weights_hash
+
+class Reads(Callback):
+    "A fault: it waits for the GPU in each batch."
+    looks_on = True
+    def after_loss(self): float(self.loss_grad)
+
+torch.set_num_threads(1)
+root,out = map(Path, sys.argv[1:3])
+torch.distributed.init_process_group('gloo') # between real cards it is NCCL
+found = {}
+for name,extra in dict(single=list, half=half_precision, reads=lambda: [Reads()]).items():
+    with SimulatedGPU() as gpu:
+        join()
+        data = ImageDataBunch.from_folder(root, size=24, resize_method=ResizeMethod.SQUISH, bs=10, val_bs=7, cache=out/'cache')
+        learn = cnn_learner(data, 'resnet18', pretrained=False, metrics=accuracy, path=out)
+        phases = Phases(gpu)
+        with learn.distributed(): learn.fit_one_cycle(2, 1e-3, callbacks=[phases, *extra()])
+        waits = {o: sum(gpu.count(o).values())/phases.batches[o] for o in ('train', 'valid')}
+        found[name] = dict(waits=waits, batches=phases.batches, hazards=gpu.hazards, weights=weights_hash(learn.model),
+                           lies=str(next(learn.model.parameters()).device), history=[{k: v for k,v in h.items() if k != 'seconds'} for h in learn.recorder.history])
+(out/f"{os.environ['RANK']}.json").write_text(json.dumps(found))
+"""
+
+@pytest.mark.slow
+def test_two_processes_with_a_gpu_each(root, tmp_path):
+    "Both end with the same weights, no kernel mixes devices, and neither waits for its GPU between batches."
+    (tmp_path/'train.py').write_text(ON_GPUS)
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': os.pathsep.join(sys.path), 'WORLD_SIZE': '2',
+           'LOCAL_RANK': '0', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())} # each sees one card
+    runs = [subprocess.Popen([sys.executable, tmp_path/'train.py', root, tmp_path], env={**env, 'RANK': str(i)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    said = [o.communicate(timeout=500)[1] for o in runs]
+    assert not any(o.returncode for o in runs), said[0][-3000:]
+    a,b = (json.loads((tmp_path/f'{i}.json').read_text()) for i in range(2))
+    for name in ('single', 'half'):
+        assert a[name]['weights'] == b[name]['weights'] and a[name]['history'] == b[name]['history'] and a[name]['lies'] == 'cuda:0'
+        for o in (a[name], b[name]):
+            assert o['batches'] == dict(train=10, valid=4) and not o['hazards'], o
+            assert o['waits']['train'] <= .15, o['waits']
+    assert a['reads']['waits']['train'] >= 1 # what waits is seen
