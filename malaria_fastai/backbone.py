@@ -9,7 +9,6 @@ __all__ = ['PACKAGED', 'arch_name', 'WeightsUnavailable', 'create_body', 'layer_
            'ModelSpec']
 
 # %% ../nbs/api/08_backbone.ipynb #dab1b56f
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
+from .files import near
 from .transforms import seeded
 
 # %% ../nbs/api/08_backbone.ipynb #10ede0b7
@@ -29,13 +29,15 @@ def arch_name(
     arch # A torchvision function, a name ('timm:NAME' forces timm), or a function of your own
 )->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
+    if isinstance(arch, nn.Module):
+        raise ValueError("base_arch is a network, not what makes one: pass `lambda pretrained: net` to have its head "
+                         "exchanged, or train the network as it is with CNNLearner(data, net)")
     home = str(getattr(arch, '__module__', '')).partition('.')[0]
     if callable(arch) and home not in ('torchvision', 'timm'): return arch
     name = getattr(arch, '__name__', str(arch))
     known = torchvision.models.list_models() + timm.list_models()
     if name in known or name.removeprefix('timm:') in timm.list_models(): return name
-    near = ', '.join(difflib.get_close_matches(name, known, 3)) or 'another name'
-    raise ValueError(f"{name}: neither torchvision nor timm knows this architecture; did you mean {near}?")
+    raise ValueError(f"{name}: neither torchvision nor timm knows this architecture{near(name, known)}")
 
 # %% ../nbs/api/08_backbone.ipynb #3302e7cc
 class WeightsUnavailable(OSError):
@@ -53,13 +55,19 @@ def _make_network(name, pretrained=False, weights=None):
     theirs = name in torchvision.models.list_models()
     if weights and not pretrained:
         raise ValueError(f"weights={weights!r} goes with pretrained=True")
-    if weights == 'packaged': return _with_packaged(name)
+    if weights == 'packaged':
+        if name not in PACKAGED:
+            raise WeightsUnavailable(
+                f"no Python package brings weights of {name}; there are those of {', '.join(PACKAGED)} "
+                "(none: weights='packaged' needs one line: import malaria_fastai.extra.packaged_weights)")
+        net = _make_network(name)
+        net.load_state_dict(PACKAGED[name]([*net.state_dict()]))
+        return net
     if weights and not theirs:
         raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
         if theirs:
-            weights = (weights or 'DEFAULT') if pretrained else None
-            return torchvision.models.get_model(name, weights=weights)
+            return torchvision.models.get_model(name, weights=(weights or 'DEFAULT') if pretrained else None)
         name = name.removeprefix('timm:')
         return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='')
     except KeyError as error:
@@ -71,17 +79,6 @@ def _make_network(name, pretrained=False, weights=None):
             "Connect to the network once, or train from scratch with pretrained=False "
             "(on the command line: --pretrained no); "
             f"a Python package (weights='packaged') brings those of {[*PACKAGED]}") from error
-
-
-def _with_packaged(name):
-    "A network with the ImageNet weights of a Python package."
-    if name not in PACKAGED:
-        raise WeightsUnavailable(
-            f"no Python package brings weights of {name}; there are those of {', '.join(PACKAGED)} "
-            "(none: weights='packaged' needs one line: import malaria_fastai.extra.packaged_weights)")
-    net = _make_network(name)
-    net.load_state_dict(PACKAGED[name]([*net.state_dict()]))
-    return net
 
 # %% ../nbs/api/08_backbone.ipynb #0f3452fe
 _FEATURES = ('vgg', 'alexnet', 'squeezenet', 'densenet',
@@ -110,16 +107,22 @@ class _TimmBody(nn.Module):
     def forward(self, x): return self.model.forward_features(x)
 
 # %% ../nbs/api/08_backbone.ipynb #805a98f6
+def _own_network(make, pretrained):
+    "What a function of one's own makes."
+    try: net = make(pretrained)
+    except TypeError as error:
+        raise TypeError(f"base_arch is called as in v1, with one argument, `pretrained`, and failed: {error}") from error
+    if isinstance(net, nn.Module): return net
+    raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
+
+
 def _parts_kept(net, body, cut):
     "A body up to `cut`, which counts its parts from the front, or those of the network from the end."
     if cut is None: return body
-    tops = [name for name,_ in net.named_children()]
-    own = sum(name not in _TOP for name in tops)
-    kept = cut if cut > 0 else len(tops) + cut
-    if cut < 0 and kept == own: return body
-    if 0 < kept <= len(body) and (cut > 0 or own == len(body)): return body[:kept]
-    raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {len(tops)}")
-
+    top = sum(name in _TOP for name,_ in net.named_children())
+    kept = cut if cut > 0 else len(body) + top + cut
+    if 0 < kept <= len(body): return body[:kept]
+    raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {top} more")
 
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
@@ -130,17 +133,14 @@ def create_body(
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
-    net = name(pretrained) if callable(name) else _make_network(name, pretrained, weights)
+    net = _own_network(name, pretrained) if callable(name) else _make_network(name, pretrained, weights)
     if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
     if isinstance(name, str):
         if cut is None: return _TimmBody(net)
         raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
-    kind = type(net).__name__
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"base_arch gave a {kind}: a network is needed")
     try: return fastai_learner.create_body(net, cut=cut)
     except StopIteration:
-        raise ValueError(f"{kind} has no pooling: say with cut= where it ends") from None
+        raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends") from None
 
 # %% ../nbs/api/08_backbone.ipynb #2bb2f1b5
 @torch.no_grad()
@@ -148,7 +148,6 @@ def n_features(
     body:nn.Module # What `create_body` returned
 )->int: # Channels of its last feature map
     "Measure the channels of a body with an empty picture."
-    was = body.training
     for side in (64, 224): # some networks need a larger picture
         try: out = body.eval()(torch.zeros(1, 3, side, side))
         except Exception as error: refused = error # whatever a network says of pictures that it does not take
@@ -156,7 +155,7 @@ def n_features(
     else:
         raise ValueError(f"it takes neither pictures of 64 nor of 224 pixels ({refused}): "
                          "choose a convolutional network") from refused
-    body.train(was)
+    body.train()
     if out.ndim == 4 and out.shape[2] == out.shape[3]: return out.shape[1]
     raise ValueError(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): "
                      "choose a convolutional network")
@@ -171,8 +170,8 @@ def layer_blocks(
     "The parts of a body in order; containers are opened while fewer than four parts hold convolutions."
     parts = [*(body.model if isinstance(body, _TimmBody) else body).children()]
     while sum(_n_convs(part) > 0 for part in parts) < 4:
-        if not any(isinstance(part, nn.Sequential) for part in parts): break
         opened = [part if isinstance(part, nn.Sequential) else [part] for part in parts]
+        if opened == [[part] for part in parts]: break
         parts = [inner for part in opened for inner in part]
     return parts
 
@@ -208,8 +207,8 @@ def layer_groups(
     blocks = layer_blocks(body)
     convs = np.array([_n_convs(block) for block in blocks])
     before = convs.cumsum() - convs
-    starts = np.flatnonzero(convs)[1:] # a late body begins with a convolution
-    cut = starts[np.abs(before[starts] - convs.sum()/2).argmin()]
+    starts = np.flatnonzero(convs)[1:] # a late body begins with a convolution; one alone is late
+    cut = min(starts, key=lambda i: abs(before[i] - convs.sum()/2), default=0)
     late = blocks[cut:]
     if isinstance(head, OwnHead): late,head = [*late, head.kept],head.last
     return L(blocks[:cut], late, [head])
@@ -235,27 +234,25 @@ class ModelSpec:
     kind: str='fastai'          # The head: 'fastai', 'dense', 'flat' or 'own'
     log_softmax: bool=False     # End in a log-softmax, for the loss 'nll'
     cut: int|None=None          # Parts of the body that are kept, from the front; None keeps all
-
-# %% ../nbs/api/08_backbone.ipynb #2b4175cd
-def _fastai_head(spec, nf):
-    "fastai's head, its linear layers drawn by He et al.'s rule."
-    head = fastai_learner.create_head(
-        nf, spec.n_out, None if spec.lin_ftrs is None else [*spec.lin_ftrs], spec.ps,
-        concat_pool=spec.concat_pool, bn_final=spec.bn_final)
-    for layer in head:
-        if spec.head_bias and isinstance(layer, nn.Linear):
-            layer.bias = nn.Parameter(torch.zeros(layer.out_features))
-    apply_init(head, nn.init.kaiming_normal_)
-    return head
+    def __post_init__(self): # a list, as of a user or of a file, is kept as a tuple
+        for name in ('lin_ftrs', 'ps'):
+            if isinstance(words := getattr(self, name), (list, L)): object.__setattr__(self, name, tuple(words))
 
 # %% ../nbs/api/08_backbone.ipynb #5bf8ecec
 @patch
 def head(self:ModelSpec,
     nf:int # Channels of the body's last map
 )->nn.Sequential: # From (n, nf, h, w) to logits, or log-probabilities, (n, n_out)
-    "Build the head: fastai's, or linear layers with ReLU and dropout between them, drawn by PyTorch's rule."
-    layers = _fastai_head(self, nf) if self.kind == 'fastai' else []
-    if not layers:
+    "Build the head: fastai's, drawn by He et al.'s rule, or linear layers with ReLU and dropout, drawn by PyTorch's."
+    if self.kind == 'fastai':
+        hidden = None if self.lin_ftrs is None else [*self.lin_ftrs]
+        layers = fastai_learner.create_head(nf, self.n_out, hidden, self.ps, concat_pool=self.concat_pool,
+                                            bn_final=self.bn_final)
+        for layer in layers:
+            if self.head_bias and isinstance(layer, nn.Linear):
+                layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+        apply_init(layers, nn.init.kaiming_normal_)
+    else:
         side = dict(dense=1, flat=7)[self.kind]
         widths = [nf*side**2, *(self.lin_ftrs or ()), self.n_out]
         layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(*widths[:2])]
@@ -276,10 +273,9 @@ def build(self:ModelSpec,
             body = create_body(self.arch, pretrained, weights, self.cut)
             return nn.Sequential(body, self.head(n_features(body)))
         net = _make_network(self.arch, pretrained, weights)
-        if self.log_softmax or self.cut:
-            raise ValueError("log_softmax and cut go with the heads fastai, dense and flat")
-        if not _is_torchvision(net):
-            raise ValueError(f"{self.arch}: kind='own' takes a torchvision network")
+        if self.log_softmax or self.cut or not _is_torchvision(net):
+            raise ValueError("kind='own' takes a torchvision network as it is: "
+                             "log_softmax and cut go with the heads fastai, dense and flat")
         return nn.Sequential(_torchvision_body(net), OwnHead(net, self.n_out))
 
 # %% ../nbs/api/08_backbone.ipynb #7a1d0c31

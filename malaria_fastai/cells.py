@@ -403,10 +403,10 @@ def read_cells(
     table = _look_at_all(root, found, max_pixels, progress)
     bad = table[['path', 'reason']].dropna()
     lines = [*(bad.path + ': ' + bad.reason)]
+    if len(bad) > 10: lines[10:] = [f'and {len(bad)-10} more']
     if lines and on_bad == 'raise':
-        few = [*lines[:10], f'and {len(lines)-10} more'][:len(lines)]
         raise BadPicture(
-            f"{len(lines)} bad picture{'s'*(len(lines) > 1)}", '\n  '.join(['', *few]),
+            f"{len(bad)} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
     cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True).astype(_TYPES)
     _check_classes(root, cells.label.unique(), left_out)
@@ -418,9 +418,9 @@ def read_cells(
         warnings.warn(said, stacklevel=2)
     patients = cells.patient.nunique()
     who = f" of {patients} patients" if patients else ""
-    rest = counted(+Counter(left_out, bad=len(lines))) # without zeros
+    rest = counted(+Counter(left_out, bad=len(bad))) # without zeros
     print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {rest}")
-    for line in lines[:10]: print(f"  bad: {line}")
+    for line in lines: print(f"  bad: {line}")
     return cells
 
 # %% ../nbs/api/03_cells.ipynb #818728cb

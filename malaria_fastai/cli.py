@@ -77,7 +77,7 @@ def _run_options(
     "The options that `train` and `crossval` share."
 
 # %% ../nbs/api/18_cli.ipynb #13fd6ead
-def _several():
+def _launched():
     "Whether several processes were launched together."
     return int(os.environ.get('WORLD_SIZE', 1)) > 1
 
@@ -87,7 +87,7 @@ def _import_extras(*recipes):
     from malaria_fastai.recipes import find_recipe
     if any(find_recipe(recipe).weights == 'packaged' for recipe in recipes if recipe):
         import malaria_fastai.extra.packaged_weights # noqa: F401
-    if _several():
+    if _launched():
         from malaria_fastai.extra.distributed import join
         join()
 
@@ -359,7 +359,7 @@ def main(
         own = ['']*(word == 'predict' and not any(map(_is_model, argv[1:])))
         options = vars(parser(word).parse_args([*own, *argv[1:]]))
         del options['pdb'], options['xtra'] # fastcore's own
-        if word != 'train' and _several():
+        if word != 'train' and _launched():
             from malaria_fastai.learner import alone
             alone(word)
         typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')

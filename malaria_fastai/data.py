@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Category, CategoryMap, IntToFloatTensor, Normalize, image_extensions
 from fastai.data.transforms import get_files as found_files
 from fastai.losses import CrossEntropyLossFlat
@@ -234,9 +235,10 @@ class LabelList:
         self.vocab = CategoryMap(classes, sort=False)
         self.random_crop = random_crop and self.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
-        self.labelled = 'label' in cells and bool(cells.label.notna().all())
-        codes = pd.Categorical(cells.label, classes).codes if self.labelled else np.zeros(len(cells))
-        self.targets = torch.tensor(codes, dtype=torch.long) # zeros without labels, as in v1; no batch has them
+        codes = pd.Categorical(cells.reindex(columns=['label']).label, classes).codes
+        self.labelled = bool((codes >= 0).all())
+        # zeros without labels, as in v1; no batch has them
+        self.targets = torch.tensor(codes*self.labelled, dtype=torch.long)
 
     @cached_property
     def items(self): return L(map(self.pictures.path, self.positions))
@@ -256,21 +258,18 @@ class PictureLoader(TfmdDL):
     "Batches straight from `Pictures`; all chance follows from (seed, stage, epoch, batch)."
     share = 0, 1 # Which part of every batch is made here: the rank of this process, and how many there are
     stage = epoch = first_batch = 0
-    def __init__(self, dataset, bs=64, shuffle=False, drop_last=False, seed=42, device=None, **kwargs):
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, device=device,
-                         do_setup=False, **kwargs)
+    def __init__(self, dataset, bs=64, seed=42, num_workers=0, **kwargs): # batches need no worker
+        super().__init__(dataset, bs=bs, num_workers=0, do_setup=False, **kwargs)
         self.seed = seed
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with other arguments, as fastai's loaders make it."
-        kept = {name: getattr(self, name) for name in ('bs', 'shuffle', 'drop_last', 'seed', 'device', 'after_batch')}
-        return (cls or type(self))(self.dataset if dataset is None else dataset, **{**kept, **kwargs})
+        return DataLoader.new(self, dataset, cls, **{'seed': self.seed, **kwargs})
 
-    def get_idxs(self):
+    def shuffle_fn(self, idxs):
         "The order of this epoch."
-        if not self.shuffle: return list(range(self.n))
         seed = derive_seed(self.seed, self.stage, self.epoch, 0)
-        return np.random.default_rng(seed).permutation(self.n).tolist()
+        return np.random.default_rng(seed).permutation(len(idxs)).tolist()
 
     def mine(self, idxs): return idxs # `extra.distributed` shares them among processes
 
@@ -410,6 +409,12 @@ def _refuse_names(names, problem, error=ValueError, **about):
     "Refuse names, if there are any; the sentence has gaps for their number `n` and for five of the `names`."
     if len(names): raise error(problem.format(n=len(names), names=_spoken([*names][:5]), **about))
 
+# %% ../nbs/api/06_data.ipynb #4c1d8e21
+def _left_out(cells, odd, what):
+    "The cells that are not `odd`; says how many are, and the name of one."
+    if odd.any(): print(f"{odd.sum()} {what} left out, for example {cells.path[odd].iloc[0]}")
+    return cells[~odd]
+
 # %% ../nbs/api/06_data.ipynb #d5a1c007
 def whole_numbers(labels):
     "A column of text as numbers, where all of it is: what v1 found in a CSV file."
@@ -486,10 +491,7 @@ def _without_copies(cells, content):
             named = ' and '.join(f'{path} ({value})' for path,value in zip(same.path, same[column]))
             raise error(f"{several.sum()} pictures are {what}, for example {named}. Keep one copy of each")
     extra = content.duplicated() & cells.split.isna()
-    if extra.any():
-        print(f"{extra.sum()} of {len(cells)} pictures are copies of others and are left out, "
-              f"for example {cells.path[extra].iloc[0]}")
-    return cells[~extra]
+    return _left_out(cells, extra, f"of {len(cells)} pictures are copies of others and are")
 
 # %% ../nbs/api/06_data.ipynb #9f1a3488
 @patch(cls_method=True)
@@ -535,7 +537,7 @@ def from_cells(cls:ImageDataBunch,
         training = part == 'train'
         if part == 'test' and not len(own): continue
         items = LabelList(pictures, own, classes, int(not training), random_crop=ds_tfms is not None)
-        loaders.append(PictureLoader(items, n, training, training, seed, device,
+        loaders.append(PictureLoader(items, n, seed, shuffle=training, drop_last=training, device=device,
                                      after_batch=[IntToFloatTensor(), *tfms]))
     data = cls(*loaders, path=path, device=device)
     vars(data).update(cells=cells, seed=seed, ds_tfms=ds_tfms, _given=given,
@@ -545,6 +547,9 @@ def from_cells(cls:ImageDataBunch,
     if len(cells) and untrained:
         print(f"no picture is of the class {_spoken(untrained)}: it will not be learned")
     return data
+
+
+_like_from_cells = delegates(ImageDataBunch.from_cells) # An editor shows the arguments that are passed on
 
 # %% ../nbs/api/06_data.ipynb #f0e2b666
 @patch
@@ -594,7 +599,7 @@ def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
     _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
     some = np.union1d(drawn[:max(self.bs, 64)], drawn[first])
     x = self._in_colour(self.fix_dl.load(0, some)[0])
-    return [x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist()]
+    return [measure((0, 2, 3)).tolist() for measure in (x.mean, x.std)]
 
 # %% ../nbs/api/06_data.ipynb #d3717306
 @patch
@@ -606,14 +611,14 @@ def unnormalized(self:ImageDataBunch)->ImageDataBunch:
 
 # %% ../nbs/api/06_data.ipynb #6cfaffa3
 @patch
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def resized(self:ImageDataBunch,
     size,    # As in `from_cells`
     **kwargs # Other arguments of `from_cells` to change, such as `bs`
 )->ImageDataBunch:
     "The same cells, split and transforms with pictures of another size."
     now = dict(cells=self.cells, size=size, resize_method=self.rule.method, normalize=self.stats or False,
-               classes=self.classes, device=self.device, bs=self.bs, val_bs=self.valid.bs)
+               device=self.device, bs=self.bs, val_bs=self.valid.bs)
     new = type(self).from_cells(**(self._given | now | kwargs))
     new._normalize_chosen = self._normalize_chosen
     return new
@@ -674,7 +679,7 @@ def _check_folders(cells, path):
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
 @patch(cls_method=True)
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def from_folder(cls:ImageDataBunch,
     path:Path,      # A folder of class folders, alone or inside folders for training, validation and test
     train='train',  # Name of the training folder; '.' is all that lies in no other part
@@ -704,12 +709,10 @@ def from_folder(cls:ImageDataBunch,
     elif 'valid' in parts and not drawn:
         raise ValueError(f"{path}: there is a folder for validation, but none for training. Say train='.' if that is "
                          "all the rest, or draw validation from everything: valid_pct=.2")
-    if out.any():
-        print(f"{out.sum()} pictures outside the folders for training, validation and test are left out, "
-              f"for example {cells.path[out].iloc[0]}")
     if not {*cells.label[own]} <= {*cells.label[~own]}: cells.loc[own, 'label'] = None
     if drawn or 'valid' not in parts: cells.loc[~own, 'split'] = None
-    return cls.from_cells(path, cells[~out], valid_pct if drawn else .2, seed, **kwargs)
+    cells = _left_out(cells, out, "pictures outside the folders for training, validation and test are")
+    return cls.from_cells(path, cells, valid_pct if drawn else .2, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #61ca4a63
 def _relative(name, path):
@@ -727,7 +730,7 @@ def pictures_table(path, fnames, labels=None, split=None):
 
 # %% ../nbs/api/06_data.ipynb #99b1c1de
 @patch(cls_method=True)
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def from_lists(cls:ImageDataBunch,
     path:Path,     # The folder that names are relative to
     fnames,        # Names of the pictures
@@ -847,7 +850,7 @@ def from_name_re(cls:ImageDataBunch,
 
 # %% ../nbs/api/06_data.ipynb #ea4aabec
 @patch(cls_method=True)
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def single_from_classes(cls:ImageDataBunch,
     path:Path,    # Where models are saved
     classes,      # Class names, in the order of the outputs
@@ -855,7 +858,7 @@ def single_from_classes(cls:ImageDataBunch,
     **kwargs      # As in `from_cells`
 )->ImageDataBunch:
     "A bunch without pictures, to load a model into and predict with."
-    none = pd.DataFrame(columns=['path', 'label', 'split'], dtype=object)
+    none = pd.DataFrame(columns=['path', 'label'], dtype=object)
     return cls.from_cells(path, none, classes=classes, ds_tfms=ds_tfms, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #3926c3c7
@@ -918,10 +921,10 @@ def test_dl(self:ImageDataBunch,
     "A loader over other pictures, prepared like the validation part."
     if isinstance(test_items, pd.DataFrame):
         cells = test_items.reset_index(drop=True)
-        files = [self.path/name for name in test_items.path]
-    else: cells,files = pd.DataFrame(dict(path=[*map(str, range(len(test_items)))])),test_items
+        test_items = [self.path/name for name in cells.path]
+    else: cells = pd.DataFrame(dict(path=[*map(str, range(len(test_items)))]))
     if not with_labels: cells = cells.drop(columns='label', errors='ignore')
-    pictures = Pictures(files, self.rule, num_workers=self.pictures.num_workers)
+    pictures = Pictures(test_items, self.rule, num_workers=self.pictures.num_workers)
     return self.valid.new(LabelList(pictures, cells, self.classes, 1), bs=bs or self.valid.bs)
 
 # %% ../nbs/api/06_data.ipynb #b1e8c9bb
@@ -977,7 +980,7 @@ def save(self:ImageDataBunch,
     return self.path/file
 
 # %% ../nbs/api/06_data.ipynb #c9f0113b
-@delegates(ImageDataBunch.from_cells)
+@_like_from_cells
 def load_data(
     path:Path,            # The folder the bunch was made on
     file='data_save.pkl', # What `save` was given

@@ -41,12 +41,11 @@ def simulate_predictions(
     p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
     label,pred = (np.where(mask, 'Parasitized', 'Uninfected') for mask in (y, p>=.5))
     patient = np.char.add(np.where(infected, 'P', 'C'), (who+1).astype(str))
-    path = [f'{folder}/{name}_cell_{i}.png'
-            for i,(folder,name) in enumerate(zip(label, patient))]
-    split = np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test')
     return DataFrame(dict(
-        path=path, label=label, patient=patient, split=split, pred=pred,
-        p=p, p_is='raw', disputed=rng.random(len(who))<.05)).astype(
+        path=[f'{folder}/{name}_cell_{i}.png' for i,(folder,name) in enumerate(zip(label, patient))],
+        label=label, patient=patient,
+        split=np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test'),
+        pred=pred, p=p, p_is='raw', disputed=rng.random(len(who))<.05)).astype(
         dict(patient='string', disputed='boolean'))
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
@@ -357,8 +356,8 @@ def resamples(
     "Draw `n` out of `n` with replacement, `draws` times."
     rng = np.random.default_rng(seed)
     for start in range(0, draws, block):
-        picks = rng.integers(n, size=(min(block, draws-start), n))
-        yield np.apply_along_axis(np.bincount, 1, picks, minlength=n)
+        yield np.apply_along_axis(
+            np.bincount, 1, rng.integers(n, size=(min(block, draws-start), n)), minlength=n)
 
 # %% ../nbs/api/12_evaluate.ipynb #fbb34933
 def _weights(group, draws, seed):
@@ -404,9 +403,7 @@ def _interval_ends(draws, n=None, about=(), undefined=.05):
 def _wilson(k, n):
     "The 95 % interval of a share, `k` of `n` independent ones, also where it is 0 or 1; None for n = 0. Wilson (1927)."
     from scipy.stats import binomtest
-    if not n: return None
-    return [float(end) for end in
-            binomtest(round(k), int(n)).proportion_ci(method='wilson')]
+    if n: return [*map(float, binomtest(round(k), int(n)).proportion_ci(method='wilson'))]
 
 # %% ../nbs/api/12_evaluate.ipynb #93276742
 def interval(

@@ -36,7 +36,7 @@ from fastai.callback.core import (
     Callback, CancelEpochException, CancelFitException, CancelStepException, TrainEvalCallback)
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
-from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
+from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Category
 from fastai.learner import (
@@ -44,7 +44,7 @@ from fastai.learner import (
 from fastai.learner import Recorder as _Recorder
 from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, LabelSmoothingCrossEntropy
 from fastai.metrics import AccumMetric, ActivationType
-from fastai.optimizer import SGD, OptimWrapper, pytorch_hp_map
+from fastai.optimizer import SGD, OptimWrapper, pytorch_hp_map, set_item_pg
 from fastai.torch_core import TensorImage, distrib_barrier, maybe_gather, num_distrib, rank_distrib, to_float
 from fastcore.basics import camel2snake, patch
 from fastcore.foundation import L
@@ -135,6 +135,9 @@ class Recorder(_Recorder):
     def before_fit(self):
         names = [metric.name for metric in self.learn.metrics]
         self.metric_names = L('epoch', 'train_loss', 'valid_loss', *names, 'time')
+        if not self.learn.fitting: return
+        for cb in self.learn._grab_cbs(tracker.TrackerCallback):
+            if not hasattr(cb, 'jump_to_epoch'): cb.monitor = self.column(cb.monitor) # that one looks for itself
 
     def begin_stage(self):
         "From here on, epochs are counted from 0 again."
@@ -260,9 +263,8 @@ def _fitting_metric(metric, data):
     if ranks or which == 'binary':
         usual,record = None if isinstance(metric, _Score) else 1,record_for(data.classes)
         positive = None if data.c > 2 else data.classes.index(record.positive) if record else 1
-        if 'pos_label' in words:
-            if words['pos_label'] != usual: positive = words['pos_label']
-            words['pos_label'] = 1
+        asked = words.pop('pos_label', usual)
+        if asked != usual: positive = asked
         if positive is not None:
             metric.func,which = partial(_of_class, metric.func, positive),data.classes[positive]
         elif not ranks: which = words['average'] = 'macro'
@@ -286,13 +288,12 @@ class _Progress(Callback):
 
     def _write_row(self, row):
         "Write one line of the table."
-        values = [f'{value:.6f}' if isinstance(value, float) else str(value) for value in row]
-        padded = [value.ljust(max(10, len(name))) for value,name in zip(values, self.recorder.metric_names)]
+        values = (f'{value:.6f}' if isinstance(value, float) else str(value) for value in row)
+        padded = map(str.ljust, values, (max(10, len(name)) for name in self.recorder.metric_names))
         tqdm.write('  '.join(padded).rstrip(), file=sys.stdout)
 
     def before_train(self):
-        part = 'train' if self.training else 'valid'
-        label = f'epoch {self.epoch}/{self.n_epoch-1} {part}' if self.learn.fitting else 'predict'
+        label = f'epoch {self.epoch}/{self.n_epoch-1}' if self.learn.fitting else 'predict'
         self.bar = tqdm(total=len(self.dl), desc=label, leave=False, mininterval=.5, disable=None)
 
     before_validate = before_train
@@ -313,8 +314,7 @@ class _Draws(Callback):
 
     def before_batch(self):
         if not self.training: return
-        key = self.learn.seed, self.learn.stage, self.epoch, self.iter, 1 + self.dl.share[0]
-        seed_torch(derive_seed(*key))
+        seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1 + self.dl.share[0]))
 
 # %% ../nbs/api/09_learner.ipynb #1a114fd5
 _WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'OptimizedModule'} # the last is what torch.compile gives
@@ -344,7 +344,7 @@ class CNNLearner(Learner):
         **kwargs             # As in fastai's `Learner`, or v1's
     ):
         self.spec,self.seed,self.fitting = spec,data.seed,False
-        words = {'wd': 1e-2, **_in_new_words('Learner', kwargs)}
+        words = {'wd': 1e-2, **_in_new_words(kwargs)}
         cbs = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws) + L(cbs) + L(callbacks)
         super().__init__(data, model, cbs=cbs, default_cbs=False, opt_func=_optimizer(opt_func), **words)
         self.add_cbs([make(self) for make in L(callback_fns)])
@@ -409,7 +409,7 @@ def no_bar(self:CNNLearner):
     return self.removed_cbs(self._grab_cbs(_Progress))
 
 # %% ../nbs/api/09_learner.ipynb #40536351
-def _in_new_words(where, given):
+def _in_new_words(given):
     "A learner's arguments in fastai 2's words; what changes nothing here is named, and what is no word refused."
     if 'bn_wd' in given: given['wd_bn_bias'] = given.pop('bn_wd')
     if not given.pop('true_wd', True):
@@ -417,7 +417,7 @@ def _in_new_words(where, given):
                          "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
     known = given.keys() & signature(Learner.__init__).parameters.keys()
     words = {word: given.pop(word) for word in known}
-    unmeant(where, given)
+    unmeant('a learner', given)
     return words
 
 # %% ../nbs/api/09_learner.ipynb #32b51b50
@@ -428,14 +428,6 @@ def rate(self:CNNLearner,
     "The rate to train at."
     if lr is not None: return lr
     return slice(3e-3) if self.pretrained else 3e-3
-
-
-@patch
-def _group_rates(self:CNNLearner, lr, reset_opt):
-    "The rate of each layer group, which an optimizer tells; it is made, if there is none yet."
-    if self.opt is None or reset_opt: self.create_opt()
-    self.opt.set_hyper('lr', self.rate(lr))
-    return [group['lr'] for group in self.opt.hypers]
 
 # %% ../nbs/api/09_learner.ipynb #0b45bde1
 def _cycle(cbs, lr, n_epoch):
@@ -538,19 +530,42 @@ def _do_epoch(self:CNNLearner):
 def _do_fit(self:CNNLearner):
     "The epochs of a fit, from the first that is to be trained: a stage begins, or what was reached comes back."
     rec,first = self.recorder,self.first_epoch
-    savers = [cb for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
-    back = [cb.jump_to_epoch(first) for cb in savers]
+    back = [cb.jump_to_epoch(first) for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
     distrib_barrier() # no process writes while another one looks
     done = [(row['stage'], row['epoch'] + 1, rec.iters[-1]) for row in rec.history[-1:]]
-    if first == 0 or (first == 'last' and savers and not any(back)): self.begin_stage()
+    if first == 0 or (first == 'last' and back and not any(back)): self.begin_stage()
     elif not any(back) and done != [(self.stage, first, len(rec.losses))]:
         raise ValueError(f"start_epoch={first}: nothing to continue from. Pass callbacks=[SaveModelCallback("
                          "learn, every='epoch', name=…)] with the name the run was saved under")
     for self.epoch in range(self.first_epoch, self.n_epoch):
         self._with_events(self._do_epoch, 'epoch', CancelEpochException)
 
+# %% ../nbs/api/09_learner.ipynb #f0a70101
+class _Hypers(dict):
+    "Settings of a group by fastai's words: what is set here, as fastai's callbacks do, is set in torch's optimizer."
+    def __init__(self, wrapper, group, words):
+        super().__init__(words)
+        self.wrapper,self.group = wrapper,group
+
+    def __setitem__(self, word, value):
+        super().__setitem__(word, value)
+        set_item_pg(self.group, self.wrapper.bwd_map[word], value)
+
+
+class _Wrapper(OptimWrapper):
+    "fastai's, whose `hypers` are copies, which nothing reads that is written into them."
+    @property
+    def hypers(self): return [_Hypers(self, *pair) for pair in zip(self.opt.param_groups, super().hypers)]
+
+# %% ../nbs/api/09_learner.ipynb #f0a70103
+@patch
+def create_opt(self:CNNLearner):
+    "As fastai's; also an `OptimWrapper` of one's own gets settings that can be set."
+    Learner.create_opt(self)
+    if type(self.opt) is OptimWrapper: self.opt.__class__ = _Wrapper
+
 # %% ../nbs/api/09_learner.ipynb #70102f14
-class _FusedAdam(OptimWrapper):
+class _FusedAdam(_Wrapper):
     "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
     def __init__(self, params, lr, mom=.9, sqr_mom=.99, eps=1e-5, wd=.01):
         super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
@@ -621,7 +636,7 @@ def _probabilities(self:CNNLearner, out):
                      "A loss of log-probabilities needs a head that ends in a log-softmax")
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
-class _TorchOptimizer(OptimWrapper):
+class _TorchOptimizer(_Wrapper):
     "An optimizer of torch's, its weight decay apart from the gradient, as in v1; a momentum it lacks is ignored."
     def __init__(self, params, opt, weight_decay=0, **words):
         lists = params if isinstance(params[0], (L, list)) else [params]
@@ -687,11 +702,9 @@ def cnn_learner(
     "A learner with a new head on a body of `base_arch`."
     if not isinstance(pretrained, (bool, np.bool_)):
         raise ValueError("pretrained is True or False; v1's third argument goes by its name: cut=")
-    words = _in_new_words('cnn_learner', kwargs)
     if not normalize: data = data.unnormalized()
-    spec = ModelSpec(arch_name(base_arch), data.c, None if lin_ftrs is None else tuple(lin_ftrs),
-                     tuple(ps) if isinstance(ps, list) else ps, concat_pool,
-                     bn_final, head_bias, head, log_softmax, cut)
+    spec = ModelSpec(arch_name(base_arch), data.c, lin_ftrs, ps, concat_pool, bn_final, head_bias, head,
+                     log_softmax, cut)
     model = spec.build(pretrained, weights, data.seed)
     if custom_head is not None: model = nn.Sequential(model[0], custom_head)
     if custom_head is not None or callable(spec.arch): spec = None
@@ -700,7 +713,7 @@ def cnn_learner(
         callbacks=callbacks, callback_fns=callback_fns,
         loss_func=loss_func or _USUAL[log_softmax], opt_func=opt_func,
         splitter=split_params, metrics=metrics, wd=wd, train_bn=train_bn,
-        path=path, model_dir=model_dir, **words)
+        path=path, model_dir=model_dir, **kwargs)
     learn.pretrained = bool(pretrained)
     _lay_out(learn.model, data.device, channels_last)
     if pretrained: learn.freeze()
@@ -741,7 +754,9 @@ def fit_one_cycle(self:CNNLearner,
     if tot_epochs < n: raise ValueError("tot_epochs, the whole cycle, is shorter than this fit")
     first = _one_of(div_factor=div_factor, div=div)
     last = _one_of(final_div=final_div, div_final=div_final)
-    rates = self._group_rates(_one_of(max_lr=max_lr, lr_max=lr_max), reset_opt)
+    if self.opt is None or reset_opt: self.create_opt()
+    self.opt.set_hyper('lr', self.rate(_one_of(max_lr=max_lr, lr_max=lr_max)))
+    rates = [group['lr'] for group in self.opt.hypers] # of each layer group
     cycle = OneCycle(rates, 25. if first is None else first, pct_start, last, moms, tot_epochs)
     self.fit(n, rates, wd, L(cycle) + L(cbs), start_epoch=start_epoch or 0, callbacks=callbacks)
 
@@ -759,16 +774,12 @@ def _shown(values, skip_start, skip_end):
     return values.iloc[skip_start:max(0, len(values)-skip_end)]
 
 
-def _draw_curve(rec, ax, curve, ylabel, **style):
-    "A line over the batches in the index, with a dotted line where a stage began."
-    for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
-    curve.plot(ax=ax, xlabel='Batches processed', ylabel=ylabel, color='#0072B2', grid=True, **style)
-
-
-def _draw_curves(rec, table, **style):
-    "Each column of a table on axes of its own."
-    axes = _row_of_axes(rec, len(table.columns))
-    for ax,name in zip(axes, table): _draw_curve(rec, ax, table[name], name, **style)
+def _draw_curves(rec, table, skip_start, skip_end, **style):
+    "Each column of a table on axes of its own, over the batches in its index; a dotted line where a stage began."
+    axes,rows = _row_of_axes(rec, len(table.columns)),_shown(table, skip_start, skip_end)
+    for ax,name in zip(axes, table):
+        for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
+        rows[name].plot(ax=ax, xlabel='Batches processed', ylabel=name, color='#0072B2', grid=True, **style)
     return axes[0].figure
 
 # %% ../nbs/api/09_learner.ipynb #f28870e3
@@ -780,13 +791,12 @@ def plot_losses(self:Recorder,
 ):
     "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
     unmeant('plot_losses', v1)
-    ax, = _row_of_axes(self)
-    losses = _shown(pd.Series([*map(float, self.losses)], dtype=float), skip_start, skip_end)
-    _draw_curve(self, ax, losses, 'Loss', label='Train')
-    valid = pd.Series(self.val_losses, self.iters, float)
-    ax.plot(valid.loc[skip_start:len(self.losses)-skip_end], label='Validation', color='#D55E00', marker='.')
-    ax.legend()
-    return ax.figure
+    losses = pd.DataFrame({'Loss': [*map(float, self.losses)]}, dtype=float)
+    fig = _draw_curves(self, losses, skip_start, skip_end, label='Train')
+    valid = pd.Series(self.val_losses, self.iters, float).loc[skip_start:len(losses)-skip_end]
+    fig.axes[0].plot(valid, label='Validation', color='#D55E00', marker='.')
+    fig.axes[0].legend()
+    return fig
 
 # %% ../nbs/api/09_learner.ipynb #3c055f1b
 @patch
@@ -798,7 +808,7 @@ def plot_lr(self:Recorder,
 ):
     "Plot the rate of the last layer group, batch by batch."
     table = pd.DataFrame({'Learning rate': self.lrs, 'Momentum': self.momenta})
-    return _draw_curves(self, _shown(table if show_moms else table[['Learning rate']], skip_start, skip_end))
+    return _draw_curves(self, table if show_moms else table[['Learning rate']], skip_start, skip_end)
 
 # %% ../nbs/api/09_learner.ipynb #47b30fd9
 @patch
@@ -810,26 +820,8 @@ def plot_metrics(self:Recorder,
     "Plot each metric over the epochs."
     others = ['stage', 'epoch', 'train_loss', 'valid_loss', 'seconds']
     table = self.to_frame().drop(columns=others, errors='ignore').set_axis(self.iters)
-    if table.empty:
-        raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
-    return _draw_curves(self, _shown(table, skip_start, skip_end), marker='.')
-
-# %% ../nbs/api/09_learner.ipynb #a7b3a4dc
-@patch
-def fit_flat_cos(self:CNNLearner,
-    n_epoch:int,     # Number of epochs
-    lr=None,         # The rate, or a slice over layer groups; None is `rate()`
-    div_final=1e5,   # Last rate = rate/div_final
-    pct_start=.75,   # Share of the batches at the flat rate, in (0, 1)
-    wd=None,         # Weight decay; None is the learner's
-    cbs=None,        # Callbacks of this fit
-    reset_opt=False, # Forget the optimizer's averages
-    start_epoch=0    # First epoch to train, or 'last'; fastai 2 ignores it here
-):
-    "Train at a flat rate, then let it fall along a cosine."
-    rates = np.array(self._group_rates(lr, reset_opt))
-    schedule = ParamScheduler({'lr': combined_cos(pct_start, rates, rates, rates/div_final)})
-    self.fit(n_epoch, rates, wd, L(schedule) + L(cbs), start_epoch=start_epoch)
+    if table.empty: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
+    return _draw_curves(self, table, skip_start, skip_end, marker='.')
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd
 class StepDecay(Callback):
@@ -844,8 +836,7 @@ class StepDecay(Callback):
 
     def before_epoch(self):
         self.opt.set_hyper('lr', self.lr)
-        left = self.factor**(self.epoch//self.every)
-        self.opt.set_hyper('lr', [group['lr']*left for group in self.opt.hypers])
+        for group in self.opt.hypers: group['lr'] *= self.factor**(self.epoch//self.every)
 
 # %% ../nbs/api/09_learner.ipynb #a7e0c3d2
 class AverageWeights(Callback):
@@ -855,53 +846,41 @@ class AverageWeights(Callback):
         share:float=1/3 # Share of the batches, at the end, over which the mean is taken
     ): self.share = share
 
-    def _begin(self): self.mean = AveragedModel(self.model, use_buffers=True)
     def before_fit(self): self.mean = None
     def after_batch(self):
         done = self.epoch + (self.iter + 1)/self.n_iter
         if not self.training or done <= (1 - self.share)*self.n_epoch: return
-        if self.mean is None: self._begin()
+        if self.mean is None: self.mean = AveragedModel(self.model, use_buffers=True)
         self.mean.update_parameters(self.model)
 
     def after_fit(self):
         if self.mean is not None: self.model.load_state_dict(self.mean.module.state_dict())
 
-    def state_dict(self): return {} if self.mean is None else self.mean.state_dict()
+    def state_dict(self): return self.mean and self.mean.state_dict()
     def load_state_dict(self, state):
-        if not state: return
-        self._begin()
-        self.mean.load_state_dict(state)
-
+        self.mean = state and AveragedModel(self.model, use_buffers=True)
+        if state: self.mean.load_state_dict(state)
 
 # %% ../nbs/api/09_learner.ipynb #4f1790cf
 _BETTER = dict(auto=None, min=np.less, max=np.greater)
 
 
+def _tracker_words(learn, monitor, mode, min_delta, patience):
+    "v1's words in fastai 2's order; it waits for one epoch more."
+    if not isinstance(learn, Learner | None): raise TypeError("the learner comes first, as in v1")
+    return monitor,_by_name(mode, _BETTER, 'mode'),min_delta,patience + 1
+
+
 class EarlyStoppingCallback(tracker.EarlyStoppingCallback):
     "Stop when more than `patience` epochs in a row were no better."
     def __init__(self, learn=None, monitor='valid_loss', mode='auto', min_delta=0, patience=0):
-        if not isinstance(learn, Learner | None): raise TypeError("the learner comes first, as in v1")
-        super().__init__(monitor, _by_name(mode, _BETTER, 'mode'), min_delta, patience + 1)
-
-    def before_fit(self):
-        self.monitor = self.recorder.column(self.monitor)
-        super().before_fit()
+        super().__init__(*_tracker_words(learn, monitor, mode, min_delta, patience))
 
 # %% ../nbs/api/09_learner.ipynb #317b90a3
-class ReduceLROnPlateauCallback(EarlyStoppingCallback):
+class ReduceLROnPlateauCallback(tracker.ReduceLROnPlateau):
     "Multiply the rate by `factor` when more than `patience` epochs in a row were no better."
-    order = tracker.ReduceLROnPlateau.order
     def __init__(self, learn=None, monitor='valid_loss', mode='auto', patience=0, factor=.2, min_delta=0):
-        super().__init__(learn, monitor, mode, min_delta, patience)
-        self.factor = factor
-
-    def after_epoch(self):
-        tracker.TrackerCallback.after_epoch(self)
-        self.wait = 0 if self.new_best else self.wait + 1
-        if self.wait < self.patience: return
-        self.wait,rates = 0,[group['lr']*self.factor for group in self.opt.hypers]
-        self.opt.set_hyper('lr', rates)
-        print(f"Epoch {self.epoch}: reducing lr to {rates[-1]}")
+        super().__init__(*_tracker_words(learn, monitor, mode, min_delta, patience), 1/factor)
 
 # %% ../nbs/api/09_learner.ipynb #7d85fa84
 class CSVLogger(Callback):
@@ -1061,11 +1040,8 @@ def load(self:CNNLearner,
     elif lines := differences(then['data'], now['data']):
         raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"
                          "Make the bunch with the same classes= and normalize=")
-    before = deepcopy(self.model.state_dict())
-    try: self.model.load_state_dict(weights.state, strict=strict)
-    except RuntimeError: # torch takes those that fit, and then complains of the others
-        self.model.load_state_dict(before)
-        raise
+    for model in (deepcopy(self.model), self.model): # torch takes those that fit before it complains of the others
+        model.load_state_dict(weights.state, strict=strict)
     steps = then.get('optimizer', 'not named')
     if opt.state and steps != now['optimizer']:
         if with_opt: raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
@@ -1076,7 +1052,7 @@ def load(self:CNNLearner,
 
 # %% ../nbs/api/09_learner.ipynb #3dd9381d
 class _Finder(LRFinder):
-    "fastai's finder without its file: `_put_back` keeps the weights. It says how long all batches will take."
+    "fastai's finder without its file: `lr_find` keeps the weights. It says how long all batches will take."
     name = 'lr_finder'
     before_fit,best_loss = ParamScheduler.before_fit,np.inf
     def after_batch(self):
@@ -1109,22 +1085,6 @@ def suggested(self:Recorder)->tuple: # Two rates: of the steepest fall, a tenth 
     "What `lr_find` suggests."
     return _suggested(*map(np.array, self.found), self.smooth_loss.beta) or (None, None)
 
-# %% ../nbs/api/09_learner.ipynb #a9cbe65b
-@contextmanager
-def _put_back(learn):
-    "Weights, optimizer, stage and history are after the block what they were before, also where it fails."
-    rec,stage = learn.recorder,learn.stage
-    weights,opt = deepcopy((learn.model.state_dict(), learn.opt and learn.opt.state_dict()))
-    kept = {**vars(rec), 'smooth_loss': copy(rec.smooth_loss)}
-    rec.clear()
-    try: yield
-    finally:
-        learn.model.load_state_dict(weights)
-        if opt: set_opt_state(learn, opt)
-        else: learn.opt = None
-        learn.stage = stage
-        vars(rec).update(kept)
-
 # %% ../nbs/api/09_learner.ipynb #422585a5
 @patch
 def lr_find(self:CNNLearner,
@@ -1135,12 +1095,22 @@ def lr_find(self:CNNLearner,
     wd=None        # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
     "Try rising rates and return a good one; `recorder.plot()` shows the curve. Weights and history stay."
+    rec,stage = self.recorder,self.stage
+    weights,opt = deepcopy((self.model.state_dict(), self.opt and self.opt.state_dict()))
+    kept = {**vars(rec), 'smooth_loss': copy(rec.smooth_loss)}
     away = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch') or isinstance(cb, (CSVLogger, ShowGraph))]
-    with _put_back(self), self.no_bar(), self.no_logging(), self.removed_cbs(away), seeded(self.seed, 0):
-        finder,rec = _Finder(start_lr, end_lr, num_it, stop_div),self.recorder
-        self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=finder)
-        found = rec.lrs,[*map(float, rec.losses)]
-    rec.found = found
+    rec.clear()
+    try:
+        with self.no_bar(), self.no_logging(), self.removed_cbs(away), seeded(self.seed, 0):
+            finder = _Finder(start_lr, end_lr, num_it, stop_div)
+            self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=finder)
+        kept['found'] = rec.lrs,[*map(float, rec.losses)]
+    finally: # weights, optimizer, stage and history are what they were before
+        self.model.load_state_dict(weights)
+        if opt: set_opt_state(self, opt)
+        else: self.opt = None
+        self.stage = stage
+        vars(rec).update(kept)
     return rec.suggested()[0]
 
 # %% ../nbs/api/09_learner.ipynb #9ac3763f
@@ -1242,7 +1212,6 @@ def predict_cells(self:CNNLearner,
 # %% ../nbs/api/09_learner.ipynb #b2cbcacd
 class _View(Transform):
     "One of the eight dihedral views of every picture."
-    order = 1
     def __init__(self, k): self.k = k
     def encodes(self, x:TensorImage): return view(x, self.k)
 
@@ -1253,12 +1222,11 @@ def TTA(self:CNNLearner,
     ds_type=DatasetType.Valid, # Which part
     dl=None  # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
-    "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
+    "Average the predictions over the dihedral views."
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
-    record,views,seen = record_for(self.dls.classes),self.dls.views,[]
-    if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
+    seen = []
     with self.no_bar():
-        for k in range(views):
+        for k in range(n_views(self.dls.rule.size or (0, 1))):
             probs,targets = self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs]))
             seen.append(probs)
     plain,mean = seen[0],torch.stack(seen).mean(0)
@@ -1430,8 +1398,8 @@ def read_model(
 def load_learner(
     path:Path,          # The folder that `learn.export` wrote to, or the file itself
     file='export.pkl',  # Name of the file, where `path` is a folder
-    trust_pickle=False, # Load a real pickle too: this runs the code it contains
     test=None,          # Pictures to predict as the test part, as in v1: an `ImageList`, or a list of paths
+    *, trust_pickle=False, # Load a real pickle too: this runs the code it contains
     **kwargs            # As in `ImageDataBunch.from_cells`, such as `bs`
 )->CNNLearner:
     "Load a model; `learn.data = data` then gives it pictures to train on, layer groups and all."
@@ -1440,13 +1408,16 @@ def load_learner(
     except ModelRefused:
         if trust_pickle: return _load_pickle(file)
         raise
-    said,words = about['data'],about['spec'].items()
-    spec = ModelSpec(**{name: tuple(word) if isinstance(word, list) else word for name,word in words})
+    said,spec = about['data'],ModelSpec(**about['spec'])
     kept = {name: said[name] for name in ('size', 'padding_mode', 'bs', 'val_bs', 'seed')}
     data = ImageDataBunch.single_from_classes(
         file.parent, said['classes'], resize_method=ResizeMethod[said['resize_method']],
         normalize=said['stats'] or False, **{**kept, **kwargs})
-    if test: data.loaders.append(data.test_dl(getattr(test, 'items', test)))
+    test = getattr(test, 'items', test)
+    if test is not None:
+        if isinstance(test, str) or not hasattr(test, '__len__'):
+            raise ValueError("test= takes pictures: ImageList.from_folder(folder), or a list of paths")
+        if len(test): data.loaders.append(data.test_dl(test))
     model = spec.build()
     model.load_state_dict(tensors)
     learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_USUAL[spec.log_softmax])

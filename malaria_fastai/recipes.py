@@ -96,8 +96,8 @@ def check_words(
                 number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
                 fits = number and value in rule
             if fits or (name, value) == ('every', 'epoch'): continue
-            flag = name.replace('_', '-')
-            raise ValueError(f"{name} must be {what} {rule}, got {value!r} (on the command line: --{flag})")
+            raise ValueError(f"{name} must be {what} {rule}, got {value!r} "
+                             f"(on the command line: --{name.replace('_', '-')})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd
 class UnknownRecipe(ValueError):

@@ -441,9 +441,8 @@ def warnings_of(
     found:dict, # What metrics.json holds
 )->list: # Sentences, the gravest first
     "List what a reader of the numbers must know; the sentences are in the template `warnings.txt.jinja`."
-    lines = _PAGES.get_template('warnings.txt.jinja').render(
-        found=found, blocks=_blocks(found), things=_things_of(found))
-    return re.findall(r'\S.*\S', lines)
+    return re.findall(r'\S.*\S', _PAGES.get_template('warnings.txt.jinja').render(
+        found=found, blocks=_blocks(found), things=_things_of(found)))
 
 # %% ../nbs/api/13_report.ipynb #1137b43d
 def _reported(metrics, preds, **other):
@@ -492,8 +491,7 @@ def _patient_figures(examined, preds, positive, threshold, draws):
         _figure('Share of positive ones of each patient', plot_shares, *shown)]
     scores = patient_scores(*shown)
     if scores.label.nunique()==2:
-        share = (examined['rule'] or {}).get('share')
-        shown = scores, 'infected', share, draws, 'patients'
+        shown = scores, 'infected', (examined['rule'] or {}).get('share'), draws, 'patients'
         figures.append(_figure('ROC of the rule for patients', plot_roc, *shown))
     return figures
 

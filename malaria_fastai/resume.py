@@ -31,7 +31,7 @@ import torch
 import torchvision
 from fastai.callback.tracker import TrackerCallback
 from fastai.torch_core import num_distrib, to_device
-from fastcore.basics import attrdict, filter_keys, patch
+from fastcore.basics import attrdict, filter_keys, nested_attr, patch
 from fastcore.foundation import L
 
 from .files import digest, file_digest, replacing
@@ -155,18 +155,18 @@ def _described(value):
 def _run_config(learn):
     "What must be equal for a run to go on, in plain values."
     opt = learn.opt
-    hypers = {name: value for name,value in opt.hypers[-1].items() if name not in ('lr', 'mom')} # the cycle moves those
     return _plain(dict(
         split=learn.dls.fingerprint(), pictures=learn.dls.content_digest(),
         **learn.dls.config(),
-        optimizer=dict(hypers, kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
+        optimizer=dict(opt.hypers[-1], lr=None, mom=None, # which the cycle moves
+                       kind=type(getattr(opt, 'opt', opt)), steps=[*getattr(opt, 'cbs', ())],
                        **attrdict(opt, 'k', 'alpha')), # of Lookahead
         loss=learn.loss_func, cycle=learn.cycle,
         arch=digest(str(learn.model)) if learn.spec is None else vars(learn.spec),
         wd_bn_bias=learn.wd_bn_bias, train_bn=learn.train_bn,
         callbacks=[_settings(cb) for cb in _partners(learn)],
         layout=learner_facts(learn)['layout'],
-        precision=str(getattr(getattr(learn, 'mixed_precision', None), 'amp_mode', 'single'))),
+        precision=str(nested_attr(learn, 'mixed_precision.amp_mode', 'single'))),
         _described)
 
 # %% ../nbs/api/10_resume.ipynb #2ab94c75
@@ -197,7 +197,7 @@ _END,_START = math.inf,(-1, math.inf) # A place in a run is (epoch, batches done
 
 class SaveModelCallback(TrackerCallback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
-    done,pct,config = None,None,None
+    done = pct = config = None
     def __init__(self,
         learn:CNNLearner|None=None,   # The learner that trains; another one is an error
         monitor='valid_loss',         # What 'improvement' is measured by: a name in the table of epochs
@@ -347,7 +347,7 @@ def _save_weights(self:SaveModelCallback, name, with_opt=False):
 
 @patch
 def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
-    "Write the weights and the state after `epoch`, or after `batch` batches of it; one process writes."
+    "Write the weights and the state after `epoch`, or after `batch` batches of it, and remove those of no use."
     self.learn.check_losses()
     place = epoch,batch
     if is_writer():
@@ -355,7 +355,11 @@ def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
         with self._writing(name):
             sha = self._save_weights(name)
             _write_tensors(self._state(sha, stopped), self.folder/f'{name}.state')
-        self._tidy(place)
+        # what comes later is of an earlier training; the last two states stay
+        states = [there for there in self._found('state') if there <= place][-2:]
+        for ending,kept in (('state', states), ('pth', states + self._whole()[-(self.keep or 0):])):
+            for there in {*self._found(ending)} - {*kept}:
+                (self.folder/f'{self._name(there)}.{ending}').unlink(missing_ok=True)
     self.done = place
 
 # %% ../nbs/api/10_resume.ipynb #9a8017ec
@@ -405,15 +409,6 @@ def after_fit(self:SaveModelCallback):
             "under this name. It is not loaded, and the learner has the weights of the last epoch. "
             "Give each training its own name= or path=")
     self.learn.load(self.stem)
-
-# %% ../nbs/api/10_resume.ipynb #fe67b22c
-@patch
-def _tidy(self:SaveModelCallback, done):
-    "Remove states that come later, as those of an earlier training, or before the last two; and weights of no use."
-    states = [place for place in self._found('state') if place <= done][-2:]
-    for ending,kept in (('state', states), ('pth', states + self._whole()[-(self.keep or 0):])):
-        for place in {*self._found(ending)} - {*kept}:
-            (self.folder/f'{self._name(place)}.{ending}').unlink(missing_ok=True)
 
 # %% ../nbs/api/10_resume.ipynb #ecabc0de
 @patch

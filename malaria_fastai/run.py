@@ -89,21 +89,20 @@ def prepare(
     # 'patient', 'random', 'folder', 'fold:K', 'patient:K/N' or 'random:K/N'; None leaves the cells in one part
     split:str='patient',
     seed:int=42,              # Names the split
-    limit:int=None,      # At most so many cells
+    limit:int=None,           # At most so many cells
     on_bad:str='raise',       # With bad pictures: 'raise' or 'skip'
     data_dir:Path='data', # Where archives are downloaded and extracted
     valid:float=.2,           # Share for validation, in (0, 1)
     test:float=.2,            # Share for test, in (0, 1); folders and folds bring their own
-    out:Path=None    # A folder that must not lie in the data
+    out:Path=None             # A folder that must not lie in the data
 )->tuple: # (root folder, cells table with `split`)
     "From a name to a checked table in three parts, 60/20/20 unless told otherwise."
-    if out is not None: check_output(out, source, folder=True)
+    if out: check_output(out, source, folder=True)
     root = locate(source, folder=data_dir)
-    if out is not None: check_output(out, root, folder=True)
+    if out: check_output(out, root, folder=True)
     everything = read_cells(root, on_bad=on_bad)
     cells = limit_cells(everything, limit, seed)
-    if split is not None:
-        cells = split_by(cells, split, valid=valid, test=test, seed=seed)
+    if split: cells = split_by(cells, split, valid, test, seed)
     cells.attrs.update(left_out=everything.attrs['left_out'], of=len(everything))
     return root,cells
 
@@ -203,7 +202,7 @@ _FIELDS = 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'lr' # of a recipe,
 
 
 def _filled(words):
-    "The recipe of a run with the fields that were given, its split, and whether ImageNet weights: 'yes', 'no' or 'auto'."
+    "The recipe of a run with the fields that were given, its split, and the word for ImageNet weights."
     recipe = find_recipe(words.get('recipe') or _FIRST)
     pretrained = words.get('pretrained')
     if pretrained == 'no' and recipe.pretrained:
@@ -229,9 +228,9 @@ def _ready(recipe, root, cells, seed, cache, pretrained, out):
     if not recipe.name:
         recipe = recipe.but(frozen='body' if learn.pretrained else 'nothing')
     size = min(recipe.size, recipe.size_first or recipe.size)
-    black = torch.zeros(2, 3, size, size, device=learn.dls.device)
     try:
-        with torch.no_grad(): learn.model.eval()(black)
+        with torch.no_grad():
+            learn.model.eval()(torch.zeros(2, 3, size, size, device=learn.dls.device))
     except RuntimeError as error:
         raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels: "
                          "choose a larger size") from error
@@ -283,7 +282,7 @@ def _begin(file, what, **more):
 
 # %% ../nbs/api/15_run.ipynb #d06c3627
 def _write_numbers(out, preds, about, draws, command):
-    "Judge the predictions of each part, and write them, the machine that made them, and what was found, which is returned."
+    "Judge the predictions of each part; write them, the machine that made them, and what was found."
     data = about['data']
     found = dict(about)
     for part,rows in preds.groupby('split'):
@@ -415,10 +414,9 @@ def environment(
     commit = None
     versions = {}
     with suppress(subprocess.SubprocessError): # no checkout
-        said = subprocess.check_output(
+        commit = subprocess.check_output(
             _COMMIT, shell=True, cwd=Path(malaria_fastai.__file__).parent, text=True,
-            timeout=10, stderr=subprocess.DEVNULL)
-        commit = said.split()[-1]
+            timeout=10, stderr=subprocess.DEVNULL).split()[-1]
     for name in _PACKAGES:
         with suppress(PackageNotFoundError): versions[name] = version(name)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
@@ -499,9 +497,8 @@ def train(
     start = time.time()
     out = Path(out)
     about = dict(source=_plain_name(source), split=split, seed=seed)
-    what = about | dict(
-        recipe=recipe, pretrained=pretrained, limit=limit, positive=positive,
-        on_bad=on_bad, draws=draws)
+    what = about | dict(recipe=recipe, pretrained=pretrained, limit=limit,
+                        positive=positive, on_bad=on_bad, draws=draws)
     finished = _is_finished(out, what, resume)
     _,valid,test = recipe.parts
     with writer_first():
@@ -516,18 +513,17 @@ def train(
             learn,recipe = _ready(recipe, root, cells, seed, cache, pretrained, out)
         what |= dict(weights='ImageNet' if learn.pretrained else 'random')
     pictures = Path(os.path.relpath(root, out)).as_posix()
-    command = command or _call('train', given)
-    command = _begin(out/'run.json', what, command=command, pictures=pictures)['command']
+    run = _begin(out/'run.json', what, command=command or _call('train', given), pictures=pictures)
     if recipe.network:
         with learn.distributed(): fit_recipe(learn, recipe, every, resume)
     if is_writer(): # the first of several processes judges and writes
-        if recipe.network: _finish(learn, recipe, out, about, start, draws, command)
+        if recipe.network: _finish(learn, recipe, out, about, start, draws, run['command'])
         else:
             preds = colour_floor(root, cells, data['positive'], seed=seed)
             about |= dict(
                 arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0,
                 pretrained=False, seconds=round(time.time() - start, 1))
-            _write_numbers(out, preds, about, draws, command)
+            _write_numbers(out, preds, about, draws, run['command'])
     return _complete(out)
 
 # %% ../nbs/api/15_run.ipynb #043417d5
@@ -576,8 +572,9 @@ def made_with(
 )->dict: # data, data_hash, command, device, cores, commit
     "What a row of a table says of its making; the command without the folders of this machine."
     made = {name: env[name] for name in ('device', 'cores', 'commit')}
-    command = re.sub(r'(?<!\S)(?=[/~])\S*/(?=\S)', '', env['command'])
-    return dict(data=data['name'], data_hash=data['hash'][:12], command=command, **made)
+    return dict(
+        data=data['name'], data_hash=data['hash'][:12],
+        command=re.sub(r'(?<!\S)(?=[/~])\S*/(?=\S)', '', env['command']), **made)
 
 # %% ../nbs/api/15_run.ipynb #90c890f1
 _TOLD = 'split', 'arch', 'size', 'bs', 'epochs', 'finetune_epochs', 'pretrained', 'seed', 'folds', 'seconds'
@@ -624,8 +621,7 @@ def _gather(out, folds, split, floor, draws, command):
         by_fold=[dict(fold=k, **test) for k,test in enumerate(each.test)])
     found.pop('valid', None)
     _write_table(out/'colour_floor.csv', floor)
-    preds = _pooled([run['preds'] for run in runs])
-    _write_numbers(out, preds, found, draws, command)
+    _write_numbers(out, _pooled([run['preds'] for run in runs]), found, draws, command)
 
 # %% ../nbs/api/15_run.ipynb #87dec2f0
 @delegates(train)
@@ -663,8 +659,7 @@ def cross_validate(
         train(
             source, out/f'fold{k}', split=rule, seed=seed, resume=True,
             command=command, **kwargs)
-        parts = split_by(cells, rule, seed=seed)
-        floors.append(colour_floor(root, parts, positive, features))
+        floors.append(colour_floor(root, split_by(cells, rule, seed=seed), positive, features))
     _gather(out, folds, split, _pooled(floors), kwargs.get('draws', 2000), command)
     return _complete(out)
 
@@ -690,7 +685,7 @@ def eight_views(
 )->dict: # plain and averaged, as `evaluate` gives them; difference: of each metric a, b, difference (b-a), lo, hi
     "What averaging over the dihedral views gains, on the same patients."
     dl = learn.dls.test_dl([Path(root)/path for path in cells.path])
-    asked = cells.drop(columns=['pred', 'loss'], errors='ignore').reset_index(drop=True)
+    asked = cells.drop(columns='pred', errors='ignore').reset_index(drop=True)
     plain,mean = (asked.assign(p=p, p_is='raw') for p in _both_ways(learn, dl, positive))
     how = positive, threshold, draws
     gains = paired_difference(plain, mean, *how).replace({np.nan: None})
@@ -757,7 +752,7 @@ def _write_other(run, folder, name, data, preds, draws, command):
 # %% ../nbs/api/15_run.ipynb #f525edc5
 def _mean_of_runs(folders, out, draws, command):
     "Judge the mean of the answers of several runs on the same cells, in a folder of its own."
-    if out is None or (Path(out)/'metrics.json').exists():
+    if not out or (Path(out)/'metrics.json').exists():
         raise ValueError(
             "the mean of several runs needs a folder of its own: name a new one with out= "
             "(on the command line: --out)")

@@ -78,7 +78,7 @@ def split_random(
     parts = pd.Series('train', by_path.index, dtype=object)
     parts.iloc[order[:n_valid]] = 'valid'
     parts.iloc[order[n_valid:n_valid+n_test]] = 'test'
-    return cells.assign(split=_together(parts, by_path).reindex(cells.index))
+    return cells.assign(split=_together(parts, by_path))
 
 # %% ../nbs/api/04_split.ipynb #2b1e32b6
 def _check_patients(cells):
@@ -225,7 +225,7 @@ def split_fold(
     strangers = cells.patient[folds.isna()].unique()
     if len(strangers):
         raise SplitError(
-            f"no fold is pinned for {len(strangers)} patients: {', '.join(map(str, strangers[:5]))}. "
+            f"no fold is pinned for {len(strangers)} patients, such as {strangers[0]}. "
             "The folds are for the 200 patients of the NIH set. Use the rule 'patient'")
     is_test = folds == fold
     if is_test.nunique() == 1:
@@ -323,9 +323,8 @@ def check_split(
 )->dict: # What `leakage` counts
     "Raise `Leak` if something is on two sides that must not be."
     _check_table(cells, 'path', 'label', 'split')
-    if not cells.split.isin(_PARTS).all():
-        found = ', '.join(map(str, cells.split.unique()))
-        raise SplitError(f"column split holds {found}; it may hold train, valid, test")
+    odd = cells.split[~cells.split.isin(_PARTS)]
+    if len(odd): raise SplitError(f"column split holds {odd.iloc[0]}; it may hold train, valid, test")
     gone = sorted(map(str, {*cells.label} - {*cells.label[cells.split == 'train']}))
     if gone:
         raise SplitError(f"no cell of {', '.join(gone)} is in train: a model cannot learn it")
@@ -335,7 +334,7 @@ def check_split(
         if both and (by_patient or what == 'picture'):
             raise Leak(
                 f"{len(both)} of {cells[key].nunique()} {what}s are on two sides of the split: "
-                f"{', '.join(map(str, both[:5]))}. Split by patient, or say that the split is random; "
+                f"for example {both[0]}. Split by patient, or say that the split is random; "
                 "of equal pictures, keep one: cells.drop_duplicates('sha256')")
     return leakage(cells)
 

@@ -256,8 +256,7 @@ def get_transforms(
 # %% ../nbs/api/05_transforms.ipynb #e5a1c102
 def _drawn_between(span, x):
     "A number for each picture of `x`, from a span or always the same one."
-    low,high = span if isinstance(span, (tuple, list)) else (span, span)
-    return torch.empty(len(x), device=x.device).uniform_(low, high)
+    return torch.empty(len(x), device=x.device).uniform_(*np.broadcast_to(span, 2).tolist())
 
 # %% ../nbs/api/05_transforms.ipynb #e5a1c105
 def _zoom(scale, p=1., do_rand=True):

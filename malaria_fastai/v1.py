@@ -78,8 +78,6 @@ class Picture:
     @property
     def shape(self): return (3, *self.size)
     @property
-    def device(self): return self.px.device
-    @property
     def __array_interface__(self): return self.pil.__array_interface__
     @property
     def px(self): # float32 (3, h, w) in [0, 1]

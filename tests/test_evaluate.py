@@ -271,6 +271,11 @@ def test_what_was_chosen_is_refused_on_its_own_patients(parts):
         with pytest.raises(ValueError): use(test, heat if f is cut else cut)
     json.dumps(cut.to_dict(), allow_nan=False)
 
+@pytest.mark.parametrize('number', [.27, 1, '0.27', None])
+def test_a_plain_number_does_not_say_what_it_was_chosen_on(number):
+    for use in (ev.apply_threshold, ev.apply_temperature):
+        with pytest.raises(ev.BadPredictions, match='on which p and patients'): use(simulate_predictions(patients=4, cells=4), number)
+
 def test_operating_points_are_those_of_one_threshold_at_a_time(parts):
     valid,test = parts
     for p in ev.operating_points(valid, test, POS, draws=50):

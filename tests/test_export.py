@@ -224,6 +224,17 @@ def test_without_its_data_a_folder_says_that_nothing_is_checked(run, tmp_path):
     folder = pack(new)
     assert 'no check' in model_card(folder) and Predictor(folder, 'torch').content is None
 
+def test_a_threshold_that_is_no_record_is_refused(run, tmp_path):
+    "A plain number in model.json does not say which p it belongs to; neither does what was chosen for the other class."
+    new = Path(shutil.copytree(run, tmp_path/'run'))
+    for odd in (.3, dict(value=.3), dict(p_is='raw', value=.3, kind='temperature')):
+        rewritten_facts = dict(read_folder(new)[1], threshold_from=odd)
+        (new/'model/model.json').write_text(json.dumps(rewritten_facts | dict(sha256=E._seal(rewritten_facts))), 'utf-8')
+        with pytest.raises(ValueError, match='belongs to one p'): pack(new)
+        for use in (pack, Predictor):
+            with pytest.raises(ValueError, match='belongs to one p'): use(new, threshold=odd)
+    with pytest.raises(ValueError, match='chosen for Uninfected'): Predictor(new, threshold=dict(p_is='raw', value=.3, positive='Uninfected'))
+
 def test_another_data_set_is_refused(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="none of the run's cells"): pack(run, tmp_path)
 
@@ -384,7 +395,7 @@ def test_the_command_exports(run, sample_root, tmp_path, capsys, monkeypatch, co
     _,err,status = said(capsys, 'export', new, '--quantize')
     assert status==2 and '--data' in err and err.count('\n')==1 and not written
     out,_,status = said(capsys, 'export', new, '--onnx')
-    assert status==0 and files()==['export.pkl','model.onnx','model.int8.onnx'] and all(o in out for o in (*files(),'MODEL_CARD.md','model.json'))
+    assert status==0 and files()==['export.pkl','model.onnx','model.int8.onnx'] and str(new/'model') in out
     for o in ('torch','onnx','int8'): Predictor(new, o)
     (new/'model/model.int8.onnx').unlink()
     _,_,status = said(capsys, 'export', new, '--quantize', '--data', sample_root)

@@ -85,8 +85,8 @@ def _train_one(job, root, positive, until):
         fit_recipe(learn, recipe, 'epoch', resume, [_Budget(until)])
         preds = learn.predict_cells(cells[cells.split != 'train'], positive)
     parameters = sum(weights.numel() for weights in learn.model.parameters())
-    seconds = learn.recorder.to_frame().seconds.median()
-    return preds,dict(parameters=parameters, seconds_epoch=round(seconds, 1))
+    seconds = learn.recorder.to_frame().seconds
+    return preds,dict(parameters=parameters, seconds_epoch=round(seconds.median(), 1))
 
 # %% ../../nbs/extra/04_compare.ipynb #fd1387bf
 def _work(root, jobs, positive, until):
@@ -112,8 +112,7 @@ def _work(root, jobs, positive, until):
         except TimeoutError:
             why[recipe.name] = 'not finished: the budget was spent. The same command goes on'
         except WeightsUnavailable:
-            command = t4_command(recipe)
-            why[recipe.name] = f'not run here: it needs ImageNet weights. On a T4: {command}'
+            why[recipe.name] = f'not run here: it needs ImageNet weights. On a T4: {t4_command(recipe)}'
     return why
 
 # %% ../../nbs/extra/04_compare.ipynb #ee5ea258
@@ -124,11 +123,11 @@ _SHOWN = dict(
 
 
 def _collected(jobs):
-    "Test predictions and facts of the runs of a recipe and split, if all are finished; each seed is a copy of its cells."
+    "Test predictions and facts of runs, if all are finished; each seed is a copy of its cells."
     facts = [*map(_facts, jobs)]
     if not all(facts): return None,None
-    preds = pd.concat([read_predictions(job.folder/'predictions.csv') for job in jobs])
-    preds = preds[preds.split == 'test'].reset_index(drop=True)
+    preds = pd.concat([read_predictions(job.folder/'predictions.csv') for job in jobs], ignore_index=True)
+    preds = preds[preds.split == 'test']
     return preds.assign(path=preds.path + '#' + preds.seed.astype(str)),facts
 
 # %% ../../nbs/extra/04_compare.ipynb #b4cdf42c
