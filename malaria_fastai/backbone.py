@@ -30,14 +30,16 @@ def arch_name(
 )->str: # A name that `create_body` understands; a function of your own is returned as it is
     "The name of an architecture: torchvision's where it has one, else timm's."
     if isinstance(arch, nn.Module):
-        raise ValueError("base_arch is a network, not what makes one: pass `lambda pretrained: net` to have its head "
-                         "exchanged, or train the network as it is with CNNLearner(data, net)")
+        raise ValueError(
+            "base_arch is a network, not what makes one: pass `lambda pretrained: net` "
+            "to have its head exchanged, or train it as it is with CNNLearner(data, net)")
     home = str(getattr(arch, '__module__', '')).partition('.')[0]
     if callable(arch) and home not in ('torchvision', 'timm'): return arch
     name = getattr(arch, '__name__', str(arch))
     known = torchvision.models.list_models() + timm.list_models()
     if name in known or name.removeprefix('timm:') in timm.list_models(): return name
-    raise ValueError(f"{name}: neither torchvision nor timm knows this architecture{near(name, known)}")
+    raise ValueError(
+        f"{name}: neither torchvision nor timm knows this architecture{near(name, known)}")
 
 # %% ../nbs/api/08_backbone.ipynb #3302e7cc
 class WeightsUnavailable(OSError):
@@ -67,7 +69,8 @@ def _make_network(name, pretrained=False, weights=None):
         raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
         if theirs:
-            return torchvision.models.get_model(name, weights=(weights or 'DEFAULT') if pretrained else None)
+            weights = (weights or 'DEFAULT') if pretrained else None
+            return torchvision.models.get_model(name, weights=weights)
         name = name.removeprefix('timm:')
         return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='')
     except KeyError as error:
@@ -107,11 +110,12 @@ class _TimmBody(nn.Module):
     def forward(self, x): return self.model.forward_features(x)
 
 # %% ../nbs/api/08_backbone.ipynb #805a98f6
-def _own_network(make, pretrained):
+def _network_of(make, pretrained):
     "What a function of one's own makes."
     try: net = make(pretrained)
     except TypeError as error:
-        raise TypeError(f"base_arch is called as in v1, with one argument, `pretrained`, and failed: {error}") from error
+        raise TypeError("base_arch is called as in v1, with one argument, `pretrained`, "
+                        f"and failed: {error}") from error
     if isinstance(net, nn.Module): return net
     raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
 
@@ -133,7 +137,7 @@ def create_body(
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
-    net = _own_network(name, pretrained) if callable(name) else _make_network(name, pretrained, weights)
+    net = _network_of(name, pretrained) if callable(name) else _make_network(name, pretrained, weights)
     if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
     if isinstance(name, str):
         if cut is None: return _TimmBody(net)
@@ -243,11 +247,12 @@ class ModelSpec:
 def head(self:ModelSpec,
     nf:int # Channels of the body's last map
 )->nn.Sequential: # From (n, nf, h, w) to logits, or log-probabilities, (n, n_out)
-    "Build the head: fastai's, drawn by He et al.'s rule, or linear layers with ReLU and dropout, drawn by PyTorch's."
+    "Build the head: fastai's, drawn by He et al.'s rule, or linear layers with ReLU and dropout."
     if self.kind == 'fastai':
         hidden = None if self.lin_ftrs is None else [*self.lin_ftrs]
-        layers = fastai_learner.create_head(nf, self.n_out, hidden, self.ps, concat_pool=self.concat_pool,
-                                            bn_final=self.bn_final)
+        layers = fastai_learner.create_head(
+            nf, self.n_out, hidden, self.ps,
+            concat_pool=self.concat_pool, bn_final=self.bn_final)
         for layer in layers:
             if self.head_bias and isinstance(layer, nn.Linear):
                 layer.bias = nn.Parameter(torch.zeros(layer.out_features))
@@ -274,8 +279,9 @@ def build(self:ModelSpec,
             return nn.Sequential(body, self.head(n_features(body)))
         net = _make_network(self.arch, pretrained, weights)
         if self.log_softmax or self.cut or not _is_torchvision(net):
-            raise ValueError("kind='own' takes a torchvision network as it is: "
-                             "log_softmax and cut go with the heads fastai, dense and flat")
+            raise ValueError(
+                "kind='own' takes a torchvision network as it is: "
+                "log_softmax and cut go with the heads fastai, dense and flat")
         return nn.Sequential(_torchvision_body(net), OwnHead(net, self.n_out))
 
 # %% ../nbs/api/08_backbone.ipynb #7a1d0c31

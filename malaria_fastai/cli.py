@@ -281,7 +281,7 @@ def predict(self:Command,
     predict = Predictor(model or None, engine, bs, device=device, threshold=threshold)
     done = predict_files(predict, paths, Out)
     lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
-    if done['left_out']: lines.append(f"left out: {counted(done['left_out'])}")
+    if done['left_out']: lines.append(f"left out: {counted(dict(sorted(done['left_out'].items())))}")
     if Out: lines.append(f'Table: {Out}')
     for line in lines:
         print(_visible(line), file=sys.stdout if Out else sys.stderr)

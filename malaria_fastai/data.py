@@ -120,7 +120,7 @@ class Pictures:
     def contents(self)->np.ndarray: # uint64 (n,)
         "A number for the bytes of each file: copies of one picture have the same."
         if self.store: return self.store.table['content'][self.rows]
-        return np.array([*_map_ahead(self._content, range(len(self)), self.num_workers)], np.uint64)
+        return np.fromiter(_map_ahead(self._content, range(len(self)), self.num_workers), np.uint64)
 
     def _content(self, i): return int(file_digest(self.path(i))[:16], 16)
 
@@ -152,7 +152,7 @@ def keys(self:Pictures)->np.ndarray: # uint64 (n,)
     def key(file):
         stat = os.stat(os.path.join(self.root or '', file))
         return int(digest(f'{file}|{stat.st_size}|{stat.st_mtime_ns}')[:16], 16)
-    return np.array([*map(key, self.files)], np.uint64)
+    return np.fromiter(map(key, self.files), np.uint64)
 
 # %% ../nbs/api/06_data.ipynb #c2bb8d67
 def _opened_pictures(file, keys):
@@ -374,7 +374,7 @@ def one_batch(self:ImageDataBunch,
 )->tuple: # (float32 (n, 3, h, w), int64 (n,)); zeros for unknown labels
     "The first batch of one part, to look at. `data.train_dl.one_batch()` is the same as the network sees it."
     x,*y = self.dl(ds_type).one_batch()
-    b = self._in_colour(x) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
+    b = self.denorm(x, False) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
     return tuple(tensor.cpu() for tensor in b) if cpu else b
 
 
@@ -394,7 +394,7 @@ _NO_LABEL = {'', 'NA', 'N/A', 'nan', 'NaN', 'NaT', 'None', '<NA>', 'null', 'NULL
 
 def _class_name(label):
     "The name of a class: text, or a whole number, which 1.0 is too; None for a missing label."
-    label = label.item() if hasattr(label, 'item') else label
+    if hasattr(label, 'item'): label = label.item()
     if str(label).strip() in _NO_LABEL: return None
     if isinstance(label, (str, int)): return label
     if isinstance(label, float) and label.is_integer(): return int(label)
@@ -439,8 +439,7 @@ def _with_parts(cells, valid_pct, seed):
     if len(rest) and rest.split.isna().all():
         if not 0 < valid_pct < 1:
             raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1); got {valid_pct}")
-        drawn = split_random(rest, valid_pct, seed=seed).split
-        cells = cells.assign(split=cells.split.fillna(drawn))
+        cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
     other = {*cells.split} - {'train', 'valid', 'test'}
     _refuse_names(other, "split is 'train', 'valid' or 'test'; some cells have {names}")
     return cells
@@ -530,15 +529,15 @@ def from_cells(cls:ImageDataBunch,
     cells = _with_parts(_without_copies(whole, content), valid_pct, seed)
     _check_sizes(cells, bs, val_bs)
     classes = _checked_classes(cells, classes)
-    train,valid = ds_tfms or ((), ())
     loaders = []
-    for part,n,tfms in (('train', bs, train), ('valid', val_bs, valid), ('test', val_bs, valid)):
+    for part,n in dict(train=bs, valid=val_bs, test=val_bs).items():
         own = cells[cells.split == part]
-        training = part == 'train'
         if part == 'test' and not len(own): continue
-        items = LabelList(pictures, own, classes, int(not training), random_crop=ds_tfms is not None)
-        loaders.append(PictureLoader(items, n, seed, shuffle=training, drop_last=training, device=device,
-                                     after_batch=[IntToFloatTensor(), *tfms]))
+        split_idx = int(part != 'train')
+        items = LabelList(pictures, own, classes, split_idx, random_crop=ds_tfms is not None)
+        tfms = [IntToFloatTensor(), *(ds_tfms[split_idx] if ds_tfms else [])]
+        loaders.append(PictureLoader(items, n, seed, shuffle=not split_idx, drop_last=not split_idx, device=device,
+                                     after_batch=tfms))
     data = cls(*loaders, path=path, device=device)
     vars(data).update(cells=cells, seed=seed, ds_tfms=ds_tfms, _given=given,
                       _content=content[cells.index].to_numpy(), _normalize_chosen=normalize not in (True, False))
@@ -564,20 +563,16 @@ def _set_stats(self:ImageDataBunch, stats):
 
 # %% ../nbs/api/06_data.ipynb #c69e58d2
 @patch
-def _in_colour(self:ImageDataBunch, x):
-    "The inverse of the normalisation, float32 (n, 3, h, w) in [0, 1]."
-    x = x.detach().as_subclass(torch.Tensor)
-    if not self.stats: return x
-    mean,std = self.mean_std.to(x.device)
-    return (x*std + mean).clamp(0, 1)
-
-
-@patch
 def denorm(self:ImageDataBunch,
-    x:torch.Tensor # float32 (n, 3, h, w), as the network sees it
-)->torch.Tensor: # float32 (n, 3, h, w) in [0, 1], on the CPU
+    x:torch.Tensor, # float32 (n, 3, h, w), as the network sees it
+    cpu=True        # Bring it to the CPU
+)->torch.Tensor: # float32 (n, 3, h, w) in [0, 1]
     "Turn a batch back into colours, as v1's `denorm` did."
-    return self._in_colour(x).cpu()
+    x = x.detach().as_subclass(torch.Tensor)
+    if self.stats:
+        mean,std = self.mean_std.to(x.device)
+        x = (x*std + mean).clamp(0, 1)
+    return x.cpu() if cpu else x
 
 # %% ../nbs/api/06_data.ipynb #c8817d44
 @patch
@@ -598,7 +593,7 @@ def batch_stats(self:ImageDataBunch)->list: # [mean, std], three numbers each
     drawn = np.random.default_rng(self.seed).permutation(len(self.train_ds))
     _,first = np.unique(self.train_ds.targets[drawn], return_index=True)
     some = np.union1d(drawn[:max(self.bs, 64)], drawn[first])
-    x = self._in_colour(self.fix_dl.load(0, some)[0])
+    x = self.denorm(self.fix_dl.load(0, some)[0], False)
     return [measure((0, 2, 3)).tolist() for measure in (x.mean, x.std)]
 
 # %% ../nbs/api/06_data.ipynb #d3717306
@@ -865,9 +860,10 @@ def single_from_classes(cls:ImageDataBunch,
 @patch
 def __repr__(self:ImageDataBunch):
     "v1's summary of the parts."
-    path = f'Path: {self.path}'
-    test = 'Test: None' if self.test_ds is None else f'Test: {self.test_ds}\n{path}'
-    return f'ImageDataBunch;\n\nTrain: {self.train_ds}\n{path};\n\nValid: {self.valid_ds}\n{path};\n\n{test}'
+    path = f'\nPath: {self.path}'
+    test = '' if self.test_ds is None else path
+    return (f'ImageDataBunch;\n\nTrain: {self.train_ds}{path};\n\nValid: {self.valid_ds}{path};\n\n'
+            f'Test: {self.test_ds}{test}')
 
 # %% ../nbs/api/06_data.ipynb #8f873897
 def show_grid(
@@ -954,9 +950,7 @@ def content_digest(self:ImageDataBunch)->str: # 64 hex digits
 def config(self:ImageDataBunch)->dict:
     "What a batch depends on beside the cells, in plain numbers and names."
     rule = self.rule
-    tfms = self.ds_tfms
-    if tfms is not None:
-        tfms = getattr(tfms, 'args', None) or [*map(tfm_name, chain(*tfms))]
+    tfms = self.ds_tfms and (getattr(self.ds_tfms, 'args', None) or [*map(tfm_name, chain(*self.ds_tfms))])
     return dict(classes=self.classes, size=rule.size and list(rule.size), resize_method=rule.method.name,
                 padding_mode=rule.padding_mode, bs=self.bs, val_bs=self.valid.bs, seed=self.seed, stats=self.stats,
                 tfms=tfms)

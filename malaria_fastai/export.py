@@ -65,7 +65,7 @@ def _highest(distances):
 # %% ../nbs/api/17_export.ipynb #6393db2c
 def fit_content(
     numbers:DataFrame, # Numbers of cells of the training and validation parts, one row a cell
-    patients=None         # The patient of each cell; None: each cell for itself
+    patients=None      # The patient of each cell; None: each cell for itself
 )->ContentCheck:
     "Learn what cells look like, and set the limit by cells of patients left out."
     frame = numbers[['cover', 'border']].agg(['min', 'max']).add([-.1, .1], axis=0).to_dict('list')
@@ -97,9 +97,9 @@ def numbers_of(
 # %% ../nbs/api/17_export.ipynb #d146f781
 def choose_band(
     valid:DataFrame, # Calibrated predictions of validation patients; needs `label` and `p`
-    positive:str,       # The positive class
-    risk=.02,           # Accepted share of wrong cells among the decided, in (0, 1)
-    threshold=.5        # A cell with `p` at or above it is called positive
+    positive:str,    # The positive class
+    risk=.02,        # Accepted share of wrong cells among the decided, in (0, 1)
+    threshold=.5     # A cell with `p` at or above it is called positive
 )->tuple: # (low, high): a cell with `p` between them is unsure
     "The narrowest band around the threshold that leaves so few errors outside; at most half of the cells lie in it."
     by = float(_logit(threshold)) # all is as if the threshold were one half
@@ -224,7 +224,10 @@ _STEPS = [
     '`limits`: larger files and pictures are not read; `content` looks at side by side pixels, black up to dark']
 
 
-def _write_folder(folder, facts):
+def write_folder(
+    folder:Path, # A model folder
+    facts:dict   # What model.json says, without its seal
+):
     "Write model.json, sealed, and the card."
     sealed = facts | dict(sha256=_seal(facts))
     text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
@@ -243,11 +246,11 @@ def _files_of(folder, old):
 
 # %% ../nbs/api/17_export.ipynb #08e1e9d9
 def pack(
-    run:Path,            # A run folder, as `run.train` writes it
+    run:Path,       # A run folder, as `run.train` writes it
     data:Path=None, # The folder of its data, to fit the content check; None keeps the one that is there
-    risk=.02,                # Accepted share of wrong cells among those that are not called unsure, in (0, 1)
-    seed=42,                 # Names the cells that the content check is fitted on
-    n=2000,                  # At most so many training, validation and test cells for it
+    risk=.02,       # Accepted share of wrong cells among those that are not called unsure, in (0, 1)
+    seed=42,        # Names the cells that the content check is fitted on
+    n=2000,         # At most so many training, validation and test cells for it
     # 'raw:P' or 'calibrated:P', the p from which on a cell is called positive, or what `choose_threshold` gave; None
     # keeps the one that is there, .5 in the beginning
     threshold=None
@@ -290,7 +293,7 @@ def pack(
         files=_files_of(folder, old.get('files', {})))
     facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'),
                                         _resizing(facts))
-    _write_folder(folder, facts)
+    write_folder(folder, facts)
     return folder
 
 # %% ../nbs/api/17_export.ipynb #f2996003
@@ -360,11 +363,11 @@ class ExportFailed(ValueError):
 
 
 def write_onnx(
-    net:PictureNet, # In evaluation mode
-    rule:Resizing,  # How its pictures are resized
-    file:Path,  # The file to write: one that answers as `net` does, or none
+    net:PictureNet,           # In evaluation mode
+    rule:Resizing,            # How its pictures are resized
+    file:Path,                # The file to write: one that answers as `net` does, or none
     pictures:np.ndarray=None, # uint8 (n, height, width, 3): cells to compare on, beside noise
-    temperature=1.       # What logits are divided by before they become probabilities
+    temperature=1.            # What logits are divided by before they become probabilities
 )->float: # The largest difference between probabilities of both
     "Export a network, without the chatter of the exporter, and ask both the same."
     for package in ('onnx', 'onnxscript'): needs(package, 'onnx')
@@ -401,9 +404,9 @@ def _prepared_cells(
 
 # %% ../nbs/api/17_export.ipynb #f437420d
 def export_onnx(
-    run:Path,            # A run folder or its model folder, packed
+    run:Path,       # A run folder or its model folder, packed
     data:Path=None, # The folder of its data, to compare on cells too
-    seed=42,                 # Names the 16 cells for the comparison
+    seed=42,        # Names the 16 cells for the comparison
 )->dict: # File name -> what was measured
     "Write `model.onnx` into the model folder."
     folder,facts = read_folder(run)
@@ -417,5 +420,5 @@ def export_onnx(
                        file, pictures, facts['temperature'])
     facts['files'][file.name] = measured = dict(file=_facts_of(file),
                                                 largest_difference=apart)
-    _write_folder(folder, facts)
+    write_folder(folder, facts)
     return measured

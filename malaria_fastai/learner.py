@@ -332,7 +332,7 @@ def named_weights(
 # %% ../nbs/api/09_learner.ipynb #38ecb847
 class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
-    stage,first_epoch,first_batch,pretrained = -1,0,0,False
+    stage,first_epoch,first_batch,pretrained,fitting = -1,0,0,False,False
     def __init__(self,
         data:ImageDataBunch, # Where batches come from
         model:nn.Module,     # The network: (body, head)
@@ -343,7 +343,7 @@ class CNNLearner(Learner):
         opt_func='adam',     # As in `cnn_learner`
         **kwargs             # As in fastai's `Learner`, or v1's
     ):
-        self.spec,self.seed,self.fitting = spec,data.seed,False
+        self.spec,self.seed = spec,data.seed
         words = {'wd': 1e-2, **_in_new_words(kwargs)}
         cbs = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws) + L(cbs) + L(callbacks)
         super().__init__(data, model, cbs=cbs, default_cbs=False, opt_func=_optimizer(opt_func), **words)
@@ -361,24 +361,14 @@ class CNNLearner(Learner):
         if lines := differences(then, now): raise ValueError(f"the new data differ from those so far:{lines}")
         self.dls = data
 
-    @Learner.metrics.setter
-    def metrics(self, metrics): self._metrics = L(_fitting_metric(metric, self.dls) for metric in L(metrics))
-
-    @property
-    def model(self): return vars(self).get('model')
-    @model.setter
-    def model(self, model):
-        if not self.fitting: # inside, several processes wrap it
-            named_weights(model)
-            if model is not self.model: self.opt = None # it would train the other network
-        vars(self)['model'] = model
-
-    @property
-    def loss_func(self): return vars(self).get('loss_func')
-    @loss_func.setter
-    def loss_func(self, loss):
-        if not self.fitting: loss,self.activation = _checked_loss(loss, self.spec) # inside, callbacks may mix it
-        vars(self)['loss_func'] = loss
+    def __setattr__(self, name, value):
+        "Check what is set; but within a fit, processes may wrap the network, and callbacks the loss."
+        if name == 'metrics': value = [_fitting_metric(metric, self.dls) for metric in L(value)]
+        if name == 'model' and not self.fitting:
+            named_weights(value)
+            if value is not vars(self).get('model'): self.opt = None # it would train the other network
+        if name == 'loss_func' and not self.fitting: value,self.activation = _checked_loss(value, self.spec)
+        super().__setattr__(name, value)
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)
@@ -820,7 +810,8 @@ def plot_metrics(self:Recorder,
     "Plot each metric over the epochs."
     others = ['stage', 'epoch', 'train_loss', 'valid_loss', 'seconds']
     table = self.to_frame().drop(columns=others, errors='ignore').set_axis(self.iters)
-    if table.empty: raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
+    if table.empty:
+        raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
     return _draw_curves(self, table, skip_start, skip_end, marker='.')
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd
@@ -1222,14 +1213,13 @@ def TTA(self:CNNLearner,
     ds_type=DatasetType.Valid, # Which part
     dl=None  # A loader instead of `ds_type`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
-    "Average the predictions over the dihedral views."
+    "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
-    seen = []
-    with self.no_bar():
-        for k in range(n_views(self.dls.rule.size or (0, 1))):
-            probs,targets = self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs]))
-            seen.append(probs)
-    plain,mean = seen[0],torch.stack(seen).mean(0)
+    record,views = record_for(self.dls.classes),self.dls.views
+    if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
+    loaders = [dl.new(after_batch=[_View(k), *dl.after_batch.fs]) for k in range(views)]
+    with self.no_bar(): (plain,targets),*others = [self.get_preds(dl=loader) for loader in loaders]
+    mean = torch.stack([plain, *(probs for probs,_ in others)]).mean(0)
     return (plain, mean, targets) if beta is None else (beta*plain + (1-beta)*mean, targets)
 
 # %% ../nbs/api/09_learner.ipynb #416544a2
@@ -1416,7 +1406,8 @@ def load_learner(
     test = getattr(test, 'items', test)
     if test is not None:
         if isinstance(test, str) or not hasattr(test, '__len__'):
-            raise ValueError("test= takes pictures: ImageList.from_folder(folder), or a list of paths")
+            raise ValueError("test= takes pictures: ImageList.from_folder(folder), "
+                             "or a list of paths")
         if len(test): data.loaders.append(data.test_dl(test))
     model = spec.build()
     model.load_state_dict(tensors)

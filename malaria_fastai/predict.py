@@ -68,7 +68,7 @@ def appearance(
 
 # %% ../nbs/api/16_predict.ipynb #998c4571
 def _numeric(
-    value,   # What stands in a JSON file
+    value, # What stands in a JSON file
     *shape   # Lengths of its lists; none for a number
 ): # An array; anything else is an error
     "A number, or lists of numbers, all of them finite."
@@ -98,16 +98,6 @@ class ContentCheck:
         if not (positive and {*self.names, *self.frame} <= {*_NUMBERS}):
             raise ValueError("numbers that no pictures have")
 
-    def _deviations(self, numbers):
-        return (np.array([numbers[name] for name in self.names]) - self.mean)/self.sd
-
-    def distance(self,
-        numbers:dict # What `appearance` gave
-    )->float: # In deviations
-        "Mahalanobis distance from the training cells."
-        z = self._deviations(numbers)
-        return float(abs(z @ self.inverse @ z)**.5)
-
     def reason(self,
         numbers:dict # What `appearance` gave
     )->str: # Why the picture is refused; empty if it is not
@@ -117,8 +107,8 @@ class ContentCheck:
             if not low <= numbers[name] <= high:
                 return 'not one cell cut out on black: {} is {:.2f}, allowed {:.2f} to {:.2f}'.format(
                     name, numbers[name], max(low, 0), min(high, 1))
-        z = self._deviations(numbers)
-        distance = self.distance(numbers)
+        z = (np.array([numbers[name] for name in self.names]) - self.mean)/self.sd
+        distance = abs(z @ self.inverse @ z)**.5
         if distance <= self.far: return ''
         most = abs(z).argmax()
         return 'unlike the training cells: distance {:.0f}, allowed {:.0f}; most of all {}, {:+.0f} deviations'.format(
@@ -290,8 +280,8 @@ def _behind(path, left_out):
 
 # %% ../nbs/api/16_predict.ipynb #ad9640e9
 def find_pictures(
-    paths,                      # Files, folders, patterns with `*`, zips, or whatever `open_picture` takes; one, or many
-    left_out:Counter=None  # Filled with what lies in folders and zips and is no picture
+    paths,                # Files, folders, patterns with `*`, zips, or whatever `open_picture` takes; one, or many
+    left_out:Counter=None # Filled with what lies in folders and zips and is no picture
 ): # An iterator over `Found`, in the order given, sorted inside each folder
     "Find pictures, one after another, without holding them in memory."
     left_out = Counter() if left_out is None else left_out
@@ -424,10 +414,10 @@ class Predictor:
         folder:Path=None, # A model folder, or a run folder that has one; None is the package's own
         # 'torch', 'onnx' or 'int8'; None is torch on a GPU, else onnx if there and installed, else torch, else int8
         engine:str=None,
-        bs=32,                  # Pictures in a batch
-        threads:int=None,  # Threads that decode and check; None: as many as Python thinks fit
-        device:str=None,   # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
-        threshold=None          # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
+        bs=32,            # Pictures in a batch
+        threads:int=None, # Threads that decode and check; None: as many as Python thinks fit
+        device:str=None,  # Where torch computes: 'cpu', 'cuda', 'cuda:1'; None is a GPU where there is one
+        threshold=None    # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
         check_words(dict(bs=bs, engine=engine, device=device),
                     bs=_FROM_1, engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
@@ -520,10 +510,10 @@ def _table_in(out):
 
 # %% ../nbs/api/16_predict.ipynb #ac9ccdbd
 def predict_files(
-    predict:Predictor,     # A predictor
-    paths,                 # Files, folders, patterns, zips; one, or many
+    predict:Predictor, # A predictor
+    paths,             # Files, folders, patterns, zips; one, or many
     out:Path=None,# The CSV to write: whole, or not at all; None is the screen, or CSV into a pipe
-    quiet=False            # Show no progress
+    quiet=False        # Show no progress
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
     "Predict pictures from files, and write one row each; where none of them can be read, that is an error."
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)

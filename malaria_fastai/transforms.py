@@ -144,15 +144,6 @@ class Stain(Lighting):
         "The shift of the logit, float32 (n, 3, 1, 1), and its scale, which stays."
         return self.shift(n, 3, device),1.
 
-# %% ../nbs/api/05_transforms.ipynb #e370ea8f
-def _looked_up(table, pictures, drawn):
-    "Each value of each picture becomes what its table (n, 3, 256) says; a view costs nothing, only another order."
-    table,pictures = (x.detach().as_subclass(torch.Tensor).numpy() for x in (table, pictures))
-    out = torch.empty(pictures.shape)
-    for tables,picture,k,filled in zip(table, pictures, drawn, out.numpy()):
-        for values,seen,to in zip(tables, view(picture, k), filled): np.take(values, seen, out=to, mode='clip')
-    return TensorImage(out)
-
 # %% ../nbs/api/05_transforms.ipynb #4d194754
 _BY_VALUE = IntToFloatTensor, Lighting, Stain, Normalize # Transforms of single values
 
@@ -167,12 +158,16 @@ def transformed(
     run = partial(compose_tfms, split_idx=pipe.split_idx)
     first = kinds.index(IntToFloatTensor)
     last = first + len([*takewhile(_BY_VALUE.__contains__, kinds[first:])])
-    turns = pipe.split_idx == 0 and issubclass(kinds[first-1], _Views)
+    turns = pipe.split_idx == 0 and issubclass(kinds[first-1], _Views) # a view costs nothing, only another order
     x,*labels = run(b, pipe.fs[:first-turns])
     drawn = pipe.fs[first-1].draw(x).tolist() if turns else [0]*len(x)
     values = TensorImage(torch.arange(256, dtype=torch.uint8).expand(len(x), 3, 1, 256))
-    table = run(values, pipe.fs[first:last]).squeeze(2)
-    return run((_looked_up(table, x, drawn), *labels), pipe.fs[last:])
+    found = run(values, pipe.fs[first:last]).squeeze(2)
+    found,pictures = (some.detach().as_subclass(torch.Tensor).numpy() for some in (found, x))
+    out = torch.empty(x.shape)
+    for tables,picture,k,filled in zip(found, pictures, drawn, out.numpy()):
+        for table,seen,to in zip(tables, view(picture, k), filled): np.take(table, seen, out=to, mode='clip')
+    return run((TensorImage(out), *labels), pipe.fs[last:])
 
 # %% ../nbs/api/05_transforms.ipynb #b7w1a002
 def sent(x, device):

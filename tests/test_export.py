@@ -94,7 +94,7 @@ def test_the_card_says_what_the_run_says(run):
 def rewritten(folder, **changes):
     "A model folder whose model.json says something else, sealed as `pack` seals it."
     said = json.loads((folder/'model.json').read_text('utf-8'))
-    E._write_folder(folder, {k: v for k,v in (said|changes).items() if v is not ...})
+    E.write_folder(folder, {k: v for k,v in (said|changes).items() if v is not ...})
     return folder
 
 @pytest.mark.parametrize('rule,words', [('random','same patients are on both sides'),('random:0/5','same patients are on both sides'),('folder','is not known'),

@@ -16,7 +16,7 @@ import pandas as pd
 import malaria_fastai.extra.packaged_weights # noqa: F401
 from malaria_fastai.data import LabelList
 from malaria_fastai.evaluate import evaluate, read_predictions
-from malaria_fastai.export import _fitted_content, _write_folder, pack
+from malaria_fastai.export import pack, write_folder
 from malaria_fastai.files import write_atomically
 from malaria_fastai.predict import read_folder
 from malaria_fastai.recipes import find_recipe
@@ -76,10 +76,10 @@ def packed(out, source, root, cells, recipe, folds, command):
     for name,content in (('metrics', about), ('environment', made)):
         write_atomically(out/f'{name}.json', json.dumps(content, indent=1) + '\n')
     write_atomically(out/'predictions.csv', preds.assign(split='valid').to_csv(index=False))
-    folder,facts = read_folder(pack(out))
-    parts = split_by(cells, 'fold:0')
-    content = vars(_fitted_content(root, parts, True, 42, 2000))
-    _write_folder(folder, facts | dict(metrics=numbers, folds=n, content=content))
+    parts = split_by(cells, 'fold:0')[['path', 'label', 'patient', 'sha256', 'split']]
+    write_atomically(out/'split.csv', parts.to_csv(index=False)) # the check for what is no cell is fitted and tried on these
+    folder,facts = read_folder(pack(out, root))
+    write_folder(folder, facts | dict(metrics=numbers, folds=n))
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from malaria_fastai.cells import locate,open_picture,read_cells
-from malaria_fastai.export import _STEPS,_calibration,_fitted_content,_test_picture,_write_folder,export_onnx,pack
+from malaria_fastai.export import _STEPS,_calibration,_fitted_content,_test_picture,write_folder,export_onnx,pack
 from malaria_fastai.files import write_atomically
 from malaria_fastai.evaluate import evaluate,read_predictions
 from malaria_fastai.predict import _LAYOUT,Predictor,appearance,read_folder
@@ -40,7 +40,7 @@ def shipped(run, preds, to):
     said.update(_calibration(preds, said['positive'], said['unsure']['risk']), metrics=blocks, files={SHIPPED: said['files'][SHIPPED]})
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder/SHIPPED, to/SHIPPED)
-    _write_folder(to, said)
+    write_folder(to, said)
 
 def look_anew(to, root, rule, n=2000):
     "Fit the check for what is no cell again: the network stays, and so does all that was measured of it."
@@ -51,7 +51,7 @@ def look_anew(to, root, rule, n=2000):
     limits = {k: v for k,v in said['limits'].items() if k!='clip'}
     said.update(format=_LAYOUT, steps=_STEPS, content=vars(check), limits=limits)
     said['test_vector']['numbers'] = {k: round(v, 6) for k,v in appearance(open_picture(io.BytesIO(_test_picture()))).items()}
-    _write_folder(to, said)
+    write_folder(to, said)
 
 def row(run, preds, engine, file):
     "One row of the results: test cells, one engine."

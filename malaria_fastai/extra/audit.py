@@ -116,8 +116,7 @@ def ask_verdicts(
     lost = asked.path[asked.sha256.isna()]
     if len(lost):
         raise BadPredictions(f"{lost.iloc[0]} is not in the table of cells")
-    if known is not None: asked = pd.concat([known[_VERDICT_COLUMNS], asked])
-    return asked.drop_duplicates('path', ignore_index=True)
+    return pd.concat([known, asked])[_VERDICT_COLUMNS].drop_duplicates('path', ignore_index=True)
 
 # %% ../../nbs/extra/02_audit.ipynb #b1070cd7
 def read_verdicts(

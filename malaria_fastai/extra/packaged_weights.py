@@ -25,8 +25,7 @@ from ..source import install_command
 class _OnlyArrays(pickle.Unpickler):
     "Reads NumPy arrays and refuses anything else."
     def find_class(self, module, name):
-        known = name in ('_reconstruct', 'ndarray', 'dtype', 'encode')
-        if not (known and module.split('.')[0] in ('numpy', '_codecs')):
+        if not re.fullmatch(r'(numpy|_codecs)(\.\w+)*\.(_reconstruct|ndarray|dtype|encode)', f'{module}.{name}'):
             raise pickle.UnpicklingError(f"{module}.{name} is no array")
         return super().find_class(module.replace('numpy.core', 'numpy._core'), name)
 

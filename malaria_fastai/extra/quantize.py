@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pandas import DataFrame
 
-from ..export import _cells_of, _drawn, _prepared_cells, _test_picture, _write_folder
+from ..export import _cells_of, _drawn, _prepared_cells, _test_picture, write_folder
 from ..files import replacing
 from ..predict import (
     _checked_file, _decide, _facts_of, _onnx_network, _resizing, _softmax, read_folder)
@@ -59,7 +59,7 @@ def _cost(asks, pixels, labels, facts):
 def quantize(
     run:Path,  # A run folder or its model folder, with `model.onnx`
     data:Path, # The folder of its data
-    seed=42,       # Names the cells for the ranges (256) and the measured loss (at most 1,000)
+    seed=42,   # Names the cells for the ranges (256) and the measured loss (at most 1,000)
 )->dict: # What was measured
     "Write `model.int8.onnx` into the model folder."
     folder,facts = read_folder(run)
@@ -74,5 +74,5 @@ def quantize(
     logits = asks[1](_prepared_cells([_test_picture()], rule))[0].astype(float).round(6).tolist()
     facts['files'][target.name] = measured = dict(file=_facts_of(target),
                                                   test_logits=logits, **cost)
-    _write_folder(folder, facts)
+    write_folder(folder, facts)
     return measured

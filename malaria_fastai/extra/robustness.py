@@ -201,8 +201,8 @@ def corrupt(
 # %% ../../nbs/extra/05_robustness.ipynb #a4badd5c
 def sample_cells(
     cells:DataFrame, # A cells table
-    n:int,         # At most so many cells; None keeps all
-    seed=42             # Same seed, same cells
+    n:int,           # At most so many cells; None keeps all
+    seed=42          # Same seed, same cells
 )->DataFrame: # Rows of `cells`, in their order
     "Draw cells so that every patient and label keeps its share."
     cells = cells.reset_index(drop=True)
@@ -226,14 +226,14 @@ def _test_cells(root, cells, n, seed):
 
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
 def robustness(
-    learn,               # A trained learner
+    learn,           # A trained learner
     root:Path,       # The folder that `path` is relative to
-    cells:DataFrame,  # Test cells
-    positive:str,        # The positive class
-    threshold=.5,        # A cell with `p` at or above it is called positive, whatever happens to the pictures
-    n=500,          # How many cells; None takes all
+    cells:DataFrame, # Test cells
+    positive:str,    # The positive class
+    threshold=.5,    # A cell with `p` at or above it is called positive, whatever happens to the pictures
+    n=500,           # How many cells; None takes all
     kinds:list=None,# Which corruptions; None takes all that there are for such pictures
-    seed=42              # Same seed, same cells
+    seed=42          # Same seed, same cells
 )->DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
     (some,pictures),rows = _test_cells(root, cells, n, seed),[]
@@ -271,14 +271,14 @@ def shortcut_check(
 
 # %% ../../nbs/extra/05_robustness.ipynb #022c6f69
 def stress_test(
-    folder:Path,        # The folder of a run, where robustness.csv goes
-    learn,              # Its learner
-    root:Path,          # The folder that `path` is relative to
+    folder:Path,     # The folder of a run, where robustness.csv goes
+    learn,           # Its learner
+    root:Path,       # The folder that `path` is relative to
     cells:DataFrame, # Cells table with `split`: the test part is used
-    positive:str,       # The positive class
-    threshold:float,    # A cell with `p` at or above it is called positive
-    draws:int,          # Bootstrap draws
-    n=500,              # How many cells are damaged; 0 leaves that out
+    positive:str,    # The positive class
+    threshold:float, # A cell with `p` at or above it is called positive
+    draws:int,       # Bootstrap draws
+    n=500,           # How many cells are damaged; 0 leaves that out
     kinds:list=None# Which corruptions; None takes all that there are for such pictures
 )->dict: # shortcut (of cells, which alone have an outline) and robustness, for metrics.json
     "Ask a network about worse pictures and about shortcuts."
