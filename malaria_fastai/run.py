@@ -760,8 +760,7 @@ def _mean_of_runs(folders, out, draws, command):
     runs = [*map(read_run, folders)]
     each = [run['metrics'] for run in runs]
     names = [run['folder'].name for run in runs]
-    positive = each[0]['data']['positive']
-    preds = mean_of(*[run['preds'] for run in runs], positive=positive)
+    preds = mean_of(*[run['preds'] for run in runs], positive=each[0]['data']['positive'])
     found = each[0] | dict(
         arch=f'mean of {len(names)} networks', runs=names,
         seconds=sum(found['seconds'] for found in each))
