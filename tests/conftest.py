@@ -7,6 +7,7 @@ import tempfile
 _kept = tempfile.TemporaryDirectory(prefix='pictures-') # of this process; nothing of a test stays in the user's cache
 os.environ.setdefault('MALARIA_CACHE', _kept.name)
 
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -48,12 +49,25 @@ def figures_closed():
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
 
 @pytest.fixture(scope='session')
-def sample_root(tmp_path_factory):
-    "The folder of the drawn sample, drawn once for all processes of a run. Do not write into it."
+def made_once(tmp_path_factory):
+    "`made_once(name, make)` is a folder that `make(folder)` has filled, once for all processes of a run. Do not write into it."
+    top = tmp_path_factory.getbasetemp()
+    if os.environ.get('PYTEST_XDIST_WORKER'): top = top.parent
+    def folder(name, make):
+        done,part = top/name,top/f'{name}.part'
+        with FileLock(top/f'{name}.lock'):
+            if not done.exists():
+                shutil.rmtree(part, ignore_errors=True) # of a test that failed while it made it
+                make(part)
+                part.rename(done)
+        return done
+    return folder
+
+@pytest.fixture(scope='session')
+def sample_root(made_once):
+    "The folder of the drawn sample. Do not write into it."
     from malaria_fastai.sample import draw_sample
-    run = tmp_path_factory.getbasetemp()
-    if os.environ.get('PYTEST_XDIST_WORKER'): run = run.parent
-    with FileLock(run/'sample.lock'): return draw_sample(run/'sample')
+    return made_once('sample', draw_sample)
 
 @pytest.fixture(scope='session')
 def nih_root(tmp_path_factory):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,9 +36,9 @@ def sample(sample_root, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def run(sample_root, tmp_path_factory):
+def run(sample_root, made_once, tmp_path_factory):
     "A small run that is packed; nobody changes it."
-    out = small_run(sample_root, tmp_path_factory.mktemp('command')/'run')
+    out = Path(shutil.copytree(made_once('small_run', partial(small_run, sample_root)), tmp_path_factory.mktemp('command')/'run'))
     pack(out)
     return out
 

@@ -5,6 +5,7 @@ must stay as it was. What came of each is compared with `results/predict_faults.
 
     UPDATE_RESULTS=1 python -m pytest tests/test_predict_faults.py"""
 import csv,errno,os,re,shutil,struct,subprocess,sys,zipfile,zlib
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -21,9 +22,9 @@ TABLE = Path(__file__).parent.parent/'results'/'predict_faults.csv'
 def cells(sample_root): return [o.read_bytes() for o in sorted(sample_root.rglob('*.png'))[::120]]
 
 @pytest.fixture(scope='module')
-def run(sample_root, tmp_path_factory):
+def run(sample_root, made_once, tmp_path_factory):
     "A small run. What tells the classes apart lies in the widest gap between the six cells, and none is unsure: rounding decides nothing."
-    out = small_run(sample_root, tmp_path_factory.mktemp('faults')/'run')
+    out = Path(shutil.copytree(made_once('small_run', partial(small_run, sample_root)), tmp_path_factory.mktemp('faults')/'run'))
     folder = rewritten(pack(out), temperature=1, threshold=.5, unsure=dict(low=.5, high=.5))
     p = np.sort([0, *Predictor(folder, 'torch')(sorted(sample_root.rglob('*.png'))[::120]).p, 1])
     at = np.diff(p).argmax()
