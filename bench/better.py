@@ -61,6 +61,7 @@ STEPS = dict(
     body=Step('imagenet', 'the first layers learn at a tenth of the rate', SLOW),
     views=Step('body', 'all eight views in training', SLOW.but(tfms=VIEWS)),
     stain=Step('views', 'stain changes in training', STAIN),
+    again=Step('stain', 'no change, another seed', STAIN, training='stain', later=1),
     pad=Step('stain', 'padded with black in place of squished', BEST.but(size=64, resize='PAD')),
     crop=Step('stain', 'cropped in place of squished', BEST.but(size=64, resize='CROP')),
     size96=Step('stain', '96 px', BEST),
@@ -136,6 +137,11 @@ def predicted(name, fold, words):
     return mean_of(*tables, positive=positive_class(tables[0].label)).assign(minutes=minutes)
 
 
+def pooled(tables):
+    "The folds in one table; a patient who is for validation in two of them counts in both."
+    return pd.concat([table.assign(path=table.fold.astype(str) + '/' + table.path) for table in tables], ignore_index=True)
+
+
 def numbers(now, then, draws):
     "Three metrics with their intervals by patient, and what was gained: for all cells, and for those whose label nobody disputes."
     found,positive = {},positive_class(now.label)
@@ -183,9 +189,9 @@ def of_runs(folders, draws=2000):
                                                      epochs=epochs, train_cells=train_cells)
         both['eight'].append(valid)
         both['one'].append(valid.drop(columns=['pred', 'loss']).assign(p=valid.p_one_view.astype(float)))
-    one,eight = (pd.concat(tables, ignore_index=True) for tables in both.values())
-    about = dict(seed=found['seed'], cores=env['cores'], commit=env['commit'],
-                 command=f"malaria-fastai crossval cell_images.zip --recipe best; python bench/better.py --runs {' '.join(f.name for f in folders)}")
+    one,eight = (pooled(tables) for tables in both.values())
+    command = f"malaria-fastai crossval cell_images.zip --recipe best --out runs/best_cv; python bench/better.py --runs {' '.join(map(str, folders))}"
+    about = dict(seed=found['seed'], cores=env['cores'], commit=env['commit'], command=command)
     return [row('best', 'the recipe best at full length: 96 px, averaged weights, one view', '', one, None, about, draws),
             row('best_eight', 'the same networks, eight views when predicting', 'best', eight, one, about, draws)]
 
@@ -212,10 +218,9 @@ def main():
     command = f"python bench/better.py {Path(words.source).name} --folds {' '.join(map(str, words.folds))} --seed {words.seed}{limits}"
     about,rows,start = environment(command, seed=words.seed, folds=words.folds),[],time.time()
     for name in words.steps or STEPS:
-        now,then = (one and pd.concat([predicted(one, fold, words) for fold in words.folds], ignore_index=True)
-                    for one in (name, STEPS[name].against))
         step = STEPS[name]
-        rows.append(row(name, step.change, step.against, now, None if isinstance(then, str) else then, about, 50 if words.small else 2000))
+        now,then = (pooled([predicted(one, fold, words) for fold in words.folds]) if one else None for one in (name, step.against))
+        rows.append(row(name, step.change, step.against, now, then, about, 50 if words.small else 2000))
         write(rows, words.out)
         print(f'{(time.time() - start)/60:.1f} minutes; {rows[-1]}', flush=True)
 
