@@ -129,7 +129,8 @@ def _calibration(preds, positive, risk, threshold=None):
                            positive, risk, facts['threshold'])
     wrong = (preds.p >= facts['threshold']) != (preds.label == positive)
     facts['unsure'] = unsure = dict(low=low, high=high, risk=risk)
-    for part,rows in preds.assign(wrong=wrong, open=preds.p.between(low, high, 'neither')).groupby('split'):
+    preds = preds.assign(wrong=wrong, open=preds.p.between(low, high, 'neither'))
+    for part,rows in preds.groupby('split'):
         decided = rows.wrong[~rows.open]
         unsure[part] = dict(n=len(rows), unsure=rows.open.mean(), error_all=rows.wrong.mean(),
                             error_decided=decided.mean() if len(decided) else None)
@@ -167,7 +168,8 @@ def _fitted_content(root, cells, by_patient, seed, n):
     rng = np.random.default_rng(seed)
     *looked,test = (_drawn(cells, root, part, n, rng) for part in ('train', 'valid', 'test'))
     looked = pd.concat(looked, ignore_index=True)
-    numbers,judged = (numbers_of(progress(some.file, 'looking at cells')) for some in (looked, test))
+    numbers,judged = (numbers_of(progress(some.file, 'looking at cells'))
+                      for some in (looked, test))
     patients = looked.patient[numbers.index] if by_patient else None
     check = fit_content(numbers, patients)
     check.about['patients'] = patients.nunique() if by_patient else None

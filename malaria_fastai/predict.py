@@ -52,7 +52,8 @@ def appearance(
     colours = np.stack(small.split()).astype(np.float32)
     seen = colours.max(0) > _DARK
     mask = Image.fromarray(np.pad(seen, _DEEP)).convert('L')
-    share = np.asarray(mask.filter(ImageFilter.BoxBlur(_DEEP))) # seen around each pixel; far faster than a minimum
+    # how much is seen around each pixel; far faster than a minimum
+    share = np.asarray(mask.filter(ImageFilter.BoxBlur(_DEEP)))
     inside = share[_DEEP:-_DEEP, _DEEP:-_DEEP] == 255
     if inside.sum() < 50: return None
     light = colours.mean(0)
@@ -62,7 +63,8 @@ def appearance(
     left = abs(np.diff(light, axis=1))
     steps = (up[:, 1:] + left[1:])[inside[1:, 1:]]
     border = (seen[[0, -1]].mean() + seen[:, [0, -1]].mean())/2
-    logs = np.log([red.std() + .005, blue.std() + .005, lit.std() + .3, steps.mean() + .1, steps.std() + .1])
+    logs = np.log([red.std() + .005, blue.std() + .005, lit.std() + .3,
+                   steps.mean() + .1, steps.std() + .1])
     numbers = seen.mean(), border, lit.mean(), red.mean(), blue.mean(), *logs
     return dict(zip(_NUMBERS, map(float, numbers)))
 
@@ -98,6 +100,16 @@ class ContentCheck:
         if not (positive and {*self.names, *self.frame} <= {*_NUMBERS}):
             raise ValueError("numbers that no pictures have")
 
+    def _deviations(self, numbers):
+        return (np.array([numbers[name] for name in self.names]) - self.mean)/self.sd
+
+    def distance(self,
+        numbers:dict # What `appearance` gave
+    )->float: # In deviations
+        "Mahalanobis distance from the training cells."
+        z = self._deviations(numbers)
+        return float(abs(z @ self.inverse @ z)**.5)
+
     def reason(self,
         numbers:dict # What `appearance` gave
     )->str: # Why the picture is refused; empty if it is not
@@ -105,14 +117,16 @@ class ContentCheck:
         if numbers is None: return 'next to nothing but black'
         for name,(low,high) in self.frame.items():
             if not low <= numbers[name] <= high:
-                return 'not one cell cut out on black: {} is {:.2f}, allowed {:.2f} to {:.2f}'.format(
-                    name, numbers[name], max(low, 0), min(high, 1))
-        z = (np.array([numbers[name] for name in self.names]) - self.mean)/self.sd
-        distance = abs(z @ self.inverse @ z)**.5
+                return ('not one cell cut out on black: {} is {:.2f}, '
+                        'allowed {:.2f} to {:.2f}').format(
+                            name, numbers[name], max(low, 0), min(high, 1))
+        distance = self.distance(numbers)
         if distance <= self.far: return ''
+        z = self._deviations(numbers)
         most = abs(z).argmax()
-        return 'unlike the training cells: distance {:.0f}, allowed {:.0f}; most of all {}, {:+.0f} deviations'.format(
-            distance, self.far, self.names[most], z[most])
+        return ('unlike the training cells: distance {:.0f}, allowed {:.0f}; '
+                'most of all {}, {:+.0f} deviations').format(
+                    distance, self.far, self.names[most], z[most])
 
 # %% ../nbs/api/16_predict.ipynb #73982068
 _LAYOUT = 'malaria_fastai model folder 2' # Changes when the layout of model.json does
@@ -160,17 +174,20 @@ def read_folder(
     folder:Path # A model folder, or a run folder that has one
 )->tuple: # (the model folder, what model.json says)
     "Read and check `model.json`."
-    there = [file for file in (Path(folder)/'model.json', Path(folder)/'model/model.json') if file.is_file()]
+    there = [file for file in (Path(folder)/'model.json', Path(folder)/'model/model.json')
+             if file.is_file()]
     if not there:
-        raise FileNotFoundError(f"{folder}: no model.json here; `malaria-fastai export RUN` (or `pack(run)`) writes it")
+        raise FileNotFoundError(
+            f"{folder}: no model.json here; `malaria-fastai export RUN` (or `pack(run)`) writes it")
     text,key = there[0].read_bytes(),'JSON'
     try:
         facts = json.loads(text)
         for key,sound in _SOUND.items():
             if not sound(facts[key], facts): raise ValueError(key)
     except Exception as e: # a stranger's values fail in many ways
-        raise ModelRefused(f"model.json: {key!r} is missing or not what it must be: the file was damaged or changed, "
-                           f"or another version of the library wrote it; {_AGAIN}") from e
+        raise ModelRefused(
+            f"model.json: {key!r} is missing or not what it must be: the file was damaged "
+            f"or changed, or another version of the library wrote it; {_AGAIN}") from e
     return there[0].parent,facts
 
 # %% ../nbs/api/16_predict.ipynb #46402b92
@@ -188,11 +205,13 @@ def _checked_file(
 ): # The path of its file
     "Find a file that model.json vouches for."
     if name not in facts['files']:
-        raise FileNotFoundError(f"{name}: this model folder has none; `malaria-fastai export RUN --onnx` makes "
-                                "model.onnx, --quantize model.int8.onnx")
+        raise FileNotFoundError(
+            f"{name}: this model folder has none; `malaria-fastai export RUN --onnx` makes "
+            "model.onnx, --quantize model.int8.onnx")
     file = folder/name
     if not file.is_file() or _facts_of(file) != facts['files'][name]['file']:
-        raise ModelRefused(f"{name}: it is missing, or not what model.json says; copy the whole folder again")
+        raise ModelRefused(
+            f"{name}: it is missing, or not what model.json says; copy the whole folder again")
     return file
 
 # %% ../nbs/api/16_predict.ipynb #630155d2
@@ -244,7 +263,8 @@ def _in_folder(folder, left_out):
     for is_folder,path in paths:
         why = _no_picture(os.path.basename(path))
         if is_folder: # a link may lead back
-            why = 'link to a folder' if os.path.islink(path) else 'hidden folder'*(why in ('hidden file', '__MACOSX'))
+            hidden = why in ('hidden file', '__MACOSX')
+            why = 'link to a folder' if os.path.islink(path) else 'hidden folder'*hidden
         if why: left_out[_counted_as(why)] += 1
         elif is_folder: yield from _in_folder(path, left_out)
         else: yield Found(path, path)
@@ -285,7 +305,8 @@ def find_pictures(
 ): # An iterator over `Found`, in the order given, sorted inside each folder
     "Find pictures, one after another, without holding them in memory."
     left_out = Counter() if left_out is None else left_out
-    one = isinstance(paths, (str, bytes)) or hasattr(paths, 'read') or getattr(paths, 'ndim', 4) < 4
+    one = (isinstance(paths, (str, bytes)) or hasattr(paths, 'read')
+           or getattr(paths, 'ndim', 4) < 4)
     for i,path in enumerate([paths] if one or not hasattr(paths, '__iter__') else paths):
         if isinstance(path, Found): yield path
         elif isinstance(path, (str, Path)):
@@ -340,8 +361,8 @@ def _decide(
     "Say which class a probability speaks for, and whether that is enough."
     if np.isnan(p):
         return '',facts['refused_as'],'the network gives no number for it'
-    negative = next(name for name in facts['classes'] if name != facts['positive'])
-    label = facts['positive'] if p >= facts['threshold'] else negative
+    called = p >= facts['threshold']
+    label = next(name for name in facts['classes'] if called == (name == facts['positive']))
     if not facts['unsure']['low'] < p < facts['unsure']['high']:
         return label,label,''
     return label,'unsure','p is between {low:.3f} and {high:.3f}'.format(**facts['unsure'])
@@ -356,8 +377,9 @@ def read_threshold(
     if written: about = dict(p_is=written[1], value=float(written[2]))
     is_record = isinstance(about, dict) and about.get('kind', 'threshold') == 'threshold'
     if not is_record or about.get('p_is') not in ('raw', 'calibrated'):
-        raise ValueError(f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was chosen on "
-                         "the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
+        raise ValueError(
+            f"a threshold belongs to one p, got {threshold!r}: write raw:0.095 for one that was "
+            "chosen on the predictions of a run, calibrated:0.27 for one chosen on a table of `predict`")
     check_words(dict(threshold=about['value']))
     return about
 
@@ -367,7 +389,8 @@ def _with_threshold(facts, threshold):
     if threshold is None: return facts
     about = read_threshold(threshold)
     if about.get('positive', facts['positive']) != facts['positive']:
-        raise ValueError(f"the threshold was chosen for {about['positive']}, and the model tells {facts['positive']}")
+        raise ValueError(
+            f"the threshold was chosen for {about['positive']}, and the model tells {facts['positive']}")
     value = float(about['value'])
     if about['p_is'] == 'raw':
         value = float(_moved(value, temperature=facts['temperature']))
@@ -389,7 +412,8 @@ def _own_network():
     "The model folder that comes with the package; it says so in one line, beside the answers."
     folder = Path(str(resources.files('malaria_fastai')/'network'))
     if not folder.is_dir():
-        raise FileNotFoundError("no model is named, and none came with this package: name a run or a model folder")
+        raise FileNotFoundError(
+            "no model is named, and none came with this package: name a run or a model folder")
     print("No model is named: the network of the package answers. For learning and research, not for diagnosis",
           file=sys.stderr)
     return folder
@@ -400,7 +424,8 @@ def _over_views(ask):
     def answer(pixels):
         sides = pixels,pixels[:, ::-1]
         views = [np.rot90(side, k, (1, 2)) for side in sides for k in range(4)]
-        return np.log(np.mean([_softmax(ask(np.ascontiguousarray(view)).astype(float)) for view in views], 0))
+        logits = [ask(np.ascontiguousarray(view)).astype(float) for view in views]
+        return np.log(_softmax(np.stack(logits)).mean(0))
     return answer
 
 # %% ../nbs/api/16_predict.ipynb #9d7c7236
@@ -427,14 +452,16 @@ class Predictor:
         self.threads = threads
         self.rule = _resizing(facts)
         self.content = facts['content'] and ContentCheck(**facts['content'])
-        gpu = device != 'cpu' and 'export.pkl' in facts['files'] and engine in ('torch', None) and _has_gpu()
+        gpu = (device != 'cpu' and 'export.pkl' in facts['files']
+               and engine in ('torch', None) and _has_gpu())
         there = [name for name,file in _NETWORKS.items() if file in facts['files']]
         if 'onnx' in there and not gpu and find_spec('onnxruntime'): there = ['onnx']
         self.engine = engine or there[0]
         self.device = device or ('cuda' if gpu else 'cpu')
         if self.device != 'cpu' and not gpu:
-            raise ValueError(f"device={device!r}: only the engine torch computes on a GPU, and only where there "
-                             "is one; leave the device out")
+            raise ValueError(
+                f"device={device!r}: only the engine torch computes on a GPU, and only where there "
+                "is one; leave the device out")
         self._ask = self._network(_checked_file(self.folder, facts, _NETWORKS[self.engine]))
 
     def __call__(self,
@@ -449,12 +476,13 @@ def _network(self:Predictor, file):
     "Open a network and ask it once."
     n = len(self.facts['classes'])
     try:
-        ask = _picture_net(file, self.device).logits if self.engine == 'torch' else _onnx_network(file)
+        if self.engine == 'torch': ask = _picture_net(file, self.device).logits
+        else: ask = _onnx_network(file)
         shape = ask(np.zeros((1, *self.rule.size, 3), np.uint8)).shape
     except (ImportError, OSError, ValueError): raise
     except Exception as e: # onnxruntime raises kinds of its own
-        raise ModelRefused(f"{file.name}: it cannot be opened, or takes other pictures than model.json says; {_AGAIN}"
-                           ) from e
+        raise ModelRefused(
+            f"{file.name}: it cannot be opened, or takes other pictures than model.json says; {_AGAIN}") from e
     if shape == (1, n): return _over_views(ask) if self.facts.get('views') == 8 else ask
     raise ModelRefused(f"{file.name}: it answers with {shape} numbers, not {n} classes; {_AGAIN}")
 
@@ -487,7 +515,8 @@ def rows(self:Predictor,
             for name,_,reason in prepared:
                 p = np.nan if reason else float(next(ps))
                 pred,decision,why = _decide(p, self.facts)
-                yield dict(path=name, pred=pred, p=p, p_is='calibrated', decision=decision, reason=reason or why)
+                yield dict(path=name, pred=pred, p=p, p_is='calibrated',
+                           decision=decision, reason=reason or why)
 
 # %% ../nbs/api/16_predict.ipynb #57d0d3f2
 def _plain_text(value):
@@ -519,7 +548,8 @@ def predict_files(
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     there = [_fitting(str(path)) for path in paths]
     if [] in there:
-        raise FileNotFoundError(f"{paths[there.index([])]}: no such file or folder, and no pattern that fits one")
+        lost = paths[there.index([])]
+        raise FileNotFoundError(f"{lost}: no such file or folder, and no pattern that fits one")
     if out is not None: # before the first picture, and not after the last
         check_output(out, predict.folder, *chain(*there))
     quiet = quiet or out is None
