@@ -49,7 +49,7 @@ def labels(data): return data.cells.set_index('path').label
 # --- the split ------------------------------------------------------------------------------------------------------------------
 
 @settings(max_examples=15, deadline=None)
-@given(pct=st.floats(.05, .8), seed=st.integers(0, 2**32-1))
+@given(pct=st.floats(.05, .6), seed=st.integers(0, 2**32-1)) # above, chance may leave a class out of training: refused
 def test_the_split_is_v1s(root, pct, seed):
     data = bunch(root, valid_pct=pct, seed=seed)
     names = sorted(p.relative_to(root).as_posix() for p in root.rglob('*.png'))
@@ -804,7 +804,7 @@ def test_light_differs_within_a_batch():
 
 @pytest.mark.parametrize('m,p', [(.3, .75), (.6, 1.), (.3, 0.)])
 def test_stain_is_drawn_for_each_picture_and_channel(m, p):
-    with seeded(2): shift = Stain(m, p).draw(20000, 'cpu')[..., 0, 0]
+    with seeded(2): shift = Stain(m, p).draw(20000, 'cpu')[0][..., 0, 0]
     on = (shift != 0).any(1)
     assert shift.shape == (20000, 3) and abs(float(on.float().mean()) - p) < .02 and bool((shift[on] != 0).all())
     if not p: return
