@@ -216,12 +216,31 @@ def test_pages_are_woven_together(site):
             assert archive.read(lesson.name)==(site/'notebooks'/lesson.name).read_bytes()==lesson.read_bytes()
             assert leads(page_of(lesson), f'href="../notebooks/{lesson.name}" download')
     assert leads('index.html', 'malaria_fastai '+version('malaria_fastai'))
+    assert leads('reference.html', 'api/interpret.html#classificationinterpretation.top_losses')
+    for lesson,figures in {'split_by_patient': ['patients'], 'choose_a_threshold': ['patients', 'reliability']}.items():
+        for name in figures: assert leads(f'tutorials/{lesson}.html', f'src="../results/best_{name}.svg"')
 
 def test_a_term_is_linked_once_and_not_in_code():
     from weave_pages import link_terms
     page = '<head><main><h2>Threshold</h2><pre>threshold</pre><p>A <code>threshold</code> and <a href="x">threshold</a>, two Thresholds, a threshold.</p></main>'
     linked = link_terms(page, ['threshold', 'cell'], 'g.html')
     assert linked==page.replace('two Thresholds', 'two <a class="term" href="g.html#threshold">Thresholds</a>')
+
+def test_a_name_may_go_on_in_the_next_line_and_a_cell_knows_its_heading():
+    from finish_pages import breaks, for_a_phone, signatures
+    table = '<table border="1" class="dataframe"><tr><th>share_called</th><td>a/b_1.png</td><td>0.5</td></tr></table>'
+    assert breaks(table)==table.replace('share_called', 'share_<wbr>called').replace('a/b_1', 'a/<wbr>b_<wbr>1')
+    head,row = '<tr><th>a</th><th>b <code>c</code></th><th>d</th></tr>','<tr><td>1</td><td></td><td>3</td></tr>'
+    words = f'<table class="caption-top table">{head}{row}</table>'
+    assert for_a_phone(words)==words.replace(row, '<tr><td data-head="a">1</td><td data-head="b c"></td><td data-head="d">3</td></tr>')
+    assert for_a_phone(f'<pre><code>{"x "*60}</code></pre>').startswith('<pre class="said">') and for_a_phone('<pre><code>a  b</code></pre>')=='<pre><code>a  b</code></pre>'
+    shown = 'every:<span class="op">&lt;</span>function when at <span class="bn">0x7f1</span><span class="op">&gt;</span>'
+    assert signatures(shown)=='every:when'
+
+def test_no_entry_says_nothing(site):
+    for page in pages(site):
+        text = re.sub('<[^>]+>', '', (site/page).read_text(encoding='utf-8'))
+        assert not re.search(r'def \w+\(\s*\*args, \*\*kwargs\s*\):|function \w+ at 0x', text), page
 
 def test_formulae_need_nothing(site):
     text = (site/'api/evaluate.html').read_text(encoding='utf-8')
@@ -278,9 +297,15 @@ def overflow(page):
         return document.documentElement.scrollWidth > innerWidth ? [...found, 'the page scrolls sideways'] : found }""")
 
 def cut(page):
-    "Code that does not fit its column: the longest line of each notebook cell."
-    return page.evaluate("""() => [...document.querySelectorAll('main div.sourceCode > pre')].filter(o => o.scrollWidth > o.clientWidth + 1)
+    "Code that does not fit its column, were it not wrapped: the longest line of each notebook cell."
+    return page.evaluate("""() => [...document.querySelectorAll('main div.sourceCode > pre')]
+        .filter(o => { for (const one of [o, ...o.children]) one.style.whiteSpace = 'pre'; return o.scrollWidth > o.clientWidth + 1 })
         .map(o => 'cut: ' + o.innerText.split('\\n').sort((a, b) => b.length - a.length)[0])""")
+
+def hidden(page):
+    "What a reader must scroll sideways for, beside code: sentences that were printed, tables of words."
+    return page.evaluate("""() => [...document.querySelectorAll('main pre.said, main .sd-table:has([data-head])')].filter(o => o.scrollWidth > o.clientWidth + 1)
+        .map(o => 'hidden: ' + o.innerText.slice(0, 100))""")
 
 SAME = ['pre', '.cell-output table', 'header', '#quarto-sidebar'] # whose colours are the same on every page
 
@@ -302,9 +327,9 @@ def test_every_page_is_quiet_readable_and_fits_a_phone(folder, site, serve, read
         page.set_viewport_size(dict(width=1280, height=900))
         page.goto(address+name, wait_until='load')
         wrong = unreadable(page)
-        if name.startswith('tutorials/') or name in ('index.html', 'start.html', 'script.html'): wrong += cut(page)
+        if name.startswith(('tutorials/', 'howto/')) or name in ('trouble.html', 'index.html', 'start.html', 'script.html'): wrong += cut(page)
         page.set_viewport_size(dict(width=390, height=844))
-        wrong += overflow(page)
+        wrong += overflow(page)+hidden(page)
         page.wait_for_load_state('networkidle')
         found += [f'{name}: {o}' for o in page.heard+wrong]
         page.heard.clear()
@@ -322,7 +347,7 @@ def test_colours_can_be_read(site, serve, reader, scheme):
 BODY = {'an error': '<script>throw Error("planted")</script>', 'a word to the console': '<script>console.error("planted")</script>',
     'a missing picture': '<img alt="x" src="x.png">', 'a picture from elsewhere': '<img alt="x" src="https://x.invalid/x.png">',
     'a long line of code': f'<div class="sourceCode"><pre>planted {"x"*120}</pre></div>',
-    'something wide': '<p style="width:900px">x</p>', 'a picture without words': '<img src="favicon.svg" width="9">',
+    'a sentence that does not wrap': f'<pre class="said" style="white-space:pre; overflow:auto">planted {"x "*80}</pre>', 'something wide': '<p style="width:900px">x</p>', 'a picture without words': '<img src="favicon.svg" width="9">',
     'a pale word': '<p style="color:#bbb; background:#fff">pale</p>', 'a link without words': '<a href="index.html"></a>'}
 
 @pytest.mark.browser
@@ -331,7 +356,7 @@ def test_a_planted_fault_is_found(fault, copy, plant, serve, reader):
     plant('limits.html', '</main>', f'{BODY[fault]}</main>')
     page = reader(390)
     page.goto(serve(copy)+'limits.html', wait_until='networkidle')
-    found = page.heard+overflow(page)+cut(page)+unreadable(page)
+    found = page.heard+overflow(page)+hidden(page)+cut(page)+unreadable(page)
     assert found and any(re.search(r'planted|x\.png|900px|favicon|pale|index.html', o) for o in found), found
 
 def search(page, word):
@@ -403,6 +428,36 @@ def test_the_sidebar_opens_on_a_phone_and_what_scrolls_is_reached_by_keyboard(si
     assert page.locator('#quarto-sidebar a', has_text='How to cite').bounding_box()['x']>=0
     wide = page.eval_on_selector_all('main .sd-table', 'os => os.filter(o => o.scrollWidth > o.clientWidth).map(o => o.tabIndex)')
     assert wide and {*wide}=={0}
+
+# ---- what the pages say of files
+
+def explained():
+    "The words in the tables and bold lines of the page on what commands write."
+    cells = json.loads((ROOT/'nbs/howto/06_what_a_command_writes.ipynb').read_text(encoding='utf-8'))['cells']
+    return {*re.findall(r'`([\w…]+)`', ''.join(''.join(c['source']) for c in cells))}
+
+def unexplained(columns):
+    "Columns that the page does not name; intervals and undisputed labels have their own rule."
+    known = explained()
+    return [o for o in columns if re.sub(r'(_undisputed)?(_lo|_hi)?$', '', o) not in known]
+
+@pytest.mark.slow
+def test_every_column_that_a_command_writes_is_explained(sample_root, made_once):
+    from functools import partial
+    import pandas as pd
+    from malaria_fastai.evaluate import simulate_predictions
+    from malaria_fastai.extra.audit import ask_verdicts, review_list
+    from malaria_fastai.predict import Predictor
+    from test_export import small_run
+    run = made_once('small_run', partial(small_run, sample_root))
+    for file in (*run.glob('*.csv'), ROOT/'results/compare.csv', ROOT/'results/best_robustness.csv'):
+        assert not unexplained(pd.read_csv(file, nrows=1)), file
+    preds = simulate_predictions(patients=12, cells=20)
+    preds = preds.assign(fold=pd.factorize(preds.patient)[0] % 3, sha256='0', split='test', p_one_view=preds.p)
+    review = review_list(preds, 'Parasitized')
+    assert not unexplained(review) and not unexplained(ask_verdicts(review, preds, 3))
+    assert not unexplained(Predictor()(sorted(sample_root.rglob('*.png'))[:1]))
+    assert unexplained(['path', 'n_undisputed', 'accuracy_lo', 'novel'])==['novel']
 
 # ---- what the pages tell the reader to do
 

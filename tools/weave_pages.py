@@ -68,6 +68,14 @@ def used_in(page, lessons):
         return found[0]+f'<p class="used">Used in lesson{"s"*(len(links)>1)} {", ".join(links)}</p>'*bool(links)
     return re.sub(r'(<h3 id="[^"]+"[^>]*>)([\w.]+)</h3>', say, page)
 
+def with_methods(reference, site):
+    "Below the names of each module, the methods that its page explains."
+    def say(found):
+        methods = re.findall(r'<h3 id="([^"]+)"[^>]*>(\w+\.\w+)</h3>', (site/found[1]).read_text(encoding='utf-8'))
+        links = ' · '.join(f'<a href="{found[1]}#{anchor}"><code>{name}</code></a>' for anchor,name in methods)
+        return found[0]+f'\n<p class="used">Methods: {links}</p>'*bool(links)
+    return re.sub(r'<a href="((?:api|extra)/\w+\.html)">The page of [^<]*</a></p>\n<p>.*?</p>', say, reference, flags=re.S)
+
 # ---- files to take along, and previews
 
 def downloads(page, notebook):
@@ -111,5 +119,6 @@ def weave(
         text = flow(path.read_text(encoding='utf-8'), up, drawing)
         if place.name!='glossary.html': text = link_terms(text, terms, f'{up}glossary.html')
         if place.parts[0] in ('api', 'extra'): text = used_in(text, of)
+        if place.name=='reference.html': text = with_methods(text, site)
         if place.parts[0]=='tutorials': text = downloads(text, files[path.stem])
         path.write_text(preview(text, f'{address}/{place.as_posix()}', address), encoding='utf-8')
