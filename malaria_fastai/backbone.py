@@ -137,7 +137,8 @@ def create_body(
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
-    net = _network_of(name, pretrained) if callable(name) else _make_network(name, pretrained, weights)
+    if callable(name): net = _network_of(name, pretrained)
+    else: net = _make_network(name, pretrained, weights)
     if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
     if isinstance(name, str):
         if cut is None: return _TimmBody(net)
@@ -161,8 +162,9 @@ def n_features(
                          "choose a convolutional network") from refused
     body.train()
     if out.ndim == 4 and out.shape[2] == out.shape[3]: return out.shape[1]
-    raise ValueError(f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): "
-                     "choose a convolutional network")
+    raise ValueError(
+        f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): "
+        "choose a convolutional network")
 
 # %% ../nbs/api/08_backbone.ipynb #71a97f56
 def _n_convs(module): return sum(isinstance(part, nn.Conv2d) for part in module.modules())
@@ -187,7 +189,8 @@ class OwnHead(nn.Module):
         n_out:int      # Number of classes
     ):
         super().__init__()
-        top = next(getattr(net, name) for name in ('classifier', 'fc', 'head') if hasattr(net, name))
+        names = 'classifier', 'fc', 'head'
+        top = next(getattr(net, name) for name in names if hasattr(net, name))
         layers = [*top.children()] or [top]
         i = max(i for i,layer in enumerate(layers) if hasattr(layer, 'weight'))
         old = layers[i]
@@ -240,7 +243,8 @@ class ModelSpec:
     cut: int|None=None          # Parts of the body that are kept, from the front; None keeps all
     def __post_init__(self): # a list, as of a user or of a file, is kept as a tuple
         for name in ('lin_ftrs', 'ps'):
-            if isinstance(words := getattr(self, name), (list, L)): object.__setattr__(self, name, tuple(words))
+            words = getattr(self, name)
+            if isinstance(words, (list, L)): object.__setattr__(self, name, tuple(words))
 
 # %% ../nbs/api/08_backbone.ipynb #5bf8ecec
 @patch
@@ -307,5 +311,6 @@ class PictureNet(nn.Module):
     ): # float32 (n, classes), an array
         "What it answers, wherever it lies; the decisions of a GPU are those of a CPU."
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), exact: answer = self(torch.tensor(pixels, device=self.mean.device))
+        with torch.inference_mode(), exact:
+            answer = self(torch.tensor(pixels, device=self.mean.device))
         return (answer[0] if isinstance(answer, tuple) else answer).cpu().numpy()

@@ -268,7 +268,8 @@ def _fitting_metric(metric, data):
         if positive is not None:
             metric.func,which = partial(_of_class, metric.func, positive),data.classes[positive]
         elif not ranks: which = words['average'] = 'macro'
-        elif 'multi_class' not in words: raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
+        elif 'multi_class' not in words:
+            raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
         else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
     metric.kwargs,metric.fitted = words,True
     if which is not None: metric.name = f'{metric.name}_{which}'
@@ -358,7 +359,8 @@ class CNNLearner(Learner):
     @data.setter
     def data(self, data):
         then,now = (dict(classes=[*some.classes], stats=some.stats) for some in (self.dls, data))
-        if lines := differences(then, now): raise ValueError(f"the new data differ from those so far:{lines}")
+        if lines := differences(then, now):
+            raise ValueError(f"the new data differ from those so far:{lines}")
         self.dls = data
 
     def __setattr__(self, name, value):
@@ -458,10 +460,12 @@ def _session(learn):
 @patch
 def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
     "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
-    if n_epoch < 1 or n_epoch % 1: raise ValueError("the number of epochs must be whole, and at least 1")
+    if n_epoch < 1 or n_epoch % 1:
+        raise ValueError("the number of epochs must be whole, and at least 1")
     if not len(self.dls.train):
         raise ValueError("there is nothing to train on: this bunch has no training batch")
-    if start_epoch not in ['last', *range(n_epoch)]: raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}")
+    if start_epoch not in ['last', *range(n_epoch)]:
+        raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}")
     cbs = L(cbs) + L(callbacks)
     self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
     with _session(self):
@@ -520,7 +524,8 @@ def _do_epoch(self:CNNLearner):
 def _do_fit(self:CNNLearner):
     "The epochs of a fit, from the first that is to be trained: a stage begins, or what was reached comes back."
     rec,first = self.recorder,self.first_epoch
-    back = [cb.jump_to_epoch(first) for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
+    savers = [cb for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
+    back = [cb.jump_to_epoch(first) for cb in savers]
     distrib_barrier() # no process writes while another one looks
     done = [(row['stage'], row['epoch'] + 1, rec.iters[-1]) for row in rec.history[-1:]]
     if first == 0 or (first == 'last' and back and not any(back)): self.begin_stage()
@@ -545,7 +550,8 @@ class _Hypers(dict):
 class _Wrapper(OptimWrapper):
     "fastai's, whose `hypers` are copies, which nothing reads that is written into them."
     @property
-    def hypers(self): return [_Hypers(self, *pair) for pair in zip(self.opt.param_groups, super().hypers)]
+    def hypers(self):
+        return [_Hypers(self, *pair) for pair in zip(self.opt.param_groups, super().hypers)]
 
 # %% ../nbs/api/09_learner.ipynb #f0a70103
 @patch
@@ -558,7 +564,8 @@ def create_opt(self:CNNLearner):
 class _FusedAdam(_Wrapper):
     "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
     def __init__(self, params, lr, mom=.9, sqr_mom=.99, eps=1e-5, wd=.01):
-        super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd, fused=True)
+        super().__init__(params, torch.optim.AdamW, lr=lr, betas=(mom, sqr_mom), eps=eps,
+                         weight_decay=wd, fused=True)
 
     def step(self, closure=None):
         "One step of all groups, each in two parts: what decays, and the others."
@@ -581,8 +588,10 @@ class NLLLossFlat(BaseLoss):
 _LOSS_FUNCS = dict(cross_entropy=CrossEntropyLossFlat, nll=NLLLossFlat)
 _USUAL = 'cross_entropy', 'nll' # for a network of logits, of log-probabilities
 _LOGITS = nn.CrossEntropyLoss, F.cross_entropy, FocalLoss, LabelSmoothingCrossEntropy
-_ACTIVATIONS = {**dict.fromkeys(_LOGITS, partial(torch.softmax, dim=-1)), nn.NLLLoss: torch.exp, F.nll_loss: torch.exp}
-_OPT_FUNCS = dict(adam=partial(_FusedAdam, eps=1e-5), adam_v1=partial(_FusedAdam, eps=1e-8), sgd=partial(SGD, mom=.9))
+_ACTIVATIONS = {**dict.fromkeys(_LOGITS, partial(torch.softmax, dim=-1)),
+                nn.NLLLoss: torch.exp, F.nll_loss: torch.exp}
+_OPT_FUNCS = dict(adam=partial(_FusedAdam, eps=1e-5), adam_v1=partial(_FusedAdam, eps=1e-8),
+                  sgd=partial(SGD, mom=.9))
 
 
 def _by_name(what, table, word):
@@ -657,7 +666,8 @@ def _lay_out(model, device, channels_last=None):
     "Move a network to its device, channels last or first; None: as was seen to be faster."
     if channels_last is None:
         depthwise = any(layer.groups > 1 for layer in model.modules() if isinstance(layer, nn.Conv2d))
-        channels_last = device.type == 'cpu' or (torch.cuda.get_device_capability(device) >= (8, 0) and not depthwise)
+        channels_last = device.type == 'cpu' or (
+            torch.cuda.get_device_capability(device) >= (8, 0) and not depthwise)
     model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 # %% ../nbs/api/09_learner.ipynb #807d1f0f
@@ -719,7 +729,8 @@ _all_ = ['FASTAI_V1', 'create_cnn'] # last in `__all__`, whose lines are then sh
 def _one_of(**pairs):
     "The value given under either of two names; both at once is an error."
     given = [value for value in pairs.values() if value is not None]
-    if len(given) > 1: raise TypeError(f"{' and '.join(pairs)} are two names of one argument: give one")
+    if len(given) > 1:
+        raise TypeError(f"{' and '.join(pairs)} are two names of one argument: give one")
     return given[0] if given else None
 
 # %% ../nbs/api/09_learner.ipynb #2e9ed8df
@@ -741,7 +752,8 @@ def fit_one_cycle(self:CNNLearner,
     n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
     if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
     if tot_epochs is None: tot_epochs = n
-    if tot_epochs < n: raise ValueError("tot_epochs, the whole cycle, is shorter than this fit")
+    if tot_epochs < n:
+        raise ValueError("tot_epochs, the whole cycle, is shorter than this fit")
     first = _one_of(div_factor=div_factor, div=div)
     last = _one_of(final_div=final_div, div_final=div_final)
     if self.opt is None or reset_opt: self.create_opt()
@@ -769,7 +781,8 @@ def _draw_curves(rec, table, skip_start, skip_end, **style):
     axes,rows = _row_of_axes(rec, len(table.columns)),_shown(table, skip_start, skip_end)
     for ax,name in zip(axes, table):
         for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
-        rows[name].plot(ax=ax, xlabel='Batches processed', ylabel=name, color='#0072B2', grid=True, **style)
+        rows[name].plot(ax=ax, xlabel='Batches processed', ylabel=name, color='#0072B2',
+                        grid=True, **style)
     return axes[0].figure
 
 # %% ../nbs/api/09_learner.ipynb #f28870e3
@@ -858,7 +871,8 @@ _BETTER = dict(auto=None, min=np.less, max=np.greater)
 
 def _tracker_words(learn, monitor, mode, min_delta, patience):
     "v1's words in fastai 2's order; it waits for one epoch more."
-    if not isinstance(learn, Learner | None): raise TypeError("the learner comes first, as in v1")
+    if not isinstance(learn, Learner | None):
+        raise TypeError("the learner comes first, as in v1")
     return monitor,_by_name(mode, _BETTER, 'mode'),min_delta,patience + 1
 
 
@@ -1035,7 +1049,8 @@ def load(self:CNNLearner,
         model.load_state_dict(weights.state, strict=strict)
     steps = then.get('optimizer', 'not named')
     if opt.state and steps != now['optimizer']:
-        if with_opt: raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
+        if with_opt:
+            raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
         print(f"{file}.pth: not the averages of this optimizer. They begin anew")
         opt.state = None
     set_opt_state(self, opt.state)
@@ -1134,8 +1149,10 @@ def plot(self:Recorder,
 def _loader(self:CNNLearner, of, with_loss):
     "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
     dl = self.dls.fixed_dl(of)
-    if dl.dataset.classes != self.dls.classes: raise ValueError("the loader has other classes than the learner")
-    if with_loss and not dl.dataset.labelled: raise ValueError("pictures without labels have no loss")
+    if dl.dataset.classes != self.dls.classes:
+        raise ValueError("the loader has other classes than the learner")
+    if with_loss and not dl.dataset.labelled:
+        raise ValueError("pictures without labels have no loss")
     return dl
 
 

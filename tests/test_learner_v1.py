@@ -9,6 +9,8 @@ import pytest
 import sklearn.metrics as skm
 import torch
 from fastai import metrics as stock
+from fastai import optimizer as fo
+from fastai.callback import tracker
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback as StockEarly
 from hypothesis import given,strategies as st
@@ -18,6 +20,7 @@ from torch import nn,optim
 from torchvision import models
 from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import DatasetType,ImageDataBunch
+from malaria_fastai.datablock import ImageList
 from malaria_fastai.learner import (AUROC,CNNLearner,CSVLogger,EarlyStoppingCallback,FBeta,KappaScore,MatthewsCorreff,Precision,Recall,ReduceLROnPlateauCallback,ShowGraph,
     _fitting_metric,_suggested,accuracy,cnn_learner,create_cnn,error_rate,load_learner,weights_hash)
 from malaria_fastai.resume import SaveModelCallback
@@ -222,6 +225,30 @@ def test_recorder_in_v1s_shapes(cells):
     assert [[round(o.item(), 5) for o in row] for row in rec.metrics] == rec.to_frame()[['accuracy', 'recall_Parasitized']].round(5).values.tolist()
     assert rec.metrics_names == ['accuracy', 'recall_Parasitized'] and all(o.item() > 0 for o in map(torch.as_tensor, rec.losses))
 
+def rising(pred, y):
+    "A metric that is 1 more each time."
+    rising.n += 1
+    return torch.tensor(float(rising.n))
+
+@pytest.mark.parametrize('opt_func', ['adam', 'sgd', optim.SGD, partial(fo.OptimWrapper, opt=optim.AdamW), lambda params, lr: fo.OptimWrapper(params, optim.AdamW, lr=lr)])
+def test_fastais_own_callbacks_do_what_they_say(cells, tmp_path, opt_func):
+    "The rate falls, whoever makes the steps; the best epoch comes back; the learner stops."
+    rising.n,kept = 0,[]
+    class Keep(Callback):
+        order = 70
+        def after_epoch(self): kept.append(weights_hash(self.model))
+    learn = new(cells, opt_func=opt_func, metrics=rising, path=tmp_path)
+    low = dict(monitor='rising', comp=np.less)
+    learn.fit(4, 1e-3, cbs=[tracker.ReduceLROnPlateau(**low), tracker.SaveModelCallback(**low), StockEarly(**low, patience=3), Keep()])
+    assert np.allclose(learn.recorder.lrs[::3], [1e-3, 1e-3, 1e-4, 1e-5]) and len({*kept}) == 3 and weights_hash(learn.model) == kept[0]
+
+@pytest.mark.parametrize('kind', [tracker.SaveModelCallback, tracker.ReduceLROnPlateau, StockEarly])
+def test_fastais_own_callbacks_watch_what_is_there(cells, tmp_path, kind):
+    learn = new(cells, metrics=[accuracy, Recall()], path=tmp_path)
+    with pytest.raises(ValueError, match="monitor='acuracy' is not measured here; there is train_loss, valid_loss, accuracy, recall_Parasitized"): learn.fit(1, cbs=kind(monitor='acuracy'))
+    learn.fit(1, 1e-3, cbs=kind(monitor='recall')) # what the column begins with
+    assert len(learn.recorder.history) == 1
+
 # --- words of the learner -----------------------------------------------------------------------------------------------------------
 
 SQUEEZE = dict(base_arch='squeezenet1_1', pretrained=False)
@@ -265,6 +292,23 @@ def test_a_function_that_makes_the_network(cells, tmp_path):
     with pytest.raises(ValueError, match='cannot be exported'): learn.export()
     with pytest.raises(ValueError, match='a network is needed'): cnn_learner(cells, lambda pretrained: None)
     with pytest.raises(ValueError, match='say with cut='): cnn_learner(cells, lambda pretrained: nn.Sequential(nn.Conv2d(3, 2, 3)))
+    with pytest.raises(TypeError, match='called as in v1, with one argument, `pretrained`'): cnn_learner(cells, Own)
+
+@pytest.mark.parametrize('net', [Own(), nn.Sequential(nn.Conv2d(3, 2, 3)), models.squeezenet1_1()], ids=['own', 'row', 'torchvision'])
+def test_a_network_where_what_makes_one_is_asked_for(cells, net):
+    with pytest.raises(ValueError, match=r'is a network, .*lambda pretrained: net.* CNNLearner\(data, net\)'): cnn_learner(cells, net)
+
+@pytest.mark.parametrize('opt_func', ['adam', 'sgd', optim.SGD])
+def test_a_body_of_one_convolution(cells, opt_func):
+    "There is no early body; slices, freezing and the rate finder do without."
+    learn = cnn_learner(cells, lambda pretrained: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)), opt_func=opt_func)
+    assert [len(o) for o in learn.splitter(learn.model)] == [0, 2, 8]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, slice(1e-4, 1e-3))
+        learn.unfreeze()
+        learn.lr_find(num_it=4)
+        learn.fit_one_cycle(1, slice(1e-4, 1e-3))
+    assert np.isfinite(learn.recorder.val_losses).all()
 
 @pytest.mark.parametrize('arch,cut,parts', [(models.resnet18, -2, 8), (models.resnet18, -3, 7), (models.squeezenet1_1, -1, 13), ('mobilenet_v2', -1, 19)])
 def test_a_cut_from_the_end(cells, arch, cut, parts): assert len(cnn_learner(cells, arch, pretrained=False, cut=cut).model[0]) == parts
@@ -300,6 +344,16 @@ def test_optimizers_of_torch(cells, name):
     learn.fit_one_cycle(1, 1e-3)
     assert len(learn.recorder.moms) == 3
 
+FASTAIS = dict(rmsprop=fo.RMSProp, momentum=partial(fo.RMSProp, mom=.9), sgd=fo.SGD, adam=fo.Adam, radam=fo.RAdam, qhadam=fo.QHAdam, larc=fo.Larc, lamb=fo.Lamb, ranger=fo.ranger,
+    wrapped=partial(fo.OptimWrapper, opt=optim.RMSprop))
+
+@pytest.mark.parametrize('name', FASTAIS)
+def test_optimizers_of_fastai_follow_a_cycle(cells, name):
+    learn = new(cells, opt_func=FASTAIS[name])
+    was = weights_hash(learn.model)
+    learn.fit_one_cycle(1, 1e-3)
+    assert len({*learn.recorder.moms}) == 3 and weights_hash(learn.model) != was and learn.model.layer.weight.isfinite().all()
+
 def test_optimizers_that_cannot_be(cells):
     with pytest.raises(ValueError, match='by name there is'): new(cells, opt_func='sdg')
 
@@ -315,6 +369,21 @@ def test_load_with_a_test_set(cells, tmp_path):
     back = load_learner(tmp_path, test=files, bs=5)
     assert torch.allclose(back.get_preds(ds_type=DatasetType.Test)[0], learn.get_preds()[0], atol=1e-5) and back.data.bs == 5
     assert len(load_learner(tmp_path, test=cells.valid_ds).get_preds(ds_type=DatasetType.Test)[0]) == len(files)
+
+def test_load_with_the_test_set_of_a_chain(cells, tmp_path):
+    "As code of 2019 has it, the third argument too."
+    learn = cnn_learner(cells, 'resnet18', pretrained=False, path=tmp_path)
+    learn.export()
+    files = ImageList.from_folder(cells.path)
+    table = pd.DataFrame(dict(name=[str(o.relative_to(cells.path)) for o in files.items]))
+    expected = learn.get_preds(dl=cells.test_dl(files.items))[0]
+    for back in (load_learner(tmp_path, test=files), load_learner(tmp_path, 'export.pkl', files), load_learner(tmp_path, test=ImageList.from_df(table, cells.path)),
+                 load_learner(tmp_path, test=np.array(files.items))):
+        assert len(back.data.test_ds) == len(files) and torch.allclose(back.get_preds(ds_type=DatasetType.Test)[0], expected, atol=1e-5)
+    for folder in (cells.path, str(cells.path)):
+        with pytest.raises(ValueError, match='ImageList.from_folder'): load_learner(tmp_path, test=folder)
+    for none in (None, []):
+        with pytest.raises(ValueError, match='no test part'): load_learner(tmp_path, test=none).get_preds(ds_type=DatasetType.Test)
 
 # --- the learning rate finder -------------------------------------------------------------------------------------------------------
 
