@@ -40,7 +40,7 @@ def _spread_of(numbers):
     "Mean, deviation and inverse correlations of a table of numbers."
     mean,sd = numbers.mean(),numbers.std().clip(lower=.01)
     correlations = np.cov(((numbers - mean)/sd).to_numpy(float).T)
-    return mean.to_numpy(),sd.to_numpy(),np.linalg.inv(.98*correlations + .02*np.eye(len(mean)))
+    return mean,sd,np.linalg.inv(.98*correlations + .02*np.eye(len(mean)))
 
 # %% ../nbs/api/17_export.ipynb #108722d6
 _SAME = 1e-6 # Values as near as this may change places on another processor: no limit lies between them

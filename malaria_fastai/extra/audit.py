@@ -65,7 +65,7 @@ def flip_labels(
     sure = np.flatnonzero(~_disputes(cells).fillna(False))
     n = max(1, round(share*len(cells)))
     if not 0<share<1 or n>len(sure): raise ValueError(
-        f"share must lie between 0 and 1, and so many labels be undisputed: got {share} of {len(cells):,}")
+        f"share must lie between 0 and 1, and so many labels be undisputed: got {share}")
     flipped = np.zeros(len(cells), bool)
     flipped[np.random.default_rng(seed).choice(sure, n, replace=False)] = True
     other = cells.label.map(dict(zip(names, names[::-1])))

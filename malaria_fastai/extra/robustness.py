@@ -194,8 +194,7 @@ def corrupt(
 )->np.ndarray: # uint8 (h, w, 3)
     "Damage one picture, its black frame left alone."
     if kind not in _CORRUPTIONS or strength not in range(6):
-        raise ValueError(f"corruptions are {', '.join(_CORRUPTIONS)}, and strengths 0 (nothing) to 5; "
-                         f"got {kind!r}, {strength!r}")
+        raise ValueError(f"corruptions are {', '.join(_CORRUPTIONS)}, and strengths 0 (nothing) to 5")
     return _Picture(x, name).damaged(kind, strength)
 
 # %% ../../nbs/extra/05_robustness.ipynb #a4badd5c
@@ -232,7 +231,7 @@ def robustness(
     positive:str,    # The positive class
     threshold=.5,    # A cell with `p` at or above it is called positive, whatever happens to the pictures
     n=500,           # How many cells; None takes all
-    kinds:list=None,# Which corruptions; None takes all that there are for such pictures
+    kinds:list=None, # Which corruptions; None takes all that there are for such pictures
     seed=42          # Same seed, same cells
 )->DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
@@ -244,8 +243,8 @@ def robustness(
         p = probabilities(learn, [picture.damaged(*damage) for picture in pictures], positive)
         rows.append(metrics(some.assign(p=p), positive, threshold))
     rates = DataFrame(rows)[['accuracy', 'sensitivity', 'specificity', 'auc']].astype(float)
-    table = DataFrame(todo, columns=['corruption', 'strength']).assign(n=len(some),
-                                                                          threshold=threshold)
+    table = DataFrame(todo, columns=['corruption', 'strength']).assign(
+        n=len(some), threshold=threshold)
     changes = (rates - rates.loc[0])[['sensitivity', 'specificity']].add_suffix('_change')
     return pd.concat([table, rates, changes], axis=1)
 
@@ -279,7 +278,7 @@ def stress_test(
     threshold:float, # A cell with `p` at or above it is called positive
     draws:int,       # Bootstrap draws
     n=500,           # How many cells are damaged; 0 leaves that out
-    kinds:list=None# Which corruptions; None takes all that there are for such pictures
+    kinds:list=None  # Which corruptions; None takes all that there are for such pictures
 )->dict: # shortcut (of cells, which alone have an outline) and robustness, for metrics.json
     "Ask a network about worse pictures and about shortcuts."
     test,found = cells[cells.split == 'test'],{}
