@@ -162,7 +162,7 @@ def _opened_pictures(file, keys):
         return store,pd.Index(store.table['key']).get_indexer(keys)
     except FileNotFoundError: pass
     except OSError: raise
-    except Exception: print(f"{file.name}: cut short or damaged. It is made again.")
+    except Exception: print("The picture file is cut short or damaged. It is made again.")
     return None,np.full(len(keys), -1)
 
 # %% ../nbs/api/06_data.ipynb #17e3d07c
@@ -438,7 +438,7 @@ def _with_parts(cells, valid_pct, seed):
     rest = cells[~cells.split.isin(['test'])]
     if len(rest) and rest.split.isna().all():
         if not 0 < valid_pct < 1:
-            raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1); got {valid_pct}")
+            raise ValueError("valid_pct is the share of validation pictures, in (0, 1)")
         cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
     other = {*cells.split} - {'train', 'valid', 'test'}
     _refuse_names(other, "split is 'train', 'valid' or 'test'; some cells have {names}")
@@ -467,7 +467,7 @@ def _checked_classes(cells, classes):
 def _check_sizes(cells, bs, val_bs):
     "Refuse parts and batches that cannot be; a bunch without pictures, to predict with, can."
     if min(bs, val_bs) < 1:
-        raise ValueError(f"bs and val_bs are numbers of pictures, at least 1; got {bs} and {val_bs}")
+        raise ValueError("bs and val_bs are numbers of pictures, at least 1")
     if not len(cells): return
     for part in ('test', 'valid', 'train'):
         own = cells[cells.split == part]
@@ -477,7 +477,7 @@ def _check_sizes(cells, bs, val_bs):
         _refuse_names(unknown, "{n} of {of} cells in the part {part!r} are without a label: {names}. Give them one, "
                       "or leave them out (NA and None are no labels)", part=part, of=len(own))
     if bs > len(own):
-        raise NoCells(f"a batch of {bs} cannot be filled from the training cells: choose bs={len(own)} or less")
+        raise NoCells(f"bs is larger than the training part: choose bs={len(own)} or less")
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00d
 def _without_copies(cells, content):
@@ -659,7 +659,7 @@ def _listed(path, named):
     return pd.DataFrame(rows, columns=['path', 'label', 'split', 'top'], dtype=object)
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00e
-def _check_folders(cells, path):
+def _check_folders(cells):
     "Refuse folders that can be read in two ways."
     loose = cells.path[cells.label.isna() & (cells.split != 'test')]
     _refuse_names(loose, "{n} pictures lie in no class folder: {names}. A folder of this name is a part; if it is a "
@@ -667,10 +667,10 @@ def _check_folders(cells, path):
     inside = cells[cells.top != '']
     for part,tops in inside.groupby('split').top.unique().items():
         if len(tops) > 1:
-            raise ValueError(f"{path}: {' and '.join(tops)} may both be for {part}: say {part}='…'")
+            raise ValueError(f"{' and '.join(tops)} may both be for {part}: say {part}='…'")
     flat = cells.split.isna() & (cells.path.str.count('/') == 1)
-    _refuse_names({*cells.label[flat]} & {*inside.label}, "{path}: the classes may be {names} below it, or those in "
-                  "{top}. Give that folder as `path`, or say train='.'", path=path, top=inside.top.max())
+    _refuse_names({*cells.label[flat]} & {*inside.label}, "the classes may be {names} below it, or those in {top}. "
+                  "Give that folder as `path`, or say train='.'", top=inside.top.max())
 
 # %% ../nbs/api/06_data.ipynb #7f4e76da
 @patch(cls_method=True)
@@ -688,7 +688,7 @@ def from_folder(cls:ImageDataBunch,
     path = Path(path)
     drawn = valid_pct is not None
     if drawn and train not in ('train', '.'):
-        print(f"train='{train}' means nothing beside valid_pct, as in fastai 1")
+        print("train means nothing beside valid_pct, as in fastai 1")
     asked = dict(train='train' if drawn else train, valid=valid, test=test)
     given = asked.items() - dict(train='train', valid='valid', test=None).items()
     named = {os.path.relpath(path/folder, path): part for part,folder in given if folder != part}
@@ -699,10 +699,10 @@ def from_folder(cls:ImageDataBunch,
             raise FileNotFoundError(f"{part}='{folder}': no such folder with pictures in {path}")
     own = cells.split == 'test'
     out = own & (test is None)
-    _check_folders(cells[~out], path)
+    _check_folders(cells[~out])
     if 'train' in parts: out |= cells.split.isna()
     elif 'valid' in parts and not drawn:
-        raise ValueError(f"{path}: there is a folder for validation, but none for training. Say train='.' if that is "
+        raise ValueError("there is a folder for validation, but none for training. Say train='.' if that is "
                          "all the rest, or draw validation from everything: valid_pct=.2")
     if not {*cells.label[own]} <= {*cells.label[~own]}: cells.loc[own, 'label'] = None
     if drawn or 'valid' not in parts: cells.loc[~own, 'split'] = None
@@ -750,7 +750,7 @@ def _column(df, cols):
     "One column of a table, by name or number, also as a list of one."
     col,*more = [cols] if isinstance(cols, (int, str)) else cols
     if more:
-        raise ValueError(f"several columns, {cols}: a picture has one file and one label here. Name one column")
+        raise ValueError("several columns: a picture has one file and one label here. Name one column")
     try: return df.iloc[:, col] if isinstance(col, int) else df[col]
     except LookupError:
         raise ValueError(f"there is no column {col!r} in the table of the pictures; it has {_spoken(df)}") from None
@@ -779,7 +779,7 @@ def from_df(cls:ImageDataBunch,
 # %% ../nbs/api/06_data.ipynb #1f2e0c7a
 def csv_in(path, name, delimiter, header):
     "A CSV file in a folder, with v1's words for its form."
-    return read_table(Path(path)/name, separator=delimiter or ',;\t', header=0 if header == 'infer' else header)
+    return read_table(Path(path, name), separator=delimiter or ',;\t', header=0 if header == 'infer' else header)
 
 # %% ../nbs/api/06_data.ipynb #bf65f82b
 @patch(cls_method=True)
@@ -825,7 +825,7 @@ def label_by(pat):
     def label(path):
         match = re.search(pat, Path(path).as_posix())
         if not match:
-            raise ValueError(f"{path}: the pattern {pat!r} finds no label in its path")
+            raise ValueError(f"{path}: the pattern finds no label in its path")
         return match[1]
     return label
 
@@ -918,7 +918,7 @@ def test_dl(self:ImageDataBunch,
     if isinstance(test_items, pd.DataFrame):
         cells = test_items.reset_index(drop=True)
         test_items = [self.path/name for name in cells.path]
-    else: cells = pd.DataFrame(dict(path=[*map(str, range(len(test_items)))]))
+    else: cells = pd.DataFrame(dict(path=range(len(test_items))), dtype=str)
     if not with_labels: cells = cells.drop(columns='label', errors='ignore')
     pictures = Pictures(test_items, self.rule, num_workers=self.pictures.num_workers)
     return self.valid.new(LabelList(pictures, cells, self.classes, 1), bs=bs or self.valid.bs)
@@ -985,8 +985,7 @@ def load_data(
     "Restore what `save` wrote: the very same split, transforms and sizes."
     text = Path(path, file).read_text('utf-8', 'replace')
     if _SAVED not in text[:99]:
-        raise ValueError(f"{file}: not a file that `data.save` of this library wrote; "
-                         "make the bunch anew and save it again")
+        raise ValueError("not a file that `data.save` of this library wrote; make the bunch anew and save it again")
     saved = json.loads(text)
     cells = pd.DataFrame(saved['cells'])
     tfms = saved['tfms']
@@ -998,4 +997,4 @@ def load_data(
         normalize=saved['stats'] or False, **kwargs)
     data._normalize_chosen = False # v1's code calls `.normalize(…)` after loading
     if data.fingerprint() == saved['fingerprint']: return data
-    raise ValueError(f"{file}: its table was changed by hand; make the bunch anew")
+    raise ValueError("the table in this file was changed by hand; make the bunch anew")

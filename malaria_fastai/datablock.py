@@ -183,7 +183,7 @@ def split_by_rand_pct(self:ImageList,
 )->ItemLists:
     "Split at random."
     if not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1); got {valid_pct}")
+        raise ValueError("valid_pct is the share of validation pictures, in (0, 1)")
     order = np.random.RandomState(42 if seed is None else seed).permutation(len(self))
     return self.split_by_idx(order[:int(valid_pct*len(self))])
 
@@ -261,7 +261,7 @@ def label_from_func(self:ImageList,
 @patch
 def label_from_folder(self:ImageList, **kwargs)->ImageList:
     "The name of a picture's folder is its label."
-    return self.label_from_func(lambda item: Path(item).parts[-2], **kwargs)
+    return self.label_from_func(lambda item: Path(item).parent.name, **kwargs)
 
 # %% ../nbs/api/07_datablock.ipynb #8d66959b
 @patch
