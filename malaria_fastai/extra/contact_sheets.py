@@ -28,7 +28,7 @@ def plot_review(
 ): # The figure
     "Show cells with the rank in the list, the label, and the probability that the model gives to it."
     pictures = [open_picture(Path(root)/path) for path in review.path]
-    titles = [f'{row.rank}. {row.label:.28}\np of the label {row.quality:.3f}'
+    titles = [f'{row.rank}. {row.label:.20}\np of the label {row.quality:.3f}'
               for row in review.itertuples()]
     about = 'above each: rank in the review list, the label, and how probable the model finds it'
     fig = show_grid(pictures, titles, cols, note=f'{about}\n{note}'.strip())
