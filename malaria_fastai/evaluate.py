@@ -316,8 +316,8 @@ def metrics(
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    s = _scores(preds, positive)
-    found = DataFrame(_all_metrics(np.ones((1,len(preds))), s, _number(threshold, preds))).iloc[0]
+    found = DataFrame(_all_metrics(
+        np.ones((1,len(preds))), _scores(preds, positive), _number(threshold, preds))).iloc[0]
     return dict(n=len(preds), patients=_n_patients(preds)) | _for_json(found)
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import sklearn.metrics as skm
 import torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import nn
 from torch.nn import functional as F
 
@@ -80,7 +80,7 @@ class ClassificationInterpretation:
         losses:torch.Tensor,                    # float32 (n,)
         ds_type=DatasetType.Valid               # The part they belong to
     ):
-        self.learn,self.preds,self.y_true,self.losses = learn,preds,y_true,losses
+        store_attr('learn,preds,y_true,losses')
         self.pred_class,self.classes = preds.argmax(1),learn.dls.classes
         self.dl = learn.dls.fixed_dl(ds_type)
 
@@ -114,11 +114,10 @@ def to_frame(self:ClassificationInterpretation,
     largest=True # The worst first; False: the best
 )->pd.DataFrame: # Columns of the cells, such as `path` and `label`, then `pred`, `p_label` and `loss`
     "The worst errors by name; the index is their position in the part."
-    table = self.dl.dataset.cells.reset_index(drop=True).assign(
+    return self.dl.dataset.cells.reset_index(drop=True).assign(
         pred=np.take(self.classes, self.pred_class),
         p_label=self.preds[range(len(self.preds)), self.y_true].numpy(),
-        loss=self.losses.numpy())
-    return table.iloc[self.top_losses(k, largest)[1]]
+        loss=self.losses.numpy()).iloc[self.top_losses(k, largest)[1]]
 
 # %% ../nbs/api/11_interpret.ipynb #f6787ed4
 @patch
@@ -136,8 +135,8 @@ def most_confused(self:ClassificationInterpretation,
     **v1       # Words of v1 that change nothing here
 )->list: # (truth, prediction, count), most frequent first
     "The mistakes, sorted."
-    counts = pd.DataFrame(self.confusion_matrix(**v1).T, self.classes, self.classes)
-    counts = counts.unstack().sort_values(ascending=False, kind='stable') # by truth, then prediction
+    counts = pd.DataFrame(self.confusion_matrix(**v1).T, self.classes, self.classes).unstack().sort_values(
+        ascending=False, kind='stable') # by truth, then prediction
     return [(truth, pred, n) for (truth,pred),n in counts.items() if truth != pred and n >= min_val]
 
 # %% ../nbs/api/11_interpret.ipynb #af726987
