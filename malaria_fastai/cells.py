@@ -49,8 +49,8 @@ def locate(
     if not archive.is_file():
         known = [*RECORDS, *archive.parent.glob('*')]
         raise DataNotFound(
-            f"{source or 'an empty name'}: no such folder or file, and no data set of this name. Give a folder with one "
-            f"folder per class, a zip, an http(s) address, or one of: nih, cxr, sample{near(name, known)}")
+            f"{source or 'an empty name'}: no such folder or file, and no data set of this name. Give a folder with "
+            f"one folder per class, a zip, an http(s) address, or one of: nih, cxr, sample{near(name, known)}")
     done = extract(archive, folder)
     print(f'{archive.name}: {done.n_files:,} pictures; left out: {counted(done.left_out)}')
     return class_root(done.root)
@@ -173,7 +173,8 @@ def _decode(data, name):
     "Open the bytes of one picture, or refuse what is damaged, made to keep a program busy, or something else."
     if not data: raise BadPicture(name, "the file is empty")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise BadPicture(name, "Pillow is told to accept cut-off pictures", "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
+        raise BadPicture(name, "Pillow is told to accept cut-off pictures",
+                         "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
     for mark,what in _COSTLY.items():
         if data.startswith(_SIGNED[1]) and data.count(mark) > _MAX_SCANS:
@@ -226,7 +227,8 @@ def _read(file):
     if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
     try: return Path(file).read_bytes(),file
     except OSError as error:
-        raise BadPicture(file, f"it cannot be read ({error.strerror or error})", "Check path and permissions") from error
+        reason = f"it cannot be read ({error.strerror or error})"
+        raise BadPicture(file, reason, "Check path and permissions") from error
 
 # %% ../nbs/api/03_cells.ipynb #7651383d
 # Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
@@ -464,15 +466,15 @@ def describe(
     cells:pd.DataFrame # Cells table
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
-    both = pd.concat([cells, cells.assign(label='total')], ignore_index=True)
+    both = pd.concat([cells, cells.assign(label='total')])
+    both['ending'] = both.path.str.rpartition('.')[2].str.lower()
     groups = both.groupby('label', sort=False)
-    extensions = both.path.str.rpartition('.')[2].str.lower()
     people = groups[['patient', 'photo']].nunique().astype('Int64').replace(0, pd.NA)
     table = pd.DataFrame(dict(
         n=groups.size(), patients=people.patient, photos=people.photo,
         disputed=groups.disputed.sum(min_count=1).astype('Int64'),
         megabytes=(groups.bytes.sum()/1e6).round(1),
-        extensions=extensions.groupby(both.label, sort=False).agg(lambda some: counted(some.value_counts()))))
+        extensions=groups.ending.agg(lambda endings: counted(endings.value_counts()))))
     for side in ('width', 'height'):
         for name,share in _QUANTILES.items():
             table[f'{side}_{name}'] = groups[side].quantile(share).astype(int)
