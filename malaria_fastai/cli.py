@@ -360,7 +360,7 @@ def main(
         options = vars(parser(word).parse_args([*own, *argv[1:]]))
         del options['pdb'], options['xtra'] # fastcore's own
         if word != 'train' and _launched():
-            from malaria_fastai.learner import alone
+            from malaria_fastai.run import alone
             alone(word)
         typed = ' '.join(['malaria-fastai', *argv]).replace(' --resume', '')
         getattr(Command(typed), word)(**options)
