@@ -920,6 +920,8 @@ def test_dl(self:ImageDataBunch,
         test_items = [self.path/name for name in cells.path]
     else: cells = pd.DataFrame(dict(path=range(len(test_items))), dtype=str)
     if not with_labels: cells = cells.drop(columns='label', errors='ignore')
+    elif not cells.label.isin(self.classes).all():
+        raise ValueError(f"with_labels: every label must be one of {', '.join(map(str, self.classes))}")
     pictures = Pictures(test_items, self.rule, num_workers=self.pictures.num_workers)
     return self.valid.new(LabelList(pictures, cells, self.classes, 1), bs=bs or self.valid.bs)
 

@@ -550,10 +550,16 @@ def paired_difference(
 # %% ../nbs/api/12_evaluate.ipynb #a87a821a
 def mean_of(
     *tables:DataFrame, # Predictions of several models on the same cells; need `path`, `label` and `p`
-    positive:str, # Name of the positive class
+    positive:str=None, # Name of the positive class; None reads it from `pred`, which all need then
 )->DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
     "Average the predictions of several models, once it is sure that they are of the same cells, class and kind of `p`."
     first,*_ = tables = _aligned(tables)
+    if positive is None:
+        for table in tables: _check_columns(table, 'pred')
+        if first.pred.nunique()<2: raise BadPredictions(
+            f"all cells are called {first.pred[0]!r}, so nothing shows "
+            "which class p speaks for: pass positive=")
+        positive = first.sort_values('p').pred.iloc[-1]
     for table in tables: _check_p(table, positive)
     p = np.mean([table.p for table in tables], 0)
     return first.drop(columns='loss', errors='ignore').assign(

@@ -424,7 +424,7 @@ def test_the_mean_of_models_is_of_the_same_thing_or_refused(n, seed, other):
     for _ in range(n):
         p = np.clip(t.p+rng.normal(0, .05, len(t)), 0, 1)
         tables.append(t.assign(p=p, pred=np.where(p>=.5, POS, 'Uninfected'), loss=0.).sample(frac=1, random_state=seed))
-    mean = ev.mean_of(*tables, positive=POS)
+    mean = ev.mean_of(*tables)
     assert mean.path.tolist()==sorted(t.path) and 'loss' not in mean and (mean.p_is=='raw').all()
     np.testing.assert_allclose(mean.p, np.mean([o.set_index('path').p[mean.path] for o in tables], 0))
     assert ((mean.p>=.5)==(mean.pred==POS)).all() and mean.set_index('path').label[t.path].tolist()==t.label.tolist()
@@ -432,12 +432,13 @@ def test_the_mean_of_models_is_of_the_same_thing_or_refused(n, seed, other):
     wrong = dict(label=last.assign(label=np.where(last.path==t.path[0], 'x', last.label)), split=last.assign(split=np.where(last.path==t.path[3], 'train', last.split)),
         p=last.assign(p=last.p-1), path=last[1:], patients=pd.concat([last, last[:1]]))
     wrong['class'] = last.assign(p=1-last.p)
-    with pytest.raises(ev.BadPredictions): ev.mean_of(*tables[:-1], wrong[other], positive=POS)
+    with pytest.raises(ev.BadPredictions): ev.mean_of(*tables[:-1], wrong[other])
 
-def test_a_mean_is_told_the_class_and_never_guesses_it():
+def test_a_mean_says_which_class_it_needs_to_be_told():
     t = simulate_predictions(patients=6, cells=8).assign(p=.2, pred='Uninfected')
-    with pytest.raises(TypeError, match='positive'): ev.mean_of(t, t)
+    with pytest.raises(ev.BadPredictions, match='pass positive='): ev.mean_of(t, t)
     assert (ev.mean_of(t, t, positive=POS).pred=='Uninfected').all()
+    with pytest.raises(ev.BadPredictions, match="no column \\['pred'\\]"): ev.mean_of(t, t.drop(columns='pred'))
     assert ev.mean_of(t.drop(columns='pred'), t, positive=POS).equals(ev.mean_of(t, t, positive=POS)[[*t.drop(columns='pred'), 'pred']])
 
 def test_both_lines_stand_side_by_side(parts):
