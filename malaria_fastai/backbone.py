@@ -72,7 +72,8 @@ def _make_network(name, pretrained=False, weights=None):
             weights = (weights or 'DEFAULT') if pretrained else None
             return torchvision.models.get_model(name, weights=weights)
         name = name.removeprefix('timm:')
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool='')
+        return timm.create_model(name, pretrained=pretrained,
+                                 num_classes=0, global_pool='')
     except KeyError as error:
         raise ValueError(f"{name} has no weights called {weights!r}") from error
     except (OSError, RuntimeError) as error:
@@ -299,7 +300,8 @@ class PictureNet(nn.Module):
         super().__init__()
         self.model = model
         for name,values in zip(('mean', 'std'), stats or ([0.]*3, [1.]*3)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1),
+                                 persistent=False)
 
     def normalised(self, pictures):
         return (pictures.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std

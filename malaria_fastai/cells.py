@@ -157,7 +157,8 @@ def _upright(im, name, max_pixels):
         raise BadPicture(name, "animated or paged: more than one picture in the file",
                          "Save each picture in a file of its own")
     if deep and getattr(im, 'tag_v2', {}).get(262) == 0: # Pillow turns it round for 8 bits alone
-        raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white", "Save it with 8 bits per colour")
+        raise BadPicture(name, "a TIFF of more than 8 bits in which 0 is white",
+                         "Save it with 8 bits per colour")
     im.load()
     im = ImageOps.exif_transpose(im)
     if deep:
@@ -196,7 +197,8 @@ def _from_array(pixels, name):
         pixels = pixels.detach().cpu().numpy()
         first,last = (len(shape) == 3 and 1 <= shape[i] <= 4 for i in (0, -1))
         if first and last:
-            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
+            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last",
+                             remedy)
         if first: pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
         raise BadPicture(name, f"an array {shape} is not one picture", remedy)
@@ -330,7 +332,8 @@ def _find(root):
 @lru_cache(1)
 def _manifest():
     "Read the manifest once."
-    known = read_table(facts('manifest.csv.gz'), types=dict(width=int, height=int, bytes=int, disputed=bool))
+    known = read_table(facts('manifest.csv.gz'),
+                       types=dict(width=int, height=int, bytes=int, disputed=bool))
     return known.join(pd.DataFrame(map(identity, known.filename), dtype='string'))
 
 # %% ../nbs/api/03_cells.ipynb #e0b03944
@@ -362,7 +365,8 @@ def _look_at_all(root, found, max_pixels, progress):
     "Decode all pictures in threads, since Pillow lets several run at once: a table, with a `reason` where one is bad."
     def look(picture):
         path,label,part = picture
-        row = dict(path=path, label=label, folder_split=part, **identity(basename(path)))
+        row = dict(path=path, label=label, folder_split=part,
+                   **identity(basename(path)))
         try:
             data,_ = _read(root/path)
             width,height = _open(data, path, max_pixels).size
@@ -453,7 +457,8 @@ def verify(
     is_known = names.isin(known.index)
     same = (names.map(known.sha256) == cells.sha256) & (names.map(known.label) == cells.label)
     missing = sorted({*known.index} - {*names})
-    found = _Verified(len(known), int(same.sum()), missing, [*cells.path[~is_known]], [*cells.path[is_known & ~same]])
+    found = _Verified(len(known), int(same.sum()), missing,
+                      [*cells.path[~is_known]], [*cells.path[is_known & ~same]])
     if not found.changed or not strict: return found
     raise ChangedCells(
         f"{found}: {', '.join(found.changed[:5])}. These are not the original files: "

@@ -120,7 +120,8 @@ class Pictures:
     def contents(self)->np.ndarray: # uint64 (n,)
         "A number for the bytes of each file: copies of one picture have the same."
         if self.store: return self.store.table['content'][self.rows]
-        return np.fromiter(_map_ahead(self._content, range(len(self)), self.num_workers), np.uint64)
+        return np.fromiter(_map_ahead(self._content, range(len(self)), self.num_workers),
+                           np.uint64)
 
     def _content(self, i): return int(file_digest(self.path(i))[:16], 16)
 
@@ -172,9 +173,11 @@ def _decode_all(self:Pictures, file, keys, store, rows):
     for part in file.parent.glob(f'.{file.name}.*.tmp'): # of a killed process: one at work wrote within the hour
         if time.time() - part.stat().st_mtime > 3600: part.unlink(missing_ok=True)
     missing = np.flatnonzero(rows < 0)
-    fresh = _map_ahead(lambda i: (self.decode(i), self._content(i)), missing, self.num_workers)
+    fresh = _map_ahead(lambda i: (self.decode(i), self._content(i)),
+                       missing, self.num_workers)
     pictures = (next(fresh) if row < 0 else (store[row], store.table['content'][row]) for row in rows)
-    _PictureFile.write(file, keys, bar(pictures, 'decoding', len(keys), quiet=len(missing) < 500))
+    _PictureFile.write(file, keys,
+                       bar(pictures, 'decoding', len(keys), quiet=len(missing) < 500))
     gigabytes = file.stat().st_size/1e9
     if gigabytes > .01:
         print(f"{len(missing)} pictures decoded once: {gigabytes:.2f} GB in the folder {file.parent}")
@@ -231,7 +234,8 @@ class LabelList:
         split_idx,         # 0: training (transforms draw), 1: not
         random_crop=False  # Cut at a random place while `split_idx` is 0 (only with `ResizeMethod.CROP`)
     ):
-        store_attr('pictures,cells,classes,split_idx', rule=pictures.rule, c=len(classes))
+        store_attr('pictures,cells,classes,split_idx',
+                   rule=pictures.rule, c=len(classes))
         self.vocab = CategoryMap(classes, sort=False)
         self.random_crop = random_crop and self.rule.method == ResizeMethod.CROP
         self.positions = cells.index.to_numpy()
@@ -281,7 +285,8 @@ class PictureLoader(TfmdDL):
 
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but nothing is gathered, and a single number stays on its device: fetching it waits for the GPU."
-        return to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather=False)
+        return to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0),
+                         gather=False)
 
 # %% ../nbs/api/06_data.ipynb #7c04e2a0
 @patch
@@ -425,12 +430,15 @@ def whole_numbers(labels):
 def _labelled(cells):
     "Cells sorted by path, a test part as it was given, each label the name of a class or None."
     gone = {'path', 'label'} - {*cells}
-    _refuse_names(gone, "the table of cells needs the columns path and label; {names} is missing")
-    _refuse_names(cells.path[cells.path.duplicated()], "{n} pictures are listed twice: {names}. Name each once")
+    _refuse_names(gone,
+                  "the table of cells needs the columns path and label; {names} is missing")
+    _refuse_names(cells.path[cells.path.duplicated()],
+                  "{n} pictures are listed twice: {names}. Name each once")
     labels = pd.Series([*map(_class_name, cells.label)], cells.index, object)
     cells = cells.assign(label=labels, split=cells.get('split'))
     test = cells.split.isin(['test'])
-    return pd.concat([cells[~test].sort_values('path'), cells[test]], ignore_index=True)
+    return pd.concat([cells[~test].sort_values('path'), cells[test]],
+                     ignore_index=True)
 
 # %% ../nbs/api/06_data.ipynb #7ba189e6
 def _with_parts(cells, valid_pct, seed):
@@ -441,7 +449,8 @@ def _with_parts(cells, valid_pct, seed):
             raise ValueError("valid_pct is the share of validation pictures, in (0, 1)")
         cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
     other = {*cells.split} - {'train', 'valid', 'test'}
-    _refuse_names(other, "split is 'train', 'valid' or 'test'; some cells have {names}")
+    _refuse_names(other,
+                  "split is 'train', 'valid' or 'test'; some cells have {names}")
     return cells
 
 # %% ../nbs/api/06_data.ipynb #d5a1c009
@@ -458,7 +467,8 @@ def _checked_classes(cells, classes):
     if len({*names}) < 2 or len(trained) == 1:
         raise NoCells("a network tells at least two classes apart, and training has only "
                       f"{_spoken(trained or names)}: look at the folder, column or pattern of the labels")
-    _refuse_names(found - {*names}, "the label {names} is not in classes={classes}", classes=names)
+    _refuse_names(found - {*names},
+                  "the label {names} is not in classes={classes}", classes=names)
     _refuse_names(found - trained, "the label {names} is no label of a training cell, so it cannot be learned: "
                   "bring more of it, leave it out, or split in another way", SplitError)
     return names
@@ -490,7 +500,8 @@ def _without_copies(cells, content):
             named = ' and '.join(f'{path} ({value})' for path,value in zip(same.path, same[column]))
             raise error(f"{several.sum()} pictures are {what}, for example {named}. Keep one copy of each")
     extra = content.duplicated() & cells.split.isna()
-    return _left_out(cells, extra, f"of {len(cells)} pictures are copies of others and are")
+    return _left_out(cells, extra,
+                     f"of {len(cells)} pictures are copies of others and are")
 
 # %% ../nbs/api/06_data.ipynb #9f1a3488
 @patch(cls_method=True)
@@ -547,7 +558,7 @@ def from_cells(cls:ImageDataBunch,
         print(f"no picture is of the class {_spoken(untrained)}: it will not be learned")
     return data
 
-
+# %% ../nbs/api/06_data.ipynb #9f1a3489
 _like_from_cells = delegates(ImageDataBunch.from_cells) # An editor shows the arguments that are passed on
 
 # %% ../nbs/api/06_data.ipynb #f0e2b666
@@ -556,7 +567,8 @@ def _set_stats(self:ImageDataBunch, stats):
     "Normalise with these (mean, std) in place of any others; None is not at all."
     self.stats = stats and tuple([*map(float, values)] for values in stats)
     for loader in self.loaders:
-        loader.after_batch.fs = loader.after_batch.fs.filter(risinstance(Normalize), negate=True)
+        loader.after_batch.fs = loader.after_batch.fs.filter(risinstance(Normalize),
+                                                             negate=True)
     if stats:
         self.mean_std = torch.tensor(self.stats, device=self.device)[:, None, :, None, None]
         self.add_tfms([Normalize(*self.mean_std)], 'after_batch')
@@ -774,7 +786,8 @@ def from_df(cls:ImageDataBunch,
     if label_delim is not None:
         raise ValueError("label_delim: a picture has one label here")
     names = [Path(folder or '.')/f'{name}{suffix}' for name in _column(df, fn_col)]
-    return cls.from_lists(path, names, _column(df, label_col).tolist(), valid_pct, seed, **kwargs)
+    return cls.from_lists(path, names, _column(df, label_col).tolist(),
+                          valid_pct, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #1f2e0c7a
 def csv_in(path, name, delimiter, header):
@@ -802,7 +815,8 @@ def from_csv(cls:ImageDataBunch,
     df = csv_in(path, csv_labels, delimiter, header)
     labels = _column(df, label_col)
     df[labels.name] = whole_numbers(labels)
-    return cls.from_df(path, df, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **kwargs)
+    return cls.from_df(path, df, folder, label_delim, valid_pct,
+                       seed, fn_col, label_col, suffix, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #4baf7104
 @patch(cls_method=True)
@@ -876,7 +890,8 @@ def show_grid(
 )->plt.Figure:
     "Draw pictures in a grid, nothing cut off."
     figsize = figsize or (1.5*cols, 1.65*-(-len(images)//cols))
-    fig,axes = get_grid(len(images), ncols=cols, figsize=figsize, return_fig=True, layout='constrained')
+    fig,axes = get_grid(len(images), ncols=cols, figsize=figsize,
+                        return_fig=True, layout='constrained')
     for ax,image,title in zip(axes, images, titles):
         ax.imshow(image)
         ax.set(xticks=[], yticks=[], frame_on=False) # only an axis that is on keeps room for a title
@@ -905,7 +920,8 @@ def show_batch(self:ImageDataBunch,
     idxs = loader.get_idxs()
     idxs = idxs[:1]*rows**2 if unique else idxs[:rows**2]
     pictures = self.denormalize(loader.load(0, idxs)[0])
-    return show_grid(pictures, [*map(loader.dataset._label, idxs)], rows, figsize, self.drawn_note)
+    return show_grid(pictures, [*map(loader.dataset._label, idxs)],
+                     rows, figsize, self.drawn_note)
 
 # %% ../nbs/api/06_data.ipynb #f35b5e07
 @patch
@@ -923,7 +939,8 @@ def test_dl(self:ImageDataBunch,
     elif not cells.label.isin(self.classes).all():
         raise ValueError(f"with_labels: every label must be one of {', '.join(map(str, self.classes))}")
     pictures = Pictures(test_items, self.rule, num_workers=self.pictures.num_workers)
-    return self.valid.new(LabelList(pictures, cells, self.classes, 1), bs=bs or self.valid.bs)
+    return self.valid.new(LabelList(pictures, cells, self.classes, 1),
+                          bs=bs or self.valid.bs)
 
 # %% ../nbs/api/06_data.ipynb #b1e8c9bb
 @patch

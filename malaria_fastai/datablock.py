@@ -65,7 +65,8 @@ class ImageList(_Step):
         path='.',     # The folder they belong to
         inner_df=None # The table they come from, a row a picture
     ):
-        store_attr('inner_df', items=np.array([*items], object), path=Path(path), classes=None)
+        store_attr('inner_df', items=np.array([*items], object),
+                   path=Path(path), classes=None)
         self.labels = np.full(len(self), None)
 
     def __init_subclass__(cls):
@@ -270,7 +271,8 @@ def label_from_df(self:ImageList,
     **kwargs # As in `label_from_list`
 )->ImageList:
     "A label from the table; text that is whole numbers throughout is numbers."
-    return self.label_from_list(whole_numbers(_column(self.inner_df, cols)).tolist(), **kwargs)
+    return self.label_from_list(whole_numbers(_column(self.inner_df, cols)).tolist(),
+                                **kwargs)
 
 # %% ../nbs/api/07_datablock.ipynb #0743bb76
 @patch
@@ -349,4 +351,5 @@ def databunch(self:ItemLists,
     folder = Path(path or self.path)
     parts = dict(train=self.train, valid=self.valid, test=self.test or ImageList([]))
     tables = [pictures_table(folder, part.items, part.labels, split) for split,part in parts.items()]
-    return ImageDataBunch.from_cells(folder, pd.concat(tables), classes=self.train.classes, **self.prepared, **kwargs)
+    return ImageDataBunch.from_cells(folder, pd.concat(tables),
+                                     classes=self.train.classes, **self.prepared, **kwargs)

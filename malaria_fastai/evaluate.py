@@ -429,7 +429,8 @@ def _intervals(preds, positive, threshold, draws, seed, by):
     if by=='patient' and about.accuracy<2: raise NoPatients(
         "all cells are of one patient, which cannot tell how patients differ: "
         "no interval by patient can be had")
-    return interval(drawn.add_suffix('_ci'), about.accuracy, about.reindex(drawn.columns).fillna(about.min()))
+    return interval(drawn.add_suffix('_ci'), about.accuracy,
+                    about.reindex(drawn.columns).fillna(about.min()))
 
 # %% ../nbs/api/12_evaluate.ipynb #19281f41
 def _disputes(preds):
@@ -776,7 +777,8 @@ def coverage_risk(
     "Read the error rate among the surest cells, with its 95 % band."
     y,called = _truth_and_call(preds, positive, threshold)
     sure = np.abs(_logit(preds.p)-_logit(_number(threshold, preds)))
-    return _band(_sorted_scores(y!=called, sure, _group_numbers(preds)), 'risk', draws, seed, points)
+    return _band(_sorted_scores(y!=called, sure, _group_numbers(preds)),
+                 'risk', draws, seed, points)
 
 # %% ../nbs/api/12_evaluate.ipynb #02b81b19
 def with_and_without_disputed(
@@ -839,10 +841,12 @@ def _choices(valid, test, positive, threshold, draws, seed):
     found = dict.fromkeys(('rule', 'thresholds', 'calibration', 'refused'))
     try:
         for part in (valid, test): _check_both_classes(part)
-        found['thresholds'] = operating_points(valid, test, positive, draws=draws, seed=seed)
+        found['thresholds'] = operating_points(valid, test, positive,
+                                               draws=draws, seed=seed)
     except (BadPredictions, OneClass) as e: return found | dict(refused=str(e))
     if has_patients(valid) and has_patients(test):
-        found['rule'] = patient_rule(valid, test, positive, threshold, draws=draws, seed=seed)
+        found['rule'] = patient_rule(valid, test, positive, threshold,
+                                     draws=draws, seed=seed)
     fitted = fit_temperature(valid, positive)
     before_and_after = [
         dict(ece=ece(table, positive), log_loss=log_loss(table, positive),

@@ -92,7 +92,8 @@ class ClassificationInterpretation:
     ):
         "Predict one part, once."
         unmeant('from_learner', v1)
-        return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True), ds_type=ds_type)
+        return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True),
+                   ds_type=ds_type)
 
     def _pictures(self, idxs):
         self.dl.before_iter()
@@ -126,7 +127,8 @@ def confusion_matrix(self:ClassificationInterpretation,
 )->np.ndarray: # int64 (classes, classes): rows are the truth, columns the prediction
     "Count truth against prediction."
     unmeant('confusion_matrix', v1)
-    return skm.confusion_matrix(self.y_true, self.pred_class, labels=range(len(self.classes)))
+    return skm.confusion_matrix(self.y_true, self.pred_class,
+                                labels=range(len(self.classes)))
 
 # %% ../nbs/api/11_interpret.ipynb #f742cc34
 @patch
@@ -152,7 +154,8 @@ def grad_cam(self:ClassificationInterpretation,
     if of not in explained: raise ValueError(f"of is 'actual' or 'predicted', got {of!r}")
     idxs,views = np.asarray(idxs, int),views or self.learn.dls.views
     if not len(idxs): return np.zeros((0, 1, 1), np.float32)
-    return grad_cam(self.learn.model, self._pictures(idxs), explained[of][idxs], min_map, views)
+    return grad_cam(self.learn.model, self._pictures(idxs),
+                    explained[of][idxs], min_map, views)
 
 # %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch
@@ -204,7 +207,8 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
     counts = self.confusion_matrix(**v1)
     shares = counts/counts.sum(1, keepdims=True).clip(1)
     ticks = range(len(counts))
-    fig,ax = plt.subplots(figsize=figsize or (2.4 + .8*len(counts),)*2, dpi=dpi, layout='constrained')
+    fig,ax = plt.subplots(figsize=figsize or (2.4 + .8*len(counts),)*2,
+                          dpi=dpi, layout='constrained')
     ax.imshow(shares, cmap, vmin=0, vmax=1)
     ax.set(xlabel='Predicted', ylabel='Actual', title=title)
     ax.set_xticks(ticks, self.classes, rotation=90*(len(counts) > 2))

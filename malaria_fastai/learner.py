@@ -105,7 +105,8 @@ class OneCycle(Callback):
                     pct_start=self.pct_start, tot_epochs=self.tot_epochs)
 
     def before_batch(self):
-        rates,mom = self.at(self.epoch*self.n_iter + self.iter, self.n_iter*self.tot_epochs)
+        rates,mom = self.at(self.epoch*self.n_iter + self.iter,
+                            self.n_iter*self.tot_epochs)
         self.opt.set_hypers(lr=rates, mom=mom)
 
 # %% ../nbs/api/09_learner.ipynb #36c11d1c
@@ -234,14 +235,16 @@ class _Score(AccumMetric):
 
 def _score(name, func, reads=ActivationType.No, **words):
     "A class of such scores."
-    return type(name, (_Score,), dict(score=staticmethod(func), reads=reads, words=words, __module__=__name__))
+    return type(name, (_Score,),
+                dict(score=staticmethod(func), reads=reads, words=words, __module__=__name__))
 
 # %% ../nbs/api/09_learner.ipynb #dd2bba64
 _ONE_CLASS = dict(average='binary', pos_label=None, labels=None, zero_division=0)
 Precision = _score('Precision', precision_score, **_ONE_CLASS)
 Recall = _score('Recall', recall_score, **_ONE_CLASS)
 FBeta = _score('FBeta', fbeta_score, **_ONE_CLASS, beta=2)
-AUROC = _score('AUROC', roc_auc_score, ActivationType.BinarySoftmax, average='macro', multi_class='ovr')
+AUROC = _score('AUROC', roc_auc_score, ActivationType.BinarySoftmax,
+               average='macro', multi_class='ovr')
 KappaScore = _score('KappaScore', cohen_kappa_score, weights=None)
 MatthewsCorreff = _score('MatthewsCorreff', matthews_corrcoef)
 
@@ -295,7 +298,8 @@ class _Progress(Callback):
 
     def before_train(self):
         label = f'epoch {self.epoch}/{self.n_epoch-1}' if self.learn.fitting else 'predict'
-        self.bar = tqdm(total=len(self.dl), desc=label, leave=False, mininterval=.5, disable=None)
+        self.bar = tqdm(total=len(self.dl), desc=label,
+                        leave=False, mininterval=.5, disable=None)
 
     before_validate = before_train
     def after_batch(self): self.bar.update()
@@ -760,12 +764,14 @@ def fit_one_cycle(self:CNNLearner,
     self.opt.set_hyper('lr', self.rate(_one_of(max_lr=max_lr, lr_max=lr_max)))
     rates = [group['lr'] for group in self.opt.hypers] # of each layer group
     cycle = OneCycle(rates, 25. if first is None else first, pct_start, last, moms, tot_epochs)
-    self.fit(n, rates, wd, L(cycle) + L(cbs), start_epoch=start_epoch or 0, callbacks=callbacks)
+    self.fit(n, rates, wd, L(cycle) + L(cbs),
+             start_epoch=start_epoch or 0, callbacks=callbacks)
 
 # %% ../nbs/api/09_learner.ipynb #0cb37ce2
 def _row_of_axes(rec, n=1):
     "A figure of `n` axes that says when the cells are drawn."
-    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8), layout='constrained', squeeze=False)
+    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8),
+                            layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
     leave_open(fig)
     return axes[0]
@@ -899,7 +905,8 @@ class CSVLogger(Callback):
     def after_epoch(self):
         if not self.learn.fitting or rank_distrib(): return
         rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
-        write_atomically(self.file, self.before + rows.to_csv(index=False, header=not self.before))
+        write_atomically(self.file,
+                         self.before + rows.to_csv(index=False, header=not self.before))
 
     def read_logged_file(self): return pd.read_csv(self.file)
 
@@ -1135,13 +1142,15 @@ def plot(self:Recorder,
     if len(curve) < 4:
         raise ValueError("too few rates are left: let skip_start and skip_end leave out fewer")
     ax, = _row_of_axes(self)
-    curve.plot(ax=ax, logx=True, xlabel='Learning rate', ylabel='Loss', color='#0072B2', grid=True)
+    curve.plot(ax=ax, logx=True, xlabel='Learning rate',
+               ylabel='Loss', color='#0072B2', grid=True)
     if suggestion:
         self.min_grad_lr,tenth = self.suggested()
         if tenth is None: print("No clear slope: the loss falls at none of these rates by more than chance")
         else:
             print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {tenth:.2E}")
-            ax.plot(self.min_grad_lr, np.interp(self.min_grad_lr, lrs, losses), 'o', color='#D55E00')
+            ax.plot(self.min_grad_lr, np.interp(self.min_grad_lr, lrs, losses),
+                    'o', color='#D55E00')
     return ax.figure
 
 # %% ../nbs/api/09_learner.ipynb #09a3296c
@@ -1428,7 +1437,8 @@ def load_learner(
         if len(test): data.loaders.append(data.test_dl(test))
     model = spec.build()
     model.load_state_dict(tensors)
-    learn = CNNLearner(data, model, spec, splitter=split_params, loss_func=_USUAL[spec.log_softmax])
+    learn = CNNLearner(data, model, spec, splitter=split_params,
+                       loss_func=_USUAL[spec.log_softmax])
     learn.pretrained,learn.about = about['pretrained'],about
     _lay_out(learn.model, data.device) # as `cnn_learner` does, for the last bit
     return learn

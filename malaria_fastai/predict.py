@@ -152,7 +152,8 @@ def _resizing(
     high,wide = resize['size']
     if high*wide > MAX_PIXELS or facts.get('views', 1) not in (1, 8 if high == wide else 1):
         raise ValueError("no picture is so large, or has so many views")
-    return Resizing.of((high, wide), ResizeMethod[resize['method']], resize['padding_mode'])
+    return Resizing.of((high, wide), ResizeMethod[resize['method']],
+                       resize['padding_mode'])
 
 # %% ../nbs/api/16_predict.ipynb #4a50772c
 _SOUND = dict( # Key of model.json -> whether its value, beside all the others, can be used; an error means no

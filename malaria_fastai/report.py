@@ -114,7 +114,8 @@ def _plot_band(ax, band, preds, name):
 def _plot_curve(ax, kind, preds, positive, threshold, draws, name, metric):
     "Draw a curve with its band; returns the axes, the metrics, and the number of positive rows."
     ax,found = _axes(ax),metrics(preds, positive, .5 if threshold is None else threshold)
-    _plot_band(ax, curve_band(preds, positive, kind, draws), preds, f'{name} {_three_digits(found[metric])}')
+    _plot_band(ax, curve_band(preds, positive, kind, draws),
+               preds, f'{name} {_three_digits(found[metric])}')
     return ax, found, int((preds.label==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #f12e5551
@@ -133,7 +134,8 @@ def plot_roc(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax,found,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, 'AUC', 'auc')
+    ax,found,n = _plot_curve(ax, 'roc', preds, positive,
+                             threshold, draws, 'AUC', 'auc')
     unit = unit or _things(preds.label)
     if found['specificity'] is not None:
         _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
@@ -228,7 +230,8 @@ def plot_patients(
          well.fpr, well.cells))
     for i,(name,color,rate,n) in enumerate(strips):
         x = 100*rate.dropna()
-        ax.scatter(x, i+_jitter(len(x)), s=6+n[x.index]/4, color=color, alpha=.65, lw=0)
+        ax.scatter(x, i+_jitter(len(x)), s=6+n[x.index]/4,
+                   color=color, alpha=.65, lw=0)
         ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
     return _row_axes(ax, (2.45,-.62),
@@ -289,7 +292,8 @@ def plot_coverage(
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
     ax,things = _axes(ax),_things(preds.label)
-    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, points=51), preds, 'errors')
+    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, points=51),
+               preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None),
            xlabel=f'coverage: surest {things} kept, % of {len(preds):,}',
            ylabel=f'risk: errors, % of the {things} kept')
@@ -316,7 +320,8 @@ def plot_folds(
     for i,(name,block,folds,color) in enumerate(rows):
         values = np.array([fold[metric] for fold in folds], float)
         value,ci = block[metric],block[f'{metric}_ci']
-        ax.scatter(values, i+_jitter(len(values))*.5, s=16, color=color, alpha=.5, lw=0)
+        ax.scatter(values, i+_jitter(len(values))*.5,
+                   s=16, color=color, alpha=.5, lw=0)
         if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
         ax.plot([value], [i], 'D', color=color, ms=6, mec='white')
         said = _three_digits(value) + (f' ({_range(ci)})' if ci else '')
@@ -347,7 +352,8 @@ def plot_robustness(
     points.index = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
     _heat_map(ax, points, texts, 8, cmap=_CHANGES, vmin=-40, vmax=40)
     ax.tick_params(length=0)
-    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)', title=f'{rate}, points')
+    ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)',
+           title=f'{rate}, points')
     return ax
 
 # %% ../nbs/api/13_report.ipynb #9493b9b9
@@ -468,7 +474,8 @@ def _figures(draws, metrics, preds, **other):
     if not examined: return figures
     after = None
     if examined['calibration']:
-        after = apply_temperature(judged, fit_temperature(preds.query("split=='valid'"), positive))
+        after = apply_temperature(judged,
+                                  fit_temperature(preds.query("split=='valid'"), positive))
     if examined['patients']:
         figures['patients'] = _patient_figures(examined, *shown, draws)
     return figures | dict(
@@ -509,7 +516,8 @@ def _trials(folder, metrics, history, robustness, review, **other):
         trials['damages'] = robustness.astype(object).where(
             robustness.notna(), None).to_dict('records')
         trials['robustness'] = [
-            _figure(f'Change of {rate} in percentage points', plot_robustness, robustness, rate)
+            _figure(f'Change of {rate} in percentage points',
+                    plot_robustness, robustness, rate)
             for rate in ('sensitivity', 'specificity')]
     if review is not None:
         file = folder/'verdicts.csv'
@@ -548,5 +556,6 @@ def examine_run(
         f"{folder} holds no predictions.csv, or its metrics.json names "
         "no positive class (data.positive)")
     found = run['metrics'] | dict(examined=examine(run['preds'], *reported[2:], draws))
-    write_atomically(run['folder']/'metrics.json', json.dumps(found, indent=1, allow_nan=False))
+    write_atomically(run['folder']/'metrics.json',
+                     json.dumps(found, indent=1, allow_nan=False))
     return write_report(folder, draws)

@@ -324,7 +324,8 @@ def _found(self:SaveModelCallback, ending):
     "The places whose files of this name are there, oldest first."
     first = self.folder/self.stem
     names = '\n'.join(path.name for path in first.parent.glob('*'))
-    found = re.findall(rf'(?m)^{re.escape(first.name)}_(start|\d+)(?:b(\d+))?\.{ending}$', names)
+    found = re.findall(rf'(?m)^{re.escape(first.name)}_(start|\d+)(?:b(\d+))?\.{ending}$',
+                       names)
     return sorted((int(epoch.replace('start', '-1')), int(batch or 0) or _END) for epoch,batch in found)
 
 # %% ../nbs/api/10_resume.ipynb #2eb758ad
@@ -393,7 +394,8 @@ def after_epoch(self:SaveModelCallback):
     if not self.new_best: return
     if is_writer():
         with self._writing(self.stem):
-            self.learn.written[self.stem] = self._save_weights(self.stem, with_opt=True)
+            self.learn.written[self.stem] = self._save_weights(self.stem,
+                                                               with_opt=True)
     print(f"Better model found at epoch {self.epoch} with {self.monitor} value: {self.best:.6f}.")
 
 # %% ../nbs/api/10_resume.ipynb #477b9baa

@@ -455,14 +455,26 @@ def _finish(learn, recipe, out, about, start, draws, command):
         bs=learn.data.bs, pretrained=learn.pretrained, views=8 if recipe.tta else 1,
         seconds=round(seconds, 1))
     if recipe.name: about |= dict(recipe=recipe.name, **beside(recipe, about['data']))
-    learn.export('model/export.pkl', extra=dict(positive=positive, views=about['views']))
+    learn.export('model/export.pkl',
+                 extra=dict(positive=positive, views=about['views']))
     part = DatasetType.Test if len(learn.dls) > 2 else DatasetType.Valid
-    figure = ClassificationInterpretation.from_learner(learn, part).plot_top_losses(9, heatmap=True)
+    figure = ClassificationInterpretation.from_learner(learn,
+                                                       part).plot_top_losses(9, heatmap=True)
     with replacing(out/'figures/top_losses.png') as file:
         figure.savefig(file, dpi=110, format='png')
     plt.close(figure)
     _write_table(out/'history.csv', history)
-    _write_table(out/'split.csv', cells[['path', 'label', 'patient', 'sha256', 'split']])
+    _write_table(out/'split.csv',
+                 cells[['path', 'label', 'patient', 'sha256', 'split']])
+    _write_numbers(out, preds, about, draws, command)
+
+
+def _finish_colours(root, cells, out, about, start, draws, command):
+    "Predict by colour alone, and write its run folder."
+    preds = colour_floor(root, cells, about['data']['positive'], seed=about['seed'])
+    about |= dict(
+        arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0,
+        pretrained=False, seconds=round(time.time() - start, 1))
     _write_numbers(out, preds, about, draws, command)
 
 # %% ../nbs/api/15_run.ipynb #15d1a671
@@ -518,12 +530,7 @@ def train(
         with learn.distributed(): fit_recipe(learn, recipe, every, resume)
     if is_writer(): # the first of several processes judges and writes
         if recipe.network: _finish(learn, recipe, out, about, start, draws, run['command'])
-        else:
-            preds = colour_floor(root, cells, data['positive'], seed=seed)
-            about |= dict(
-                arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0,
-                pretrained=False, seconds=round(time.time() - start, 1))
-            _write_numbers(out, preds, about, draws, run['command'])
+        else: _finish_colours(root, cells, out, about, start, draws, run['command'])
     return _complete(out)
 
 # %% ../nbs/api/15_run.ipynb #043417d5
@@ -792,7 +799,8 @@ def evaluate_run(
     learn = load_learner(run/'model')
     if name:
         root,cells = prepare(data, None, on_bad=on_bad, data_dir=data_dir, out=folder)
-        cells = _unseen(learn, root, cells, read_table(run/'split.csv'), name, positive)
+        cells = _unseen(learn, root, cells,
+                        read_table(run/'split.csv'), name, positive)
     else: root,cells = _own_cells(made, data_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for kept in ('metrics.json', 'environment.json', 'predictions.csv',

@@ -117,7 +117,8 @@ def _trophozoite(cell, purple, alpha):
     place = cell.place(.05, .5)
     radius = cell.uniform(.17, .28)
     cell.paint(cell.spot(place, radius, .35), purple + 45, alpha*.8)
-    cell.paint(cell.spot(place + radius*(.25 - .2j), radius*.38), cell.rgb.mean((0, 1)), .6)
+    cell.paint(cell.spot(place + radius*(.25 - .2j), radius*.38),
+               cell.rgb.mean((0, 1)), .6)
     cell.paint(cell.spot(place - radius*(.45 - .3j), radius*.3), purple - 15, alpha)
     cell.paint(cell.spot(place + radius*(.1 + .45j), radius*.12), _PIGMENT, .8)
     return place,radius*1.2
@@ -197,7 +198,8 @@ def draw_sample(
         stain = _stain(np.random.default_rng([seed, i]))
         for n in range(infected + healthy):
             label = SAMPLE.labels[n >= infected]
-            picture,where = draw_cell(np.random.default_rng([seed, i, n]), n < infected, stain)
+            picture,where = draw_cell(np.random.default_rng([seed, i, n]),
+                                      n < infected, stain)
             k = n % 5
             photo = f"{slide}_IMG_203106{1+i:02}_1{k}4{10+k}{k}{'a'*(k == 3)}"
             path = f'{label}/{photo}_cell_{100+n}.png'

@@ -54,7 +54,8 @@ class Record:
 
     def __repr__(self):
         about = '{title} ({name})\n{n:,} pictures: {counts}\npatients: {known}\nlicence: {licence}\n{credit}'
-        return about.format(n=sum(self.counts.values()), known=self.patients or 'unknown', **vars(self))
+        return about.format(n=sum(self.counts.values()),
+                            known=self.patients or 'unknown', **vars(self))
 
 # %% ../nbs/api/01_source.ipynb #2035bcb4
 _NLM = 'https://data.lhncbc.nlm.nih.gov/public/Malaria/'

@@ -256,13 +256,16 @@ def split_kfold(
     n = group.nunique()
     if n < folds: raise SplitError(f"{n} are too few for {folds} folds by {by}")
     if by == 'random':
-        is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold, rows.index)
-        return _with_test(cells, _together(is_test, rows).reindex(cells.index), valid, seed, split_random)
+        is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold,
+                            rows.index)
+        return _with_test(cells, _together(is_test, rows).reindex(cells.index),
+                          valid, seed, split_random)
     drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of a label with fewer cells than folds
         test = [*drawn.split(rows, rows.label.astype(str), group)][fold][1]
-    return _with_test(cells, cells.path.isin(rows.path.iloc[test]), valid, seed, split_patient)
+    return _with_test(cells, cells.path.isin(rows.path.iloc[test]),
+                      valid, seed, split_patient)
 
 # %% ../nbs/api/04_split.ipynb #11164937
 def fold_rules(

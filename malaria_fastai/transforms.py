@@ -180,7 +180,8 @@ class _Warp(_WarpCoord):
     def before_call(self, x):
         super().before_call(torch.empty(len(x), dtype=x.dtype))
         found = find_coeffs(self.orig_pts, self.targ_pts).as_subclass(torch.Tensor)
-        self.matrix = sent(functional.pad(found, (0, 0, 0, 1), value=1.).view(-1, 3, 3), x.device)
+        self.matrix = sent(functional.pad(found, (0, 0, 0, 1), value=1.).view(-1, 3, 3),
+                           x.device)
 
     def __call__(self, coords):
         "Where each pixel (n, h, w, 2) is taken from."
@@ -193,9 +194,11 @@ class _Moved(AffineCoordTfm):
     "fastai's rotation, zoom and warp in one interpolation, of pictures whose size stays."
     def _encode(self, x, mode, reverse=False):
         "As fastai's, without asking the GPU how much smaller pictures become."
-        coords = functional.affine_grid(self.mat, x.shape, align_corners=self.align_corners)
+        coords = functional.affine_grid(self.mat, x.shape,
+                                        align_corners=self.align_corners)
         for warp in self.coord_fs: coords = warp(coords)
-        moved = functional.grid_sample(x, coords, mode, self.pad_mode, self.align_corners)
+        moved = functional.grid_sample(x, coords, mode, self.pad_mode,
+                                       self.align_corners)
         return moved.as_subclass(TensorImage)
 
 # %% ../nbs/api/05_transforms.ipynb #a9f5277e

@@ -214,7 +214,8 @@ def plot_comparison(
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
     if names: axes[0].legend(fontsize=8, loc='lower left')
-    fig.suptitle(textwrap.fill(_results_markdown(table, drawn).partition('\n')[0], 120), fontsize=8)
+    fig.suptitle(textwrap.fill(_results_markdown(table, drawn).partition('\n')[0], 120),
+                 fontsize=8)
     return leave_open(fig)
 
 # %% ../../nbs/extra/04_compare.ipynb #c55a6ef2

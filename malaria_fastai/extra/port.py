@@ -105,7 +105,8 @@ def port(
     if is_notebook: program = json.loads(text)
     cells = [cell for cell in program['cells'] if cell['cell_type'] == 'code']
     changes = _ported(cells)
-    print(*changes, f"{new.name}: {len(changes)} changes; the old program is as it was", sep='\n')
+    print(*changes,
+          f"{new.name}: {len(changes)} changes; the old program is as it was", sep='\n')
     write_atomically(new, json.dumps(program, indent=1, ensure_ascii=False)
                      if is_notebook else cells[0]['source'])
     return new

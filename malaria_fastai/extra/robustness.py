@@ -70,7 +70,8 @@ class _Lens:
         length *= cell.side
         angle = rng.uniform(0, np.pi)
         (down,right),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
-        return _blurred(x, _within(right*cos + down*sin, length)*_within(right*sin - down*cos, 1))
+        return _blurred(x,
+                        _within(right*cos + down*sin, length)*_within(right*sin - down*cos, 1))
 
     def scale(cell, x, change, rng):
         factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
