@@ -151,7 +151,7 @@ def test_a_wrong_turn_is_found(fault, copy, plant):
     plant('tutorials/split_by_patient.html', *TURNS[fault])
     assert any(o.startswith('tutorials/split_by_patient.html: previous' if 'previous' in fault else 'tutorials/read_the_errors.html: next') for o in astray(copy))
 
-LESSONS = sorted((ROOT/'nbs/tutorials').glob('*.ipynb'))
+LESSONS = sorted((ROOT/'nbs/tutorials').glob('[0-9]*.ipynb'))
 def page_of(lesson): return f'tutorials/{lesson.stem[3:]}.html'
 
 def no_button(site):
