@@ -230,6 +230,8 @@ def test_a_name_may_go_on_in_the_next_line_and_a_cell_knows_its_heading():
     from finish_pages import breaks, for_a_phone, signatures
     table = '<table border="1" class="dataframe"><tr><th>share_called</th><td>a/b_1.png</td><td>0.5</td></tr></table>'
     assert breaks(table)==table.replace('share_called', 'share_<wbr>called').replace('a/b_1', 'a/<wbr>b_<wbr>1')
+    number = '<table border="1" class="dataframe"><tr><td>0.943 (0.919–0.962)</td><td>a (b)</td></tr></table>'
+    assert breaks(number)==number.replace('0.943 (0.919–0.962)', '0.943<br><small>(0.919–0.962)</small>')
     head,row = '<tr><th>a</th><th>b <code>c</code></th><th>d</th></tr>','<tr><td>1</td><td></td><td>3</td></tr>'
     words = f'<table class="caption-top table">{head}{row}</table>'
     assert for_a_phone(words)==words.replace(row, '<tr><td data-head="a">1</td><td data-head="b c"></td><td data-head="d">3</td></tr>')

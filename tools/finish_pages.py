@@ -10,6 +10,7 @@ FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</
 NETWORK = re.compile(r'<(?:link|script)\b[^>]*\b(?:href|src)="https?://cdn\.[^"]*"[^>]*>(?:</script>)?')
 BADGE = re.compile(r'<p>(?:<a [^>]*><img [^>]*src="https?://(?!colab)[^>]*></a>\s*)+</p>\n?')
 PICTURE = re.compile(r'<img\b[^>]*src="https?://[^>]*>')
+INTERVAL = re.compile(r'(?<=<td>)([+−-]?[\d.]+) (\([^<>]*\))(?=</td>)')
 EMPTY = re.compile(r'<div class="code-copy-outer-scaffold">(?:(?!</pre>).)*?\(\s*<span class="op">\*</span>args, <span class="op">\*</span><span class="op">\*</span>kwargs\s*\):(?:(?!</?div).)*</div>(?:(?!</div>).)*</div>\n?', re.S)
 CODE_OR_PICTURE = re.compile(r'<code class="sourceCode python">(?P<code>.*?)</code>|<img (?P<rest>[^>]*?src="data:image/[\w+]+;base64,(?P<data>[^"]*)"[^>]*)>', re.S)
 
@@ -65,8 +66,9 @@ def signatures(text):
     return EMPTY.sub('', text)
 
 def breaks(text):
-    "Long names in tables of pandas may go on in the next line after an underline or a slash."
-    def cells(table): return re.sub(r'(?<=>)[^<>]{8,}(?=</t[dh]>)', lambda m: re.sub(r'(?<=\w)([_/])(?=\w)', r'\1<wbr>', m[0]), table[0])
+    "Long names in tables of pandas may go on in the next line after an underline or a slash; an interval stands below its number."
+    def cells(table): return INTERVAL.sub(r'\1<br><small>\2</small>', names(table))
+    def names(table): return re.sub(r'(?<=>)[^<>]{8,}(?=</t[dh]>)', lambda m: re.sub(r'(?<=\w)([_/])(?=\w)', r'\1<wbr>', m[0]), table[0])
     return re.sub(r'(?s)<table border="\d" class="dataframe.*?</table>|<table id="T_.*?</table>', cells, text)
 
 def for_a_phone(text):
