@@ -46,7 +46,7 @@ from .source import part_of, progress as bar
 from .split import Leak, SplitError, split_random
 from .transforms import (
     Dihedral, Flip, tfm_name, derive_seed, get_transforms, n_views, seeded, sent, transformed)
-from .v1 import Picture, v1_hint
+from .v1 import Picture, unmeant, v1_hint
 
 # %% ../nbs/api/06_data.ipynb #e15466f0
 _LAYOUT = 4 # Changes when the layout of a picture file does, or the way pictures are decoded
@@ -222,6 +222,11 @@ def v1_list(part, kind):
     shapes,names = (','.join(map(str, few.itemgot(side))) for side in (0, 1))
     return f"LabelList ({len(part)} items)\nx: ImageList\n{shapes}\ny: {kind}\n{names}"
 
+# %% ../nbs/api/06_data.ipynb #8feee3f1
+class Label(Category):
+    "The name of a class as text, which v1's programs ask for by `.obj`."
+    obj = property(str)
+
 # %% ../nbs/api/06_data.ipynb #8feee3f3
 class LabelList:
     "One part of the data: pictures and their labels, in file order."
@@ -252,7 +257,7 @@ class LabelList:
     def y(self): return _Side(self.targets.numpy(), self._label, self.classes)
 
     def _picture(self, i): return Picture(Image.fromarray(self.rule.crop(self.pictures[self.positions[i]])))
-    def _label(self, i): return Category(self.vocab[int(self.targets[i])] if self.labelled else '')
+    def _label(self, i): return Label(self.vocab[int(self.targets[i])] if self.labelled else '')
     def __len__(self): return len(self.positions)
     def __getitem__(self, i): return self._picture(i),self._label(i)
     def __repr__(self): return v1_list(self, 'CategoryList' if self.labelled else 'EmptyLabelList')
@@ -265,6 +270,9 @@ class PictureLoader(TfmdDL):
     def __init__(self, dataset, bs=64, seed=42, num_workers=0, **kwargs): # batches need no worker
         super().__init__(dataset, bs=bs, num_workers=0, do_setup=False, **kwargs)
         self.seed = seed
+
+    @property
+    def batch_size(self): return self.bs
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with other arguments, as fastai's loaders make it."
@@ -374,6 +382,7 @@ def fixed_dl(self:ImageDataBunch,
 @patch
 def one_batch(self:ImageDataBunch,
     ds_type=DatasetType.Train, # Which part
+    detach=True, # v1's; no batch has a gradient
     denorm=True, # Pixels in [0, 1], as in v1; False: as the network sees them
     cpu=True     # Bring it to the CPU
 )->tuple: # (float32 (n, 3, h, w), int64 (n,)); zeros for unknown labels
@@ -391,11 +400,11 @@ def one_item(self:ImageDataBunch,
     cpu=False     # Bring it to the CPU
 )->tuple: # (float32 (1, 3, h, w), int64 (1,): 0)
     "A batch of one picture."
-    return self.one_batch(self.test_dl([item], bs=1), denorm, cpu)
+    return self.one_batch(self.test_dl([item], bs=1), detach, denorm, cpu)
 
 # %% ../nbs/api/06_data.ipynb #86ef9e04
 # What tables write where nothing is, and what `str` makes of nothing
-_NO_LABEL = {'', 'NA', 'N/A', 'nan', 'NaN', 'NaT', 'None', '<NA>', 'null', 'NULL'}
+_NO_LABEL = {'', 'NA', 'N/A', '#N/A', 'n/a', 'nan', 'NaN', 'NaT', 'None', '<NA>', 'null', 'NULL'}
 
 def _class_name(label):
     "The name of a class: text, or a whole number, which 1.0 is too; None for a missing label."
@@ -446,7 +455,7 @@ def _with_parts(cells, valid_pct, seed):
     rest = cells[~cells.split.isin(['test'])]
     if len(rest) and rest.split.isna().all():
         if not 0 < valid_pct < 1:
-            raise ValueError("valid_pct is the share of validation pictures, in (0, 1)")
+            raise ValueError(f"valid_pct={valid_pct}: it is the share of validation pictures, in (0, 1)")
         cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
     other = {*cells.split} - {'train', 'valid', 'test'}
     _refuse_names(other,
@@ -477,7 +486,7 @@ def _checked_classes(cells, classes):
 def _check_sizes(cells, bs, val_bs):
     "Refuse parts and batches that cannot be; a bunch without pictures, to predict with, can."
     if min(bs, val_bs) < 1:
-        raise ValueError("bs and val_bs are numbers of pictures, at least 1")
+        raise ValueError(f"bs={bs} and val_bs={val_bs}: a batch has at least 1 picture")
     if not len(cells): return
     for part in ('test', 'valid', 'train'):
         own = cells[cells.split == part]
@@ -487,7 +496,7 @@ def _check_sizes(cells, bs, val_bs):
         _refuse_names(unknown, "{n} of {of} cells in the part {part!r} are without a label: {names}. Give them one, "
                       "or leave them out (NA and None are no labels)", part=part, of=len(own))
     if bs > len(own):
-        raise NoCells(f"bs is larger than the training part: choose bs={len(own)} or less")
+        raise NoCells(f"bs={bs} is larger than the training part: choose bs={len(own)} or less")
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00d
 def _without_copies(cells, content):
@@ -521,11 +530,13 @@ def from_cells(cls:ImageDataBunch,
     cache=True,           # Keep decoded pictures: True in the user's cache, a folder, or False
     verify=False,         # Decode every picture, and compare it with the one that is kept
     padding_mode='zeros', # What PAD fills in: 'zeros' (black), 'border', 'reflection' (v1)
-    device=None           # Where batches go; None is the GPU if there is one
+    device=None,          # Where batches go; None is the GPU if there is one
+    **v1                  # Words of v1 that change nothing here, such as `no_check`
 )->ImageDataBunch:
     "Batches from a checked table of cells: the constructor that all others end in."
     given = dict(locals())
     del given['cls']
+    unmeant('a bunch', given.pop('v1'))
     device = default_device() if device is None else torch.device(device)
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f"device='{device}': PyTorch finds no CUDA device here; leave `device` out, or pass 'cpu'")
@@ -639,6 +650,9 @@ def get_files(
 )->list: # Paths, sorted
     "The files in a folder, hidden ones left out."
     if not Path(path).is_dir(): raise FileNotFoundError(f"{path}: no such folder")
+    for link in Path(path).rglob('*') if recurse else ():
+        if link.is_symlink() and link.parent.resolve().is_relative_to(os.path.realpath(link)):
+            raise ValueError(f"{link} is a link to a folder above it, and leads in a circle: take it away")
     return sorted(file for file in found_files(path, extensions, recurse, include) if '__MACOSX' not in file.parts)
 
 # %% ../nbs/api/06_data.ipynb #5926b45c
@@ -674,8 +688,8 @@ def _listed(path, named):
 def _check_folders(cells):
     "Refuse folders that can be read in two ways."
     loose = cells.path[cells.label.isna() & (cells.split != 'test')]
-    _refuse_names(loose, "{n} pictures lie in no class folder: {names}. A folder of this name is a part; if it is a "
-                  "class, give it another name, or use from_name_func")
+    _refuse_names(loose, "{n} pictures lie in no class folder: {names}. Put each class into a folder of its own, whose "
+                  "name is not that of a part, as train is; or use from_name_func or from_csv")
     inside = cells[cells.top != '']
     for part,tops in inside.groupby('split').top.unique().items():
         if len(tops) > 1:
@@ -762,7 +776,7 @@ def _column(df, cols):
     "One column of a table, by name or number, also as a list of one."
     col,*more = [cols] if isinstance(cols, (int, str)) else cols
     if more:
-        raise ValueError("several columns: a picture has one file and one label here. Name one column")
+        raise ValueError(f"several columns, {cols}: a picture has one file and one label here. Name one column")
     try: return df.iloc[:, col] if isinstance(col, int) else df[col]
     except LookupError:
         raise ValueError(f"there is no column {col!r} in the table of the pictures; it has {_spoken(df)}") from None
@@ -839,7 +853,7 @@ def label_by(pat):
     def label(path):
         match = re.search(pat, Path(path).as_posix())
         if not match:
-            raise ValueError(f"{path}: the pattern finds no label in its path")
+            raise ValueError(f"{path}: the pattern {pat!r} finds no label in its path")
         return match[1]
     return label
 
@@ -913,9 +927,11 @@ def show_batch(self:ImageDataBunch,
     rows=5,       # Rows, and columns, of the grid
     ds_type=DatasetType.Train, # Which part
     figsize=None, # Inches; None is 1.5 a picture
-    unique=False  # Show one picture again and again, each time transformed anew
+    unique=False, # Show one picture again and again, each time transformed anew
+    **v1          # Words of v1 that change nothing here
 )->plt.Figure:
     "Show a grid of pictures as the network gets them, with their labels."
+    unmeant('show_batch', v1)
     loader = self.dl(ds_type)
     idxs = loader.get_idxs()
     idxs = idxs[:1]*rows**2 if unique else idxs[:rows**2]
@@ -1004,7 +1020,7 @@ def load_data(
     "Restore what `save` wrote: the very same split, transforms and sizes."
     text = Path(path, file).read_text('utf-8', 'replace')
     if _SAVED not in text[:99]:
-        raise ValueError("not a file that `data.save` of this library wrote; make the bunch anew and save it again")
+        raise ValueError(f"{file}: not a file that `data.save` of this library wrote; make the bunch anew and save it")
     saved = json.loads(text)
     cells = pd.DataFrame(saved['cells'])
     tfms = saved['tfms']
@@ -1016,4 +1032,4 @@ def load_data(
         normalize=saved['stats'] or False, **kwargs)
     data._normalize_chosen = False # v1's code calls `.normalize(…)` after loading
     if data.fingerprint() == saved['fingerprint']: return data
-    raise ValueError("the table in this file was changed by hand; make the bunch anew")
+    raise ValueError(f"{file}: its table was changed by hand; make the bunch anew")

@@ -11,6 +11,7 @@ __all__ = ['open_image', 'ImageList', 'ItemLists']
 import os
 from copy import copy
 from functools import wraps
+from os.path import abspath
 from pathlib import Path
 from types import ModuleType
 
@@ -184,7 +185,7 @@ def split_by_rand_pct(self:ImageList,
 )->ItemLists:
     "Split at random."
     if not 0 < valid_pct < 1:
-        raise ValueError("valid_pct is the share of validation pictures, in (0, 1)")
+        raise ValueError(f"valid_pct={valid_pct}: it is the share of validation pictures, in (0, 1)")
     order = np.random.RandomState(42 if seed is None else seed).permutation(len(self))
     return self.split_by_idx(order[:int(valid_pct*len(self))])
 
@@ -205,7 +206,10 @@ def split_by_folder(self:ImageList,
     valid='valid'  # Folder of the validation pictures
 )->ItemLists:
     "Split by folder; pictures elsewhere are left out, as in fastai 1."
-    def below(name): return self.filter_by_func(lambda item: Path(item).is_relative_to(self.path/name))
+    def below(name):
+        part = self.filter_by_func(lambda item: Path(item).is_relative_to(self.path/name))
+        if len(part): return part
+        raise ValueError(f"no picture of this list lies in {self.path/name}: name the folders, train= and valid=")
     return self.split_by_list(below(train), below(valid))
 
 # %% ../nbs/api/07_datablock.ipynb #dcfd133e
@@ -350,6 +354,7 @@ def databunch(self:ItemLists,
                          "step before .databunch()")
     folder = Path(path or self.path)
     parts = dict(train=self.train, valid=self.valid, test=self.test or ImageList([]))
-    tables = [pictures_table(folder, part.items, part.labels, split) for split,part in parts.items()]
+    tables = [pictures_table(abspath(folder), map(abspath, part.items), part.labels, split)
+              for split,part in parts.items()] # a part may lie outside the folder, as test pictures often do
     return ImageDataBunch.from_cells(folder, pd.concat(tables),
                                      classes=self.train.classes, **self.prepared, **kwargs)

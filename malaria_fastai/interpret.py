@@ -24,7 +24,7 @@ from .cells import leave_open
 from .data import DatasetType, show_grid
 from .learner import CNNLearner
 from .transforms import n_views, view
-from .v1 import unmeant
+from .v1 import unmeant, v1_hint
 
 # %% ../nbs/api/11_interpret.ipynb #edee0460
 def _log_odds(out, classes):
@@ -94,6 +94,8 @@ class ClassificationInterpretation:
         unmeant('from_learner', v1)
         return cls(learn, *learn.get_preds(ds_type=ds_type, with_loss=True),
                    ds_type=ds_type)
+
+    def __getattr__(self, name): raise AttributeError(v1_hint(name, 'ClassificationInterpretation') or name)
 
     def _pictures(self, idxs):
         self.dl.before_iter()

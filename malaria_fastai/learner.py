@@ -38,7 +38,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.callback.training import BnFreeze
-from fastai.data.transforms import Category
+from fastai.data.transforms import Normalize
 from fastai.learner import (
     AvgMetric, AvgSmoothLoss, CastToTensor, Learner, format_time, load_learner as _load_pickle, load_model, mk_metric)
 from fastai.learner import Recorder as _Recorder
@@ -46,7 +46,7 @@ from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, LabelSmooth
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import SGD, OptimWrapper, pytorch_hp_map, set_item_pg
 from fastai.torch_core import TensorImage, distrib_barrier, maybe_gather, num_distrib, rank_distrib, to_float
-from fastcore.basics import camel2snake, patch
+from fastcore.basics import camel2snake, patch, risinstance
 from fastcore.foundation import L
 from fasttransform import Transform
 from safetensors import SafetensorError, safe_open
@@ -59,7 +59,7 @@ from tqdm.auto import tqdm
 
 from .backbone import ModelSpec, arch_name, split_params
 from .cells import ResizeMethod, leave_open
-from .data import DatasetType, ImageDataBunch, show_grid
+from .data import DatasetType, ImageDataBunch, Label, show_grid
 from .files import ModelRefused, digest, replacing, write_atomically
 from .source import record_for
 from .transforms import derive_seed, n_views, seed_torch, seeded, view
@@ -322,7 +322,7 @@ class _Draws(Callback):
         seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1 + self.dl.share[0]))
 
 # %% ../nbs/api/09_learner.ipynb #1a114fd5
-_WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'OptimizedModule'} # the last is what torch.compile gives
+_WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'AveragedModel', 'OptimizedModule'} # the last: torch.compile
 
 
 def named_weights(
@@ -462,8 +462,10 @@ def _session(learn):
 
 # %% ../nbs/api/09_learner.ipynb #ebedb69a
 @patch
-def fit(self:CNNLearner, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None):
-    "Train from `start_epoch` (a number, or 'last') to `n_epoch`, at `rate()` unless told otherwise."
+def fit(self:CNNLearner, n_epoch=None, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None,
+        epochs=None):
+    "Train from `start_epoch` (a number, or 'last') to `n_epoch`, v1's `epochs`, at `rate()` unless told otherwise."
+    n_epoch = _one_of(n_epoch=n_epoch, epochs=epochs) or 0
     if n_epoch < 1 or n_epoch % 1:
         raise ValueError("the number of epochs must be whole, and at least 1")
     if not len(self.dls.train):
@@ -905,8 +907,8 @@ class CSVLogger(Callback):
     def after_epoch(self):
         if not self.learn.fitting or rank_distrib(): return
         rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
-        write_atomically(self.file,
-                         self.before + rows.to_csv(index=False, header=not self.before))
+        with writing(self.file):
+            write_atomically(self.file, self.before + rows.to_csv(index=False, header=not self.before))
 
     def read_logged_file(self): return pd.read_csv(self.file)
 
@@ -977,6 +979,9 @@ def checkpoint(
 )->dict: # What a file of weights holds, fastai's way
     "Weights, with what they mean, and the state of the optimizer, if there is one."
     weights = named_weights(learn.model)
+    if not all(values.isfinite().all() for values in weights.values()):
+        raise FloatingPointError("the weights are no numbers any more, and are not written; the files of before stay. "
+                                 "Load the last of them with learn.load, and train at a lower rate")
     weights._metadata[_FACTS] = learner_facts(learn)
     return dict(model=weights, opt=learn.opt.state_dict()) if with_opt and learn.opt else weights
 
@@ -1013,9 +1018,11 @@ def writing(
 def save(self:CNNLearner,
     file:str,            # A name under `models/`, without its ending
     *,
-    with_opt=True   # The state of the optimizer too
+    with_opt=True, # The state of the optimizer too
+    **v1           # Words of v1 that change nothing here, such as `return_path`
 )->Path:
     "Write the weights, whole or not at all."
+    unmeant('save', v1)
     target = Path(self.path)/self.model_dir/f'{file}.pth'
     if rank_distrib(): return target # of several processes, one writes
     with writing(target), replacing(target) as part: torch.save(checkpoint(self, with_opt), part)
@@ -1035,9 +1042,11 @@ def load(self:CNNLearner,
     *,
     with_opt=None,    # The optimizer too: True says so where there is none; None takes it if it is there
     strict=True,      # Every weight must match
-    weights_only=True # A word of fastai's callbacks: whatever it says, only numbers are read
+    weights_only=True, # A word of fastai's callbacks: whatever it says, only numbers are read
+    **v1               # Words of v1 that change nothing here, such as `purge`
 )->CNNLearner:
     "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
+    unmeant('load', v1)
     path = Path(self.path)/self.model_dir/f'{file}.pth'
     if not path.exists():
         there = ', '.join(sorted(found.stem for found in path.parent.glob('*.pth')))
@@ -1132,9 +1141,10 @@ def plot(self:Recorder,
     skip_start=10,    # Rates to leave out at the low end
     skip_end=5,       # Rates to leave out at the high end
     suggestion=False, # Print v1's two suggestions, and mark the steepest slope
-    return_fig=True   # A word of v1: the figure is always returned
+    **v1              # Words of v1, as in `plot_losses`
 ):
     "Plot what `lr_find` found: the loss against the rate."
+    unmeant('plot', v1)
     if not hasattr(self, 'found'):
         raise ValueError("nothing to plot yet: call learn.lr_find() first")
     lrs,losses = self.found
@@ -1154,12 +1164,16 @@ def plot(self:Recorder,
     return ax.figure
 
 # %% ../nbs/api/09_learner.ipynb #09a3296c
+def _steps(dl): return str(dl.after_batch.fs.filter(risinstance(Normalize))) # also its numbers
+
+
 @patch
 def _loader(self:CNNLearner, of, with_loss):
     "Pictures of this learner's classes: all, in order and as they are; with labels, where a loss is asked for."
     dl = self.dls.fixed_dl(of)
-    if dl.dataset.classes != self.dls.classes:
-        raise ValueError("the loader has other classes than the learner")
+    if dl.dataset.classes != self.dls.classes or _steps(dl) != _steps(self.dls.valid):
+        raise ValueError("the loader has other classes than the learner, or normalises otherwise: make its bunch with "
+                         "the same classes= and normalize=")
     if with_loss and not dl.dataset.labelled:
         raise ValueError("pictures without labels have no loss")
     return dl
@@ -1174,15 +1188,18 @@ def get_preds(self:CNNLearner,
     with_loss=False,    # The loss of each picture too, last
     with_decoded=False, # The likeliest class of each picture too, after the targets
     act=None,           # What makes probabilities of outputs; None is what the loss says
+    *, activ=None,      # The same, by v1's name
+    n_batch=None, pbar=None, # Words of v1 that change nothing here
     **kwargs            # As in fastai 2
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets, …), in file order
     "Probabilities and targets of one part, in file order and untransformed, the training part too."
+    unmeant('get_preds', dict(n_batch=n_batch, pbar=pbar))
     if dl is None: dl = ds_idx if ds_type is None else ds_type
     ours = not isinstance(dl, list) # a list of batches comes from fastai's `summary`
     if ours: dl = self._loader(dl, with_loss)
     with _session(self):
         found = [*Learner.get_preds(self, dl=dl, with_input=with_input, with_loss=with_loss,
-                                    act=act or self._probabilities, **kwargs)]
+                                    act=act or activ or self._probabilities, **kwargs)]
     if ours and not dl.dataset.labelled: found[with_input+1] = dl.dataset.targets # zeros, as in v1
     if with_decoded: found.insert(with_input+2, found[with_input].argmax(1))
     return tuple(x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else x for x in found)
@@ -1210,7 +1227,7 @@ def predict(self:CNNLearner,
     "Classify one picture."
     with self.no_bar(): (probs,),_ = self.get_preds(dl=self.dls.test_dl([item], bs=1))
     label = probs.argmax()
-    return Category(self.dls.vocab[int(label)]),label,probs
+    return Label(self.dls.vocab[int(label)]),label,probs
 
 # %% ../nbs/api/09_learner.ipynb #4349bd6d
 @patch
@@ -1237,9 +1254,11 @@ class _View(Transform):
 def TTA(self:CNNLearner,
     beta=.4, # Weight of the plain prediction, in [0, 1]; None returns (plain, averaged, targets)
     ds_type=DatasetType.Valid, # Which part
-    dl=None  # A loader instead of `ds_type`
+    dl=None, # A loader instead of `ds_type`
+    **v1     # Words of v1 that change nothing here, such as `scale`
 )->tuple: # (float32 (n, classes) probabilities, int64 (n,) targets)
     "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
+    unmeant('TTA', v1)
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
     record,views = record_for(self.dls.classes),self.dls.views
     if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
@@ -1374,16 +1393,18 @@ _MODEL_FORMAT = 'malaria_fastai model 1'
 @patch
 def export(self:CNNLearner,
     file='export.pkl', # Name under `learn.path`
-    extra=None         # More facts for the description, under other names, as plain JSON values
+    extra=None,        # More facts for the description, under other names, as plain JSON values
+    **v1               # Words of v1 that change nothing here, such as `destroy`
 )->Path:
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
+    unmeant('export', v1)
     if self.spec is None:
         raise ValueError("a learner with a head of your own cannot be exported: save its weights with learn.save")
     example = torch.tensor([[.25, .75]]).log()
     if not torch.allclose(self.activation(example), example.softmax(1)):
         raise ValueError("the loss has an activation of its own, which a model file does not know: "
                          "set learn.loss_func to a cross entropy before, or save the weights with learn.save")
-    tensors = {name: value.cpu().contiguous() for name,value in named_weights(self.model).items()}
+    tensors = {name: value.cpu().contiguous() for name,value in checkpoint(self, False).items()}
     text = json.dumps(dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
                            pretrained=self.pretrained, **(extra or {})))
     header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
@@ -1396,6 +1417,7 @@ def read_model(
     file:Path # A file that `learn.export` wrote
 )->tuple: # (description, {name: tensor})
     "Read and check a model file; nothing in it is run."
+    Path(file).stat() # names the file where it is missing, which safetensors does without a remedy
     try:
         with safe_open(file, 'pt') as opened: header = opened.metadata() or {}
         tensors,text = load_file(file),header.get('malaria_fastai', '')

@@ -40,8 +40,8 @@ def unmeant(
     "Say which arguments of fastai 1 have no meaning here; refuse the others."
     for word,value in given.items():
         kind,_ = v1_words().get((word, 'argument'), ('', ''))
-        if value is None: continue
         if not kind: raise TypeError(f"{where} has no argument {word}")
+        if value is None: continue
         if kind == 'refused': raise ValueError(v1_hint(word, 'argument'))
         if kind == 'hint': print(f"{where}: v1's argument {word} has no meaning here, and changes nothing")
 

@@ -79,6 +79,15 @@ kept = [defaults, DataBunch]
 assert f(1)==1 and 'fastai v1' in repr(kept[0]) and not hasattr(defaults, '_repr_html_') and callable(untar_data)''', {})
     for o in (copy, deepcopy, lambda x: pickle.loads(pickle.dumps(x))): assert repr(o(StandIn('doc')))==v1_hint('doc')
 
+def test_no_hint_says_that_the_word_is_there():
+    "A row that says `support` is met as an attribute, or by the star import, never as a hint."
+    from malaria_fastai.v1 import Picture
+    from malaria_fastai.interpret import ClassificationInterpretation
+    from malaria_fastai.data import ImageDataBunch
+    homes = dict(DataBunch=ImageDataBunch, Learner=everything.Learner, Image=Picture, ClassificationInterpretation=ClassificationInterpretation, Recorder=everything.Recorder)
+    made = 'c classes items loss_func train_ds valid_ds data metrics model model_dir opt opt_func path recorder wd x y num_workers device losses lrs metrics_names min_grad_lr val_losses moms'.split() # by an object of it
+    assert [(word, of) for (word,of),(kind,_) in v1_words().items() if kind=='support' and of in homes and word not in made and not hasattr(homes[of], word)]==[]
+
 def test_standard_names_are_the_real_ones():
     import math,os,random,re,torch
     from collections import defaultdict

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from malaria_fastai.cells import BadPicture, NoCells, ResizeMethod, Resizing
 from malaria_fastai import data as D
-from malaria_fastai.data import DatasetType, ImageDataBunch, Pictures, load_data
+from malaria_fastai.data import DatasetType, ImageDataBunch, Pictures, get_image_files, load_data
+from malaria_fastai.datablock import ImageList
 from malaria_fastai.files import replacing
 from malaria_fastai.transforms import (Dihedral, Flip, Lighting, Stain, derive_seed, get_transforms, n_views, seed_torch,
     seeded, transformed, view)
@@ -134,6 +135,18 @@ def test_loose_pictures(tmp_path, where):
     draw(tmp_path/where/'loose.png', 1)
     with pytest.raises(ValueError, match='no class folder.*loose'): bunch(tmp_path)
 
+def test_a_link_to_a_folder_above(tmp_path):
+    "It leads in a circle. A link that leads elsewhere is followed, as by fastai."
+    for i in range(20): draw(tmp_path/'real'/'ab'[i % 2]/f'{i}.png', i)
+    (tmp_path/'a').symlink_to(tmp_path/'real'/'a')
+    assert len(get_image_files(tmp_path, recurse=True)) == 30 and len(ImageList.from_folder(tmp_path)) == 30
+    for place,to in (('a/again', tmp_path/'real'), ('real/up', '.'), ('real/b/top', '../..')):
+        (tmp_path/place).symlink_to(to)
+        for use in (bunch, ImageList.from_folder, lambda path: get_image_files(path, recurse=True)):
+            with pytest.raises(ValueError, match='is a link to a folder above it'): use(tmp_path)
+        assert get_image_files(tmp_path) == []
+        (tmp_path/place).unlink()
+
 def test_system_files_are_no_pictures(tmp_path):
     for i in range(20): draw(tmp_path/'ab'[i % 2]/f'{i}.png', i)
     draw(tmp_path/'__MACOSX'/'a'/'0.png', 0)
@@ -198,18 +211,29 @@ def test_from_cells_checks_its_table(root):
     with pytest.raises(NoCells, match="'valid'"): make(cells[cells.split == 'train'])
 
 # v1's parameters that mean nothing here: an error, never ignored.
-GONE = dict(one_batch='detach', normalize='do_x do_y', show_batch='reverse')
+GONE = dict(one_batch='detached', normalize='do_x do_y', show_batch='reverse')
 
 @pytest.mark.parametrize('method,name', [(k, o) for k,v in GONE.items() for o in v.split()])
 def test_words_of_v1_that_are_gone(root, method, name):
     with pytest.raises(TypeError, match=name): getattr(bunch(root), method)(**{name: True})
 
-@pytest.mark.parametrize('name', ['no_check', 'dl_tfms', 'collate_fn'])
-def test_words_of_v1_that_loading_refuses(root, name):
-    bunch(root).save('words.json')
-    with pytest.raises(TypeError, match=name): load_data(root, 'words.json', **{name: None})
+REFUSED = 'dl_tfms collate_fn tfm_y label_delim'.split()
 
-UNKNOWN = 'sise ds_tfm no_check dl_tfms collate_fn mult tfm_y mode label_delim valid_size'.split()
+@pytest.mark.parametrize('name', REFUSED)
+def test_words_of_v1_that_would_change_something_say_what_to_write(root, name):
+    bunch(root).save('words.json')
+    for make in (lambda **kw: load_data(root, 'words.json', **kw), lambda **kw: bunch(root, **kw)):
+        with pytest.raises(ValueError, match=f'argument {name} is a word of fastai v1: .'): make(**{name: [1]})
+        make(**{name: None})
+
+def test_words_of_v1_without_a_meaning(root, capsys):
+    data = bunch(root, no_check=True, add_time=False)
+    data.show_batch(2, hide_axis=False)
+    said = capsys.readouterr().out
+    assert 'no_check' not in said and "a bunch: v1's argument add_time has no meaning here" in said and "show_batch: v1's argument hide_axis" in said
+    assert data.resized(8).rule.size == (8, 8)
+
+UNKNOWN = 'sise ds_tfm mult mode valid_size'.split()
 
 @pytest.mark.parametrize('name', UNKNOWN)
 def test_unknown_arguments_are_errors(root, name):
@@ -290,7 +314,8 @@ def test_batch_sizes(root):
     assert [len(y) for _,y in data.train_dl] == [10]*4                     # 48 cells: the last 8 are left out, as in v1
     assert [len(y) for _,y in data.valid_dl] == [7, 5]
     assert bunch(root, bs=10).valid.bs == 10 and bunch(root, bs=48).train.n == 48
-    with pytest.raises(NoCells, match='bs=48 or less'): bunch(root, bs=49)
+    with pytest.raises(NoCells, match='bs=49 is larger.*bs=48 or less'): bunch(root, bs=49)
+    with pytest.raises(ValueError, match='bs=0'): bunch(root, bs=0)
 
 def test_classes(root):
     assert bunch(root).classes == list(CLASSES) and bunch(root).c == 3
@@ -883,17 +908,17 @@ def test_load_with_other_sizes(root):
     assert (load_data(root, bs=5, cache=False).bs, load_data(root, bs=5, cache=False).valid.bs) == (5, 5)
     assert load_data(root, val_bs=3, cache=False).valid.bs == 3
     assert load_data(root, cache=False).normalize(imagenet_stats).stats            # v1's line after loading
-    with pytest.raises(TypeError): load_data(root, no_check=True)
+    assert load_data(root, no_check=True, cache=False).bs == load_data(root, cache=False).bs
 
 def test_load_refuses(root, tmp_path):
     file = bunch(root).save('saved.pkl')
     d = json.loads(file.read_text())
     d['cells']['split'][0] = 'valid' if d['cells']['split'][0] == 'train' else 'train'
     (root/'edited.pkl').write_text(json.dumps(d))
-    with pytest.raises(ValueError, match='changed by hand'): load_data(root, 'edited.pkl', cache=False)
+    with pytest.raises(ValueError, match='edited.pkl.*changed by hand'): load_data(root, 'edited.pkl', cache=False)
     for text in (b'[1, 2]', b'{}', b'\x80\x04pickle', b'{"format": "another"}'):
         (root/'other.pkl').write_bytes(text)
-        with pytest.raises(ValueError, match='not a file that'): load_data(root, 'other.pkl')
+        with pytest.raises(ValueError, match='other.pkl: not a file that'): load_data(root, 'other.pkl')
     (tmp_path/'saved.pkl').write_text(file.read_text())
     with pytest.raises(FileNotFoundError, match='60 of 60'): load_data(tmp_path, 'saved.pkl')
 

@@ -137,13 +137,22 @@ def test_test_pictures_keep_their_order(root):
     assert seen==[open_image(o).shape for o in data.test_ds.items]
     assert len(from_df(root).split_by_rand_pct().label_from_df().add_test(get_image_files(root/'parts/test')).databunch(bs=4).test_ds)==6
 
+@pytest.mark.parametrize('path', [None, '.', 'elsewhere'])
+def test_relative_names_and_test_pictures_of_another_folder(path, root, monkeypatch):
+    "As on Kaggle: two folders side by side, named from where the program runs, and a third to write to."
+    monkeypatch.chdir(root)
+    chain = ImageList.from_folder('all').split_by_rand_pct().label_from_folder().add_test(ImageList.from_folder('parts/test')).transform(size=16)
+    data = chain.databunch(path, bs=8, cache=False)
+    assert data.path==Path(path or 'all') and len(data.test_ds)==6 and all(o.is_file() for o in [*data.train_ds.items, *data.test_ds.items])
+    assert stems(data.test_ds)==[o.stem for o in sorted(Path('parts/test').iterdir())] and data.one_batch(DatasetType.Test)[0].shape==(6, 3, 16, 16)
+
 # ---- what is refused, in one line with the reason
 
 REFUSED = dict(label_delim=('one label', lambda o: o.split_by_rand_pct().label_from_df(label_delim=' ')), label_cls=('labels are classes', lambda o: o.split_by_rand_pct().label_from_df(label_cls=float)),
     several=('Name one column', lambda o: o.label_from_df(cols=['kind', 'grade'])), no_column=("no column 'label'", lambda o: o.label_from_df('label')), no_label=('no labels', lambda o: o.split_by_rand_pct().databunch()),
     floats=('numbers to be estimated', lambda o: o.label_from_list([.5, .7]*20).split_by_rand_pct().databunch(bs=4)), empty=('label', lambda o: o.label_from_list([None, 'a']*20).split_by_rand_pct().databunch(bs=4)),
     one_class=('class', lambda o: o.label_const(1).split_by_rand_pct().databunch(bs=4)), share=(r'in \(0, 1\)', lambda o: o.split_by_rand_pct(20)), files=('not in the list', lambda o: o.split_by_files(['pictures/103.png'])),
-    flags=('True or False', lambda o: o.split_from_df('kind')), pattern=('finds no label', lambda o: o.label_from_re(r'(\d{9})')), tfm_y=('only pictures are transformed', lambda o: o.split_by_rand_pct().transform(tfm_y=True)),
+    folders=('no picture of this list lies in .*Training', lambda o: o.split_by_folder('Training', 'Testing')), flags=('True or False', lambda o: o.split_from_df('kind')), pattern=('finds no label', lambda o: o.label_from_re(r'(\d{9})')), tfm_y=('only pictures are transformed', lambda o: o.split_by_rand_pct().transform(tfm_y=True)),
     test_label=('test pictures have no label', lambda o: o.split_by_rand_pct().add_test([], label='no')), twice=('twice', lambda o: o[[0, 1, 2, 0, 5, 6]].label_from_df('kind').split_by_idx([0]).databunch(bs=2)))
 
 @pytest.mark.parametrize('what', REFUSED)
@@ -180,6 +189,9 @@ def test_open_image(root):
     assert isinstance(img, Picture) and isinstance(img, Image) and img.shape==(3, *img.size)==tuple(img.data.shape) and img.px.equal(img.data)
     assert img.px.min()>=0 and img.px.max()<=1 and np.array_equal(np.asarray(img), (img.px*255).round().permute(1, 2, 0).byte().numpy())
     assert np.array_equal(np.asarray(Image(img.px)), np.asarray(img))
+    img.save(root/'flat/saved.png')
+    assert np.array_equal(np.asarray(open_image(root/'flat/saved.png')), np.asarray(img))
+    (root/'flat/saved.png').unlink()
     for bad in (dict(convert_mode='L'), dict(div=False), dict(cls=int)):
         with pytest.raises(ValueError, match='RGB'): open_image(file, **bad)
 

@@ -285,9 +285,15 @@ def test_text_on_every_shade_can_be_read(percent):
         shade = np.mean(ax.images[0].to_rgba(ax.images[0].get_array())[int(i), int(j), :3])
         assert abs(shade - (1 if t.get_color() == 'white' else 0)) > .4
 
-@pytest.mark.parametrize('kw', [dict(heatmap_thresh=16), dict(show_text=True), dict(k=4, heat=True)])
-def test_unknown_arguments(interp, kw):
-    with pytest.raises(TypeError): interp.plot_top_losses(**{'k': 4, **kw})
+def test_unknown_arguments(interp, capsys):
+    with pytest.raises(TypeError, match='heat'): interp.plot_top_losses(4, heat=True)
+    with pytest.raises(ValueError, match='min_map'): interp.plot_top_losses(4, heatmap_thresh=16)
+    interp.plot_top_losses(4, show_text=True)
+    assert 'show_text has no meaning' in capsys.readouterr().out
+
+@pytest.mark.parametrize('name,said', [('plot_multi_top_losses', 'one label here'), ('probs', 'interp.preds'), ('nothing', '')])
+def test_words_that_it_does_not_have(interp, name, said):
+    with pytest.raises(AttributeError, match=f'{name}.*{said}|{said}.*{name}'): getattr(interp, name)
 
 @pytest.mark.parametrize('method', ['from_learner', 'confusion_matrix', 'most_confused', 'plot_confusion_matrix', 'plot_top_losses'])
 def test_words_of_v1(learn, interp, method, capsys):

@@ -523,8 +523,8 @@ def test_a_start_that_is_no_epoch(data, start):
     with pytest.raises(ValueError, match="start_epoch is 'last' or 0…2"): new(data).fit_one_cycle(3, start_epoch=start)
 
 # v1's parameters that mean nothing here, call by call. Those of the constructors are in test_data and above.
-GONE = dict(save='return_path', load='purge', fit='epochs', fit_one_cycle='max_lrs', tta='n', TTA='scale activ with_loss', show_results='reverse', export='destroy',
-    get_preds='activ n_batch pbar', predict='return_x batch_first with_dropout')
+GONE = dict(save='retrun_path', load='prge', fit='epoch', fit_one_cycle='max_lrs', tta='n', TTA='activ with_loss', show_results='reverse', export='destory', get_preds='n_batches',
+    predict='return_x batch_first with_dropout')
 NEEDED = dict(save=['x'], load=['x'], fit_one_cycle=[1], fit=[1], predict=[np.zeros((9, 9, 3), np.uint8)])
 
 @pytest.mark.parametrize('method,name', [(k, o) for k,v in GONE.items() for o in v.split()])
@@ -533,9 +533,29 @@ def test_words_that_are_gone_are_errors(learn, method, name):
     with pytest.raises(TypeError, match=name): getattr(learn, method)(*NEEDED.get(method, []), **{name: 1})
     assert weights_hash(learn.model) == was
 
+# … and those that change nothing, which is said, but for what happens anyway
+UNMEANT = dict(save='return_path', load='purge', TTA='scale', export='destroy return_path', get_preds='n_batch pbar')
+
+@pytest.mark.parametrize('method,name', [(k, o) for k,v in UNMEANT.items() for o in v.split()])
+def test_words_of_v1_without_a_meaning_are_named(learn, method, name, capsys):
+    learn.save('x')
+    capsys.readouterr()
+    getattr(learn, method)(*NEEDED.get(method, []), **{name: 1})
+    assert (f"{method}: v1's argument {name} has no meaning here" in capsys.readouterr().out) == (name != 'return_path')
+
+def test_v1s_names_of_arguments(data):
+    learn = new(data)
+    learn.fit(epochs=1)
+    assert len(learn.recorder.history) == 1 and learn.get_preds(activ=torch.sigmoid)[0].equal(learn.get_preds(act=torch.sigmoid)[0])
+    for wrong in (dict(n_epoch=1, epochs=1), {}):
+        with pytest.raises((TypeError, ValueError), match='epoch'): learn.fit(**wrong)
+    label = learn.predict(learn.dls.valid_ds.items[0])[0]
+    assert label.obj == str(label) in data.classes and learn.dls.train_dl.batch_size == learn.dls.bs
+
 @pytest.mark.parametrize('name', ['tfm_y', 'num_wrokers'])
 def test_words_that_are_gone_from_loading(model_file, name):
-    with pytest.raises((TypeError, ValueError), match=name): load_learner(model_file, **{name: None})
+    with pytest.raises((TypeError, ValueError), match=name): load_learner(model_file, **{name: True})
+    with pytest.raises(TypeError, match='num_wroker'): load_learner(model_file, num_wroker=None)
 
 @pytest.mark.parametrize('call', [lambda l: l.load('x', None, False), lambda l: l.load('x', None, True, None), lambda l: l.save('x', True)])
 def test_what_changed_places_goes_by_name(data, call):

@@ -83,3 +83,19 @@ def test_port_never_overwrites_and_leaves_the_old_program(tmp_path, capsys):
     with pytest.raises(FileExistsError, match='nothing is overwritten'): port(file)
     with pytest.raises(FileNotFoundError): port(tmp_path/'none.py')
     assert 'fastai.vision' in file.read_text()
+
+LINE_BY_LINE = { # what stands in a program, and what is written; a hint is a comment above
+    'from fastai.vision import *; from fastai.metrics import error_rate; import os': STAR + '; import os', 'import fastai; from fastai import *': 'import fastai; pass',
+    'import os; from fastai.vision import *\nfrom fastai.vision import *; x = 1': f'import os; pass\n{STAR}; x = 1', '# from fastai import *; from fastai.vision import *': None,
+    'def f(normalize=True): return normalize': None, 'x = np.random.uniform(0, 1)': None, 'self.learn.fit(1)': None, 'il.label_from_df(label_cls=None)': None,
+    'from fastai.vision import cnn_learner as cl': f'{STAR}; cl = cnn_learner'}
+STOPS = {'SegmentationItemList.from_folder(p)': 'SegmentationItemList', 'defaults.device = 1': 'defaults', 'learn.callback_fns.append(x)': 'Learner.callback_fns', 'learn.recorder.format_stats(x)': 'Recorder.format_stats',
+    'for x in learn.data.test_dl: pass': 'DataBunch.test_dl', 'URLs.PETS': 'URLs', 'il.label_from_df(label_cls=FloatList)': 'FloatList', 'x = (ImageList.from_folder(p)\n    .split_none())': 'ImageList.split_none'}
+
+@pytest.mark.parametrize('line', [*LINE_BY_LINE, *STOPS])
+def test_port_line_by_line(line, tmp_path, capsys):
+    file = tmp_path/'old.py'
+    file.write_text(line)
+    new = port(file).read_text().removeprefix(f'{STAR}\n')
+    if line in LINE_BY_LINE: assert new==(LINE_BY_LINE[line] or line)
+    else: assert f'# {STOPS[line]} is a word of fastai v1: ' in new and [o for o in new.split('\n') if ' is a word of fastai v1: ' not in o]==line.split('\n')

@@ -19,12 +19,14 @@ from ..v1 import v1_hint, v1_words
 _PIECE = re.compile(r"""
     (?P<skip> '{3}[\s\S]*?(?:'{3}|\Z) | "{3}[\s\S]*?(?:"{3}|\Z) | '(?:\\.|[^'\\\n])*' | "(?:\\.|[^"\\\n])*" | \#.*
         | ^[ \t]*[!%].* )
-    | (?P<before> (?P<owner>\w+|\)) \s*\.\s* )? (?P<name>[A-Za-z_]\w*) (?P<given>\s*=(?!=))?""", re.X | re.M)
+    | (?: (?:\w+|\)) \s*\.\s* )* (?P<name>[A-Za-z_]\w*)
+        (?P<given> \s*=(?!=|\s*None\b) )?""", re.X | re.M)
 
 # %% ../../nbs/extra/07_port.ipynb #fd5904a0
-_IMPORT = re.compile(r"""^(?P<indent>[ \t]*)(?:
-    from [ ]+ fastai[\w.]* [ ]+ import \s* (?: \([^)]*\) | (?:\\\n|[^\n;\#])* )
-    | import [ ]+ fastai[\w.]+ (?:[ ]+as[ ]+\w+)? (?=[ \t]*(?:$|;|\#)) )[ \t]*;?[ \t]*""", re.X | re.M)
+_ONE_IMPORT = r"""(?: from [ ]+ fastai[\w.]* [ ]+ import \s* (?: \([^)]*\) | (?:\\\n|[^\n;\#])* )
+    | import [ ]+ fastai[\w.]+ (?:[ ]+as[ ]+\w+)? (?=[ \t]*(?:$|;|\#)) )"""
+_IMPORT = re.compile(rf"""^(?P<first> [ \t]* (?: [^\n;\#'"]* ;[ \t]* )*? )
+    (?P<imports> {_ONE_IMPORT} (?: [ \t]*;[ \t]* {_ONE_IMPORT} )* ) (?P<last> [ \t]*;? )""", re.X | re.M)
 _LEFTOVER = re.compile(r"""^[ \t]*(?=%(?:reload_ext|load_ext|autoreload)\b | !.*(?:pip|conda)[ ]install\b.*fastai
                        | !curl.*course.*fast)""", re.X | re.M)
 _STAR = 'from malaria_fastai.all import *'
@@ -32,11 +34,13 @@ _STAR = 'from malaria_fastai.all import *'
 # %% ../../nbs/extra/07_port.ipynb #239269f4
 def _new_import(match, star, changes):
     "What stands in place of an import of fastai: this library's, once, and names that the program gives to others."
-    lines = [f'{alias} = {name}' for name,alias in re.findall(r'(\w+)\s+as\s+(\w+)', match[0])
+    first,imports,last = match.groups()
+    lines = [f'{alias} = {name}' for name,alias in re.findall(r'(\w+)\s+as\s+(\w+)', imports)
              if (name, '') in v1_words()]
-    if star and not match['indent']: lines.insert(0, star.pop())
-    changes.append(f"{' '.join(match[0].split())} -> {'; '.join(lines) or 'removed'}")
-    return match['indent'] + ('\n'.join(lines) or 'pass'*bool(match['indent']))
+    if star and first.strip() == first: lines.insert(0, star.pop())
+    new = '; '.join(lines)
+    changes.append(f"{' '.join(imports.split())} -> {new or 'removed'}")
+    return f"{first}{new or 'pass'*bool(first or last.strip())}{last}"
 
 # %% ../../nbs/extra/07_port.ipynb #cbad2d06
 _CLASS_OF = {'learn': 'Learner', 'data': 'DataBunch', 'recorder': 'Recorder',
@@ -46,20 +50,22 @@ _CLASS_OF = {'learn': 'Learner', 'data': 'DataBunch', 'recorder': 'Recorder',
 # %% ../../nbs/extra/07_port.ipynb #67b3eb67
 def _own_names(text):
     "Names that the program makes itself: these are not fastai's."
-    made = re.findall(r"""\b(?:def|class|as|for)\s+(\w+) | ^[ \t]*(?:from\s+\S+\s+)?import\s+(.*)$
-                      | \bdef\s+\w+\((.*?)\) | ^[ \t]*([\w, \t]+)=(?!=)""", _IMPORT.sub('', text), re.X | re.M)
+    made = re.findall(r"""\b(?:class|as|for)\s+(\w+) | ^[ \t]*(?:from\s+\S+\s+)?import\s+(.*)$
+                      | \bdef\s+(\w+\s*\(.*?\)) | ^[ \t]*([\w, \t]+)=(?!=)""", _IMPORT.sub('', text), re.X | re.M)
     return {*re.findall(r'\w+', str(made))}
 
 # %% ../../nbs/extra/07_port.ipynb #91e636b9
 def _stops(piece, own):
     "The hint for a word that would stop the program; '' for any other."
-    word = piece['name']
-    of = 'argument' if piece['given'] else ''
-    if piece['before']:
-        of = next((of for start,of in _CLASS_OF.items() if piece['owner'].startswith(start)), None)
-    elif word in own: return ''
-    kind,_ = v1_words().get((word, of), ('', ''))
-    return v1_hint(word, of) if kind == 'refused' or kind == 'hint' and of != 'argument' else ''
+    names = re.findall(r'\w+|\)', piece[0])
+    argument = piece['given'] and len(names) == 1
+    asked = [] if names[0] in own else [(names[0], 'argument' if argument else '')]
+    for owner,name in zip(names, names[1:]):
+        asked += [(name, of) for start,of in _CLASS_OF.items() if owner.startswith(start)]
+    for word,of in asked:
+        kind,_ = v1_words().get((word, of), ('', ''))
+        if kind == 'refused' or kind == 'hint' and of != 'argument': return v1_hint(word, of)
+    return ''
 
 # %% ../../nbs/extra/07_port.ipynb #5fe14077
 def _with_hints(source, own, changes):
