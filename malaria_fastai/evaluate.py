@@ -739,8 +739,9 @@ def log_loss(
     temperature=1., # The logit of `p` is divided by it
 )->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1
     "Compute the log loss of `p`."
-    x = _logit(preds.p)/temperature
-    return float(np.logaddexp(0, np.where(preds.label==positive, -x, x)).mean())
+    y,p = _truth_and_p(preds, positive)
+    x = _logit(p)/temperature
+    return float(np.logaddexp(0, np.where(y, -x, x)).mean())
 
 # %% ../nbs/api/12_evaluate.ipynb #7e172d5d
 def fit_temperature(
@@ -749,7 +750,7 @@ def fit_temperature(
 )->Fitted: # The temperature: above 1 the model was too sure, below 1 too timid; searched in [.05, 20]
     "Fit the temperature that makes `valid` most likely."
     from scipy.optimize import minimize_scalar
-    check_predictions(valid, positive)
+    _check_columns(valid, 'label')
     _check_both_classes(valid)
     def loss(log_t): return log_loss(valid, positive, np.exp(log_t))
     best = minimize_scalar(loss, bounds=np.log([.05,20]), method='bounded')

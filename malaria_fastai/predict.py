@@ -550,7 +550,7 @@ def predict_files(
     there = [_fitting(str(path)) for path in paths]
     if [] in there:
         lost = paths[there.index([])]
-        raise FileNotFoundError(f"{lost}: no such file or folder, and no pattern that fits one")
+        raise FileNotFoundError(f"{lost or 'an empty name'}: no such file or folder, and no pattern that fits one")
     if out is not None: # before the first picture, and not after the last
         check_output(out, predict.folder, *chain(*there))
     quiet = quiet or out is None

@@ -161,7 +161,7 @@ class Recipe:
                 raise ValueError('average keeps the mean of the last weights, best those of an epoch: choose')
             if self.network and not self.epochs + self.finetune_epochs:
                 raise ValueError('epochs and finetune_epochs are both 0: nothing would be trained')
-        except ValueError as error: raise UnknownRecipe(f'{self.name}: {error}') from error
+        except ValueError as error: raise UnknownRecipe(f"{self.name or 'this training'}: {error}") from error
 
 # %% ../nbs/api/14_recipes.ipynb #b331a418
 @patch

@@ -211,7 +211,7 @@ class SaveModelCallback(TrackerCallback):
             raise ValueError(
                 f"every is 'epoch', 'improvement' or a number of batches, got {every!r}")
         if keep is not None and keep < 2:
-            raise ValueError("keep must be at least 2, so that one good state is always left")
+            raise ValueError(f"keep={keep}: it must be at least 2, so that one good state is always left")
         if Path(name).name in ('', '..'):
             raise ValueError(f"name is that of a file under models/, got {str(name)!r}")
         super().__init__(monitor, _by_name(mode, _BETTER, 'mode'))
@@ -337,13 +337,7 @@ def _whole(self:SaveModelCallback):
 @patch
 def _save_weights(self:SaveModelCallback, name, with_opt=False):
     "Write the weights, but not those of a training that has failed over good ones; returns their digest."
-    if all(values.isfinite().all() for values in self.learn.model.state_dict().values()):
-        return _write_tensors(
-            checkpoint(self.learn, with_opt), self.folder/f'{name}.pth',
-            header=False)
-    raise FloatingPointError(
-        f"{name} is not written, for the weights are no numbers any more; the files before it "
-        "stay. Load the last of them with learn.load, and train at a lower rate")
+    return _write_tensors(checkpoint(self.learn, with_opt), self.folder/f'{name}.pth', header=False)
 
 
 @patch

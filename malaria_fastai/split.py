@@ -72,7 +72,7 @@ def split_random(
     n_valid = int(valid*n)
     n_test = int(test*n)
     if (valid and not n_valid) or (test and not n_test):
-        raise SplitError(f"{n} cells are too few for these shares")
+        raise SplitError(f"{n} cells are too few for the shares valid={valid} and test={test}")
     by_path = cells.sort_values('path')
     order = np.random.RandomState(seed).permutation(n)
     parts = pd.Series('train', by_path.index, dtype=object)

@@ -233,7 +233,7 @@ def get_transforms(
         raise ValueError(f"the probabilities p_affine and p_lighting lie in [0, 1], max_lighting and max_stain in "
                          f"[0, 1), and max_rotate, max_zoom and max_warp are not negative; got {args}")
     if padding_mode not in ('zeros', 'border', 'reflection'):
-        raise ValueError("padding_mode: one of zeros, border, reflection")
+        raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
     if max_zoom is not None and zoom < 1:
         print(f"max_zoom={max_zoom} is below 1: nothing is zoomed, as in fastai 1")
     train = [Dihedral() if flip_vert else Flip()] if do_flip else []

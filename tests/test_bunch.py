@@ -38,7 +38,7 @@ every = pytest.mark.parametrize('name', MAKE)
 NAMES = [f'{i:02d}.png' for i in range(20)]
 
 @every
-@pytest.mark.parametrize('gap', [None, np.nan, pd.NA, '', ' ', 'NA', 'nan', 'NaN', 'None', '<NA>', 'N/A', 'null'])
+@pytest.mark.parametrize('gap', [None, np.nan, pd.NA, '', ' ', 'NA', 'nan', 'NaN', 'None', '<NA>', 'N/A', 'null', '#N/A', 'n/a'])
 def test_a_missing_label_is_refused_with_its_rows(tmp_path, name, gap):
     rows = {file: 'ab'[i % 2] for i,file in enumerate(NAMES)} | {'03.png': gap, '07.png': gap}
     with pytest.raises(ValueError, match=r"2 of \d+ cells in the part '\w+' are without a label: 03.png, 07.png|1 of \d+ .* without a label: 0[37].png"):

@@ -409,7 +409,7 @@ def test_several_parts_are_not_one_answer(split):
     t = simulate_predictions(patients=10, cells=10)
     t = t.assign(split=[split[i%len(split)] for i in range(len(t))])
     for f in (metrics, evaluate, bootstrap, ev.confusion, ev.per_patient, ev.reliability, ev.coverage_risk, ev.curve_band, ev.patient_scores,
-              ev.with_and_without_disputed, ev.fit_temperature, lambda t,pos: ev.choose_threshold(t, pos, sensitivity=.9),
+              ev.with_and_without_disputed, ev.fit_temperature, ev.log_loss, ev.ece, lambda t,pos: ev.choose_threshold(t, pos, sensitivity=.9),
               lambda t,pos: ev.paired_difference(t, t, pos, draws=3), lambda t,pos: ev.operating_points(t, t, pos, draws=3)):
         with pytest.raises(ev.BadPredictions, match='judge one part at a time'): f(t, POS)
     with pytest.raises(ev.BadPredictions, match='another split'): ev.paired_difference(t.assign(split='test'), t.assign(split='valid'), POS)
@@ -469,7 +469,7 @@ def test_temperature_finds_the_sharpness_and_calibrates():
 @settings(max_examples=60, deadline=None)
 def test_log_loss_is_scikit_learns(drawn):
     y,p,_ = zip(*drawn)
-    assert ev.log_loss(table(y, p), POS)==pytest.approx(sk.log_loss(y, np.clip(p, 1e-7, 1-1e-7), labels=[False,True]), rel=1e-6, abs=1e-9)
+    assert ev.log_loss(table(y, p).assign(split='test'), POS)==pytest.approx(sk.log_loss(y, np.clip(p, 1e-7, 1-1e-7), labels=[False,True]), rel=1e-6, abs=1e-9)
 
 def test_coverage_risk_against_a_plain_count(parts):
     t = parts[1]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from malaria_fastai.cells import ResizeMethod
 from malaria_fastai.data import DatasetType, ImageDataBunch
-from malaria_fastai.learner import _OPT_FUNCS, Bfloat16, CNNLearner, NLLLossFlat, cnn_learner, load_learner, named_weights, weights_hash
+from malaria_fastai.learner import _OPT_FUNCS, Bfloat16, CNNLearner, CSVLogger, NLLLossFlat, cnn_learner, load_learner, named_weights, weights_hash
 from malaria_fastai.transforms import get_transforms
 from properties import cases
 
@@ -150,6 +150,13 @@ def test_pictures_of_other_classes_are_refused(data, root):
     other = bunch(root, classes=[*CLASSES][::-1])
     with pytest.raises(ValueError, match="classes"): tiny(data).get_preds(dl=other.valid_dl)
     with pytest.raises(ValueError, match="classes"): tiny(data).validate(other.valid_dl)
+    for stats in (False, ([.5]*3, [.5]*3), ([.485, .456, .4], [.229, .224, .226])): # pictures of another normalisation too
+        other = bunch(root, normalize=stats)
+        for dl in (other.valid_dl, other.test_dl([data.valid_ds.items[0]])):
+            with pytest.raises(ValueError, match="normalises otherwise"): tiny(data).get_preds(dl=dl)
+        with pytest.raises(ValueError, match="normalises otherwise"): tiny(data).TTA(dl=other.valid_dl)
+        assert torch.equal(tiny(data).get_preds(dl=other.train_dl)[0], tiny(data).get_preds(ds_idx=0)[0]) # made anew, as the learner's are
+    assert len(tiny(data).get_preds(dl=bunch(root, bs=5).valid_dl)[0]) == len(data.valid_ds)
 
 def test_metrics_and_callbacks_of_one_validation(data):
     seen = []
@@ -266,7 +273,7 @@ def test_the_batch_is_named_and_its_weights_stay(data, batch):
     assert all(p.isfinite().all() for p in learn.model.parameters()) and len(learn.recorder.history) == 1
     with pytest.raises(FloatingPointError, match='rate'): tiny(data).fit_one_cycle(1, 1e30)
 
-def test_validation_that_is_no_number_ends_the_training_before_anything_is_saved(data):
+def test_validation_that_is_no_number_ends_the_training_before_anything_is_saved(data, tmp_path):
     class Spoil(Callback):
         order,saved = 2000,0
         def before_validate(self): self.learn.model[1][2].bias.data.fill_(float('nan'))
@@ -274,8 +281,11 @@ def test_validation_that_is_no_number_ends_the_training_before_anything_is_saved
     learn = tiny(data)
     with pytest.raises(FloatingPointError, match='nan in the validation after epoch 0'): learn.fit(2, 1e-3, cbs=(spoil := Spoil()))
     assert not spoil.saved
-    for call in (learn.get_preds, lambda: learn.predict(data.valid_ds.items[0]), learn.TTA, lambda: learn.predict_cells(data.valid_ds.cells, 'Red')):
+    learn.spec,learn.path = cnn_learner(data, 'resnet18', pretrained=False).spec,tmp_path
+    for call in (learn.get_preds, lambda: learn.predict(data.valid_ds.items[0]), learn.TTA, lambda: learn.predict_cells(data.valid_ds.cells, 'Red'),
+                 lambda: learn.save('one'), learn.export): # nor is anything written
         with pytest.raises(FloatingPointError, match='no numbers'): call()
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
 def test_a_search_of_rates_ends_where_the_loss_does(data):
     learn = tiny(data)
@@ -389,7 +399,7 @@ def test_what_is_frozen_stays_so_when_weights_come(data, tmp_path):
 
 # --- wrapped networks, copies, folders ------------------------------------------------------------------------------------------
 
-WRAPPERS = dict(parallel=nn.DataParallel, inside=lambda model: nn.Sequential(nn.DataParallel(model[0]), model[1]),
+WRAPPERS = dict(parallel=nn.DataParallel, averaged=torch.optim.swa_utils.AveragedModel, inside=lambda model: nn.Sequential(nn.DataParallel(model[0]), model[1]),
     compiled=lambda model: torch.compile(model), compiled_inside=lambda model: nn.Sequential(torch.compile(model[0]), model[1]))
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow]*('compiled' in name)) for name in WRAPPERS])
 def test_wrapped_networks_are_refused(data, tmp_path, name):
@@ -441,6 +451,7 @@ def test_folders_that_cannot_be_written(data, read_only, tmp_path_factory):
     assert error.value.errno == errno.EROFS
     other = cnn_learner(data, 'squeezenet1_1', pretrained=False, path=read_only/'input')
     with pytest.raises(OSError, match='export.pkl cannot be written.*path='): other.export()
+    with pytest.raises(OSError, match='history.csv cannot be written.*path='): learn.fit(1, 1e-3, callbacks=CSVLogger())
     learn.path,learn.model_dir = read_only,'.'
     assert learn.save('one').is_file()
 

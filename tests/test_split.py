@@ -59,7 +59,7 @@ def test_random_needs_no_patient_and_no_hash():
     assert set(split_random(cells[['path','label']]).split) == {'train','valid'}
 
 def test_random_on_too_few_cells():
-    with pytest.raises(SplitError, match='too few'): split_random(table({'P1':(1,1)}))
+    with pytest.raises(SplitError, match='too few for the shares valid=0.2'): split_random(table({'P1':(1,1)}))
 
 # --- by patient -----------------------------------------------------------------------------------------------------------------
 
