@@ -455,7 +455,7 @@ def _with_parts(cells, valid_pct, seed):
     rest = cells[~cells.split.isin(['test'])]
     if len(rest) and rest.split.isna().all():
         if not 0 < valid_pct < 1:
-            raise ValueError(f"valid_pct={valid_pct}: it is the share of validation pictures, in (0, 1)")
+            raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1), and not {valid_pct}")
         cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
     other = {*cells.split} - {'train', 'valid', 'test'}
     _refuse_names(other,

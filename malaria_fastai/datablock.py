@@ -185,7 +185,7 @@ def split_by_rand_pct(self:ImageList,
 )->ItemLists:
     "Split at random."
     if not 0 < valid_pct < 1:
-        raise ValueError(f"valid_pct={valid_pct}: it is the share of validation pictures, in (0, 1)")
+        raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1), and not {valid_pct}")
     order = np.random.RandomState(42 if seed is None else seed).permutation(len(self))
     return self.split_by_idx(order[:int(valid_pct*len(self))])
 
