@@ -460,6 +460,14 @@ def _session(learn):
             torch.set_autocast_enabled(kind, on)
             torch.set_autocast_dtype(kind, dtype)
 
+# %% ../nbs/api/09_learner.ipynb #3b172d20
+def _one_of(**pairs):
+    "The value given under either of two names; both at once is an error."
+    given = [value for value in pairs.values() if value is not None]
+    if len(given) > 1:
+        raise TypeError(f"{' and '.join(pairs)} are two names of one argument: give one")
+    return given[0] if given else None
+
 # %% ../nbs/api/09_learner.ipynb #ebedb69a
 @patch
 def fit(self:CNNLearner, n_epoch=None, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0, callbacks=None,
@@ -731,14 +739,6 @@ create_cnn = cnn_learner # v1's older name
 # %% ../nbs/api/09_learner.ipynb #5e1fa11b
 _all_ = ['FASTAI_V1', 'create_cnn'] # last in `__all__`, whose lines are then short enough
 
-# %% ../nbs/api/09_learner.ipynb #3b172d20
-def _one_of(**pairs):
-    "The value given under either of two names; both at once is an error."
-    given = [value for value in pairs.values() if value is not None]
-    if len(given) > 1:
-        raise TypeError(f"{' and '.join(pairs)} are two names of one argument: give one")
-    return given[0] if given else None
-
 # %% ../nbs/api/09_learner.ipynb #2e9ed8df
 @patch
 def fit_one_cycle(self:CNNLearner,
@@ -895,6 +895,18 @@ class ReduceLROnPlateauCallback(tracker.ReduceLROnPlateau):
     def __init__(self, learn=None, monitor='valid_loss', mode='auto', patience=0, factor=.2, min_delta=0):
         super().__init__(*_tracker_words(learn, monitor, mode, min_delta, patience), 1/factor)
 
+# %% ../nbs/api/09_learner.ipynb #bc61ccd0
+@contextmanager
+def writing(
+    file:Path # What is to be written
+):
+    "Say of a folder that cannot be written to how to name another."
+    try: yield
+    except OSError as error:
+        told = (f"{file} cannot be written ({error.strerror}). Name another folder with path= or model_dir= of "
+                "cnn_learner, or set learn.path or learn.model_dir")
+        raise OSError(error.errno, told) from error
+
 # %% ../nbs/api/09_learner.ipynb #7d85fa84
 class CSVLogger(Callback):
     "Write the table of a fit's epochs to `path/filename.csv` after each; `append` adds them to what is there."
@@ -1000,18 +1012,6 @@ def set_opt_state(
         for name,value in averages.items():
             if getattr(value, 'shape', None) != p.shape: continue
             averages[name] = torch.empty_like(p).copy_(value)
-
-
-@contextmanager
-def writing(
-    file:Path # What is to be written
-):
-    "Say of a folder that cannot be written to how to name another."
-    try: yield
-    except OSError as error:
-        told = (f"{file} cannot be written ({error.strerror}). Name another folder with path= or model_dir= of "
-                "cnn_learner, or set learn.path or learn.model_dir")
-        raise OSError(error.errno, told) from error
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
