@@ -149,7 +149,8 @@ def _upright(im, name, max_pixels):
     width,height = im.size
     deep = im.mode[0] in 'FI' # 32 and 16 bits
     if im.format not in (None, 'MPO', *_FORMATS):
-        raise BadPicture(name, f"it is a {im.format}; {_EXPECTED}", "Save it as PNG")
+        raise BadPicture(name, f"it is a {im.format}; {_EXPECTED}",
+                         "Save it as PNG")
     if not 0 < width*height <= max_pixels:
         raise BadPicture(name, f"{width} x {height} pixels are none, or more than {max_pixels:,}",
                          "Make it smaller, or raise `max_pixels`")

@@ -682,7 +682,8 @@ def _listed(path, named):
             if part: return None if place == folder else folder.name,part,str(place)
         return folder.name or None,named.get('.'),''
     rows = [(name, *kind(Path(name).parent)) for name in _pictures_in(path, path)]
-    return pd.DataFrame(rows, columns=['path', 'label', 'split', 'top'], dtype=object)
+    return pd.DataFrame(rows, columns=['path', 'label', 'split', 'top'],
+                        dtype=object)
 
 # %% ../nbs/api/06_data.ipynb #d5a1c00e
 def _check_folders(cells):
@@ -869,7 +870,8 @@ def from_name_re(cls:ImageDataBunch,
     **kwargs      # As in `from_lists`: `test`, and all of `from_cells`
 )->ImageDataBunch:
     "Pictures whose label is found in their full path by a regular expression."
-    return cls.from_name_func(path, fnames, label_by(pat), valid_pct, seed, **kwargs)
+    return cls.from_name_func(path, fnames, label_by(pat),
+                              valid_pct, seed, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #ea4aabec
 @patch(cls_method=True)
@@ -954,7 +956,8 @@ def test_dl(self:ImageDataBunch,
     if not with_labels: cells = cells.drop(columns='label', errors='ignore')
     elif not cells.label.isin(self.classes).all():
         raise ValueError(f"with_labels: every label must be one of {', '.join(map(str, self.classes))}")
-    pictures = Pictures(test_items, self.rule, num_workers=self.pictures.num_workers)
+    pictures = Pictures(test_items, self.rule,
+                        num_workers=self.pictures.num_workers)
     return self.valid.new(LabelList(pictures, cells, self.classes, 1),
                           bs=bs or self.valid.bs)
 
@@ -1004,7 +1007,8 @@ def save(self:ImageDataBunch,
         raise ValueError("only transforms that `get_transforms` made, without xtra_tfms, can be written to a file")
     cells = self.cells.filter(['path', 'label', 'split', 'patient', 'slide', 'photo']).astype(object)
     cells = cells.where(cells.notna(), None).to_dict('list')
-    saved = dict(format=_SAVED, **config, fingerprint=self.fingerprint(), cells=cells)
+    saved = dict(format=_SAVED, **config,
+                 fingerprint=self.fingerprint(), cells=cells)
     write_atomically(self.path/file, json.dumps(saved, indent=1))
     return self.path/file
 

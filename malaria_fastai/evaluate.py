@@ -257,7 +257,8 @@ def _truth_and_p(preds, positive):
 
 def _scores(preds, positive, by=None):
     "A table, once checked, as sorted arrays; `by` None draws the patients that are known."
-    return _sorted_scores(*_truth_and_p(preds, positive), _group_numbers(preds, by))
+    return _sorted_scores(*_truth_and_p(preds, positive),
+                          _group_numbers(preds, by))
 
 # %% ../nbs/api/12_evaluate.ipynb #334b692d
 def _walk(w, s):

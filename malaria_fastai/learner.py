@@ -673,7 +673,8 @@ def _optimizer(what):
     return partial(_TorchOptimizer, opt=made, **getattr(what, 'keywords', {}))
 
 # %% ../nbs/api/09_learner.ipynb #c0069230
-FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True, head_bias=True, normalize=False)
+FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True,
+                 head_bias=True, normalize=False)
 
 # %% ../nbs/api/09_learner.ipynb #c4a11a58
 def _lay_out(model, device, channels_last=None):
@@ -920,7 +921,8 @@ class CSVLogger(Callback):
         if not self.learn.fitting or rank_distrib(): return
         rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
         with writing(self.file):
-            write_atomically(self.file, self.before + rows.to_csv(index=False, header=not self.before))
+            write_atomically(self.file,
+                             self.before + rows.to_csv(index=False, header=not self.before))
 
     def read_logged_file(self): return pd.read_csv(self.file)
 

@@ -122,7 +122,8 @@ def _plot_curve(ax, kind, preds, positive, threshold, draws, name, metric):
 def _mark(ax, x, y, threshold):
     "Mark the operating point."
     if None not in (x, y, threshold):
-        ax.plot(x, y, 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
+        ax.plot(x, y, 'o', color=_RED, ms=5,
+                label=f'threshold {float(threshold):.3g}')
 
 # %% ../nbs/api/13_report.ipynb #0b7a4440
 def plot_roc(
@@ -521,7 +522,8 @@ def _trials(folder, metrics, history, robustness, review, **other):
             for rate in ('sensitivity', 'specificity')]
     if review is not None:
         file = folder/'verdicts.csv'
-        trials['review'] = dict(n=len(review), suspected=int(review.suspected.sum()))
+        trials['review'] = dict(n=len(review),
+                                suspected=int(review.suspected.sum()))
         if file.is_file():
             trials['review']['verdicts'] = dict(read_table(file, ('verdict',)).verdict.fillna('').value_counts())
     return trials

@@ -149,7 +149,8 @@ def _described(value):
     plain = int, float, str, list, torch.Tensor, np.ndarray
     numbers = {name: part for name,part in parts.items() if isinstance(part, plain) and name != 'training'}
     inside = getattr(value, 'func', getattr(value, '_dirichlet', None))
-    return _plain(dict(numbers, kind=type(value).__name__, inside=inside), _described)
+    return _plain(dict(numbers, kind=type(value).__name__, inside=inside),
+                  _described)
 
 
 def _run_config(learn):
@@ -337,7 +338,8 @@ def _whole(self:SaveModelCallback):
 @patch
 def _save_weights(self:SaveModelCallback, name, with_opt=False):
     "Write the weights, but not those of a training that has failed over good ones; returns their digest."
-    return _write_tensors(checkpoint(self.learn, with_opt), self.folder/f'{name}.pth', header=False)
+    return _write_tensors(checkpoint(self.learn, with_opt),
+                          self.folder/f'{name}.pth', header=False)
 
 
 @patch

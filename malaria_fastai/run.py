@@ -288,7 +288,8 @@ def _write_numbers(out, preds, about, draws, command):
     for part,rows in preds.groupby('split'):
         found[part] = evaluate(rows, data['positive'], draws=draws)
     _write_table(out/'predictions.csv', preds)
-    _save_json(out/'environment.json', environment(command, data_hash=data['hash']))
+    _save_json(out/'environment.json',
+               environment(command, data_hash=data['hash']))
     _save_json(out/'metrics.json', found)
     return found
 
@@ -471,7 +472,8 @@ def _finish(learn, recipe, out, about, start, draws, command):
 
 def _finish_colours(root, cells, out, about, start, draws, command):
     "Predict by colour alone, and write its run folder."
-    preds = colour_floor(root, cells, about['data']['positive'], seed=about['seed'])
+    preds = colour_floor(root, cells, about['data']['positive'],
+                         seed=about['seed'])
     about |= dict(
         arch='none, colours only', recipe='colour_floor', size=0, epochs=0, finetune_epochs=0,
         pretrained=False, seconds=round(time.time() - start, 1))
@@ -798,7 +800,8 @@ def evaluate_run(
     positive = made['metrics']['data']['positive']
     learn = load_learner(run/'model')
     if name:
-        root,cells = prepare(data, None, on_bad=on_bad, data_dir=data_dir, out=folder)
+        root,cells = prepare(data, None, on_bad=on_bad,
+                             data_dir=data_dir, out=folder)
         cells = _unseen(learn, root, cells,
                         read_table(run/'split.csv'), name, positive)
     else: root,cells = _own_cells(made, data_dir)

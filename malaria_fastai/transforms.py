@@ -260,7 +260,8 @@ def _drawn_between(span, x):
 def _zoom(scale, p=1., do_rand=True):
     "v1's zoom, about a drawn place or the middle."
     middle = None if do_rand else .5
-    return Zoom(p=p, draw=partial(_drawn_between, scale), draw_x=middle, draw_y=middle)
+    return Zoom(p=p, draw=partial(_drawn_between, scale),
+                draw_x=middle, draw_y=middle)
 
 
 # The words of v1 that `xtra_tfms` takes

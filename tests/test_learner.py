@@ -599,7 +599,7 @@ def test_tta(root):
     views = [torch.rot90(o, k, (2, 3)) for o in (x, x.flip(3)) for k in range(4)]
     with torch.no_grad(): each = torch.stack([corner.model(o).softmax(1) for o in views])
     assert torch.allclose(mean, each.mean(0), atol=1e-5)
-    with pytest.raises(TypeError, match='scale'): corner.TTA(scale=1.35)
+    with pytest.raises(TypeError, match='nonsense'): corner.TTA(nonsense=1)
     assert torch.equal(corner.tta(beta=.4)[0], corner.TTA()[0]) # fastai 2's name
     assert torch.allclose(corner.tta()[0], .25*plain + .75*mean, atol=1e-6)
 
