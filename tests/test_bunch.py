@@ -195,7 +195,7 @@ def test_two_readings_show_both(tmp_path, folders, match, kw):
 
 def test_a_class_with_the_name_of_a_part(tmp_path):
     root = folder_of(tmp_path, [f'{"train bus".split()[i % 2]}/{i}.png' for i in range(20)])
-    with pytest.raises(ValueError, match='no class folder: train/.*if it is a class'): parts_of(root)
+    with pytest.raises(ValueError, match='no class folder: train/.*whose name is not that of a part'): parts_of(root)
 
 def test_test_folders_whose_folders_are_no_classes(tmp_path):
     root = folder_of(parted(tmp_path, 'train', n=20), [f'test/unknown/{i}.jpg' for i in range(100, 104)])
