@@ -650,9 +650,9 @@ def get_files(
 )->list: # Paths, sorted
     "The files in a folder, hidden ones left out."
     if not Path(path).is_dir(): raise FileNotFoundError(f"{path}: no such folder")
-    for link in Path(path).rglob('*') if recurse else ():
-        if link.is_symlink() and link.parent.resolve().is_relative_to(os.path.realpath(link)):
-            raise ValueError(f"{link} is a link to a folder above it, and leads in a circle: take it away")
+    for folder,_,_ in os.walk(os.path.abspath(path), followlinks=True) if recurse else ():
+        if os.path.realpath(folder) in map(os.path.realpath, Path(folder).parents):
+            raise ValueError(f"{folder} is a link to a folder above it, or behind one, and leads in a circle: take it away")
     return sorted(file for file in found_files(path, extensions, recurse, include) if '__MACOSX' not in file.parts)
 
 # %% ../nbs/api/06_data.ipynb #5926b45c

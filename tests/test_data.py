@@ -133,7 +133,7 @@ def test_no_folder_and_no_pictures(tmp_path):
 def test_loose_pictures(tmp_path, where):
     for i in range(20): draw(tmp_path/'train'/'ab'[i % 2]/f'{i}.png', i)
     draw(tmp_path/where/'loose.png', 1)
-    with pytest.raises(ValueError, match='no class folder.*loose'): bunch(tmp_path)
+    with pytest.raises(ValueError, match='1 pictures lie in no class folder: .*loose.*Put each class into a folder of its own'): bunch(tmp_path)
 
 def test_a_link_to_a_folder_above(tmp_path):
     "It leads in a circle. A link that leads elsewhere is followed, as by fastai."
@@ -146,6 +146,13 @@ def test_a_link_to_a_folder_above(tmp_path):
             with pytest.raises(ValueError, match='is a link to a folder above it'): use(tmp_path)
         assert get_image_files(tmp_path) == []
         (tmp_path/place).unlink()
+
+def test_two_folders_that_link_to_each_other(tmp_path):
+    for label in 'ab':
+        for i in range(10): draw(tmp_path/label/f'{label}{i}.png', i + 10*(label == 'b'))
+    for place,to in (('a/over', '../b'), ('b/back', '../a')): (tmp_path/place).symlink_to(to)
+    for use in (bunch, ImageList.from_folder):
+        with pytest.raises(ValueError, match='is a link to a folder above it, or behind one'): use(tmp_path)
 
 def test_system_files_are_no_pictures(tmp_path):
     for i in range(20): draw(tmp_path/'ab'[i % 2]/f'{i}.png', i)
