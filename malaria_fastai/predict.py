@@ -27,9 +27,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import chunked, patch
+from fastcore.basics import chunked, listify, patch, store_attr
 from pandas import DataFrame
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from .cells import MAX_PIXELS, BadPicture, Resizing, ResizeMethod, open_picture
 from .evaluate import _logit
@@ -53,15 +53,14 @@ def appearance(
     seen = colours.max(0) > _DARK
     mask = Image.fromarray(np.pad(seen, _DEEP)).convert('L')
     # how much is seen around each pixel; far faster than a minimum
-    share = np.asarray(mask.filter(ImageFilter.BoxBlur(_DEEP)))
-    inside = share[_DEEP:-_DEEP, _DEEP:-_DEEP] == 255
+    share = ImageOps.crop(mask.filter(ImageFilter.BoxBlur(_DEEP)), _DEEP)
+    inside = np.asarray(share) == 255
     if inside.sum() < 50: return None
     light = colours.mean(0)
     red,green,blue = np.log(colours[:, inside] + 8)
     red,blue,lit = red - green,blue - green,light[inside]
-    up = abs(np.diff(light, axis=0))
-    left = abs(np.diff(light, axis=1))
-    steps = (up[:, 1:] + left[1:])[inside[1:, 1:]]
+    steps = abs(np.diff(light, axis=0))[:, 1:] + abs(np.diff(light, axis=1))[1:]
+    steps = steps[inside[1:, 1:]]
     border = (seen[[0, -1]].mean() + seen[:, [0, -1]].mean())/2
     logs = np.log([red.std() + .005, blue.std() + .005, lit.std() + .3,
                    steps.mean() + .1, steps.std() + .1])
@@ -175,12 +174,11 @@ def read_folder(
     folder:Path # A model folder, or a run folder that has one
 )->tuple: # (the model folder, what model.json says)
     "Read and check `model.json`."
-    there = [file for file in (Path(folder)/'model.json', Path(folder)/'model/model.json')
-             if file.is_file()]
-    if not there:
+    file = next(Path(folder).glob('model/model.json'), Path(folder)/'model.json')
+    if not file.is_file():
         raise FileNotFoundError(
             f"{folder}: no model.json here; `malaria-fastai export RUN` (or `pack(run)`) writes it")
-    text,key = there[0].read_bytes(),'JSON'
+    text,key = file.read_bytes(),'JSON'
     try:
         facts = json.loads(text)
         for key,sound in _SOUND.items():
@@ -189,7 +187,7 @@ def read_folder(
         raise ModelRefused(
             f"model.json: {key!r} is missing or not what it must be: the file was damaged "
             f"or changed, or another version of the library wrote it; {_AGAIN}") from e
-    return there[0].parent,facts
+    return file.parent,facts
 
 # %% ../nbs/api/16_predict.ipynb #46402b92
 def _facts_of(
@@ -228,25 +226,21 @@ class Found:
 
     def open(self)->Image.Image: # RGB
         "Decode it; every fault is a `BadPicture`."
-        if self.reason: raise BadPicture(self.name, self.reason)
-        what = self.file
+        what,reason = self.file,self.reason
         try:
             if isinstance(what, tuple):
-                with _LOADING:
-                    what = what[0].open(what[1]).read(_MAX_BYTES + 1)
+                with _LOADING: what = what[0].open(what[1]).read(_MAX_BYTES + 1)
             elif isinstance(what, (str, Path)):
                 if os.path.exists(what) and not os.path.isfile(what):
                     raise BadPicture(self.name, 'it is no regular file')
-                with open(what, 'rb') as opened:
-                    what = opened.read(_MAX_BYTES + 1)
+                with open(what, 'rb') as opened: what = opened.read(_MAX_BYTES + 1)
             if isinstance(what, bytes) and len(what) > _MAX_BYTES:
-                raise BadPicture(self.name,
-                                 f"more than {_MAX_BYTES >> 20} MB are too many for a picture")
-            return open_picture(what)
+                reason = f"more than {_MAX_BYTES >> 20} MB are too many for a picture"
+            if not reason: return open_picture(what)
         except BadPicture: raise
         except Exception as e: # `zipfile` raises many kinds for a damaged entry
-            raise BadPicture(self.name,
-                             getattr(e, 'strerror', None) or f"it cannot be unpacked ({e})") from e
+            reason = getattr(e, 'strerror', None) or f"it cannot be unpacked ({e})"
+        raise BadPicture(self.name, reason)
 
 # %% ../nbs/api/16_predict.ipynb #34a71bb9
 def _counted_as(why):
@@ -260,12 +254,12 @@ def _in_folder(folder, left_out):
         paths = sorted((os.path.isdir(entry.path), entry.path)
                        for entry in os.scandir(folder))
     except OSError as e:
-        return (yield Found(folder, reason=f'this folder cannot be listed ({e.strerror or e})'))
+        return (yield Found(folder, reason=f'this folder cannot be listed ({e.strerror})'))
     for is_folder,path in paths:
         why = _no_picture(os.path.basename(path))
         if is_folder: # a link may lead back
-            hidden = why in ('hidden file', '__MACOSX')
-            why = 'link to a folder' if os.path.islink(path) else 'hidden folder'*hidden
+            why = 'hidden folder'*(why in ('hidden file', '__MACOSX'))
+            if os.path.islink(path): why = 'link to a folder'
         if why: left_out[_counted_as(why)] += 1
         elif is_folder: yield from _in_folder(path, left_out)
         else: yield Found(path, path)
@@ -284,20 +278,11 @@ def _in_zip(path, left_out):
 # %% ../nbs/api/16_predict.ipynb #a10cfbfb
 def _fitting(path):
     "What a path stands for: itself, or what fits it as a pattern, sorted; not again what lies in a folder that fits."
-    paths = [path] if os.path.lexists(path) else sorted(glob.glob(path, recursive=True))
+    paths = [str(path)]
+    if not os.path.lexists(path) and '\0' not in paths[0]:
+        paths = sorted(glob.glob(*paths, recursive=True)) or paths
     folders = {*map(Path, filter(os.path.isdir, paths))}
     return [path for path in paths if folders.isdisjoint(Path(path).parents)]
-
-
-def _behind(path, left_out):
-    "The pictures that a path stands for, and what to say where there are none."
-    if os.path.isdir(path):
-        return _in_folder(path, left_out),'no pictures in this folder'
-    if path.lower().endswith('.zip') and os.path.isfile(path):
-        return _in_zip(path, left_out),'no pictures in this zip'
-    if glob.has_magic(path) and '\0' not in path and not os.path.lexists(path):
-        return find_pictures(_fitting(path), left_out),'no file fits this pattern'
-    return iter([Found(path, path)]),''
 
 # %% ../nbs/api/16_predict.ipynb #ad9640e9
 def find_pictures(
@@ -309,12 +294,14 @@ def find_pictures(
     one = (isinstance(paths, (str, bytes)) or hasattr(paths, 'read')
            or getattr(paths, 'ndim', 4) < 4)
     for i,path in enumerate([paths] if one or not hasattr(paths, '__iter__') else paths):
-        if isinstance(path, Found): yield path
-        elif isinstance(path, (str, Path)):
-            pictures,nothing = _behind(str(path), left_out)
-            yield next(pictures, Found(str(path), reason=nothing))
+        fits = _fitting(path) if isinstance(path, (str, Path)) else []
+        if not fits: yield path if isinstance(path, Found) else Found(f'picture {i}', path)
+        for fit in fits:
+            pictures = iter([Found(fit, fit)])
+            if os.path.isdir(fit): pictures = _in_folder(fit, left_out)
+            elif fit.lower().endswith('.zip') and os.path.isfile(fit): pictures = _in_zip(fit, left_out)
+            yield next(pictures, Found(fit, reason='there are no pictures in it'))
             yield from pictures
-        else: yield Found(f'picture {i}', path)
 
 # %% ../nbs/api/16_predict.ipynb #041dd67d
 def _prepared(im, rule):
@@ -411,7 +398,7 @@ def _has_gpu():
 # %% ../nbs/api/16_predict.ipynb #c7e0c3d2
 def _own_network():
     "The model folder that comes with the package; it says so in one line, beside the answers."
-    folder = Path(str(resources.files('malaria_fastai')/'network'))
+    folder = resources.files('malaria_fastai')/'network'
     if not folder.is_dir():
         raise FileNotFoundError(
             "no model is named, and none came with this package: name a run or a model folder")
@@ -424,9 +411,9 @@ def _over_views(ask):
     "The same, by the eight views: the logarithm of the mean probability stands for a logit."
     def answer(pixels):
         sides = pixels,pixels[:, ::-1]
-        views = [np.rot90(side, k, (1, 2)) for side in sides for k in range(4)]
-        logits = [ask(np.ascontiguousarray(view)).astype(float) for view in views]
-        return np.log(_softmax(np.stack(logits)).mean(0))
+        views = [np.rot90(side, k, (1, 2)).copy() for side in sides for k in range(4)]
+        logits = np.stack([*map(ask, views)]).astype(float)
+        return np.log(_softmax(logits).mean(0))
     return answer
 
 # %% ../nbs/api/16_predict.ipynb #9d7c7236
@@ -447,15 +434,12 @@ class Predictor:
     ):
         check_words(dict(bs=bs, engine=engine, device=device),
                     bs=_FROM_1, engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
+        store_attr('bs,threads')
         self.folder,facts = read_folder(folder or _own_network())
-        self.facts = _with_threshold(facts, threshold)
-        self.bs = bs
-        self.threads = threads
-        self.rule = _resizing(facts)
+        self.facts,self.rule = _with_threshold(facts, threshold),_resizing(facts)
         self.content = facts['content'] and ContentCheck(**facts['content'])
-        gpu = (device != 'cpu' and 'export.pkl' in facts['files']
-               and engine in ('torch', None) and _has_gpu())
         there = [name for name,file in _NETWORKS.items() if file in facts['files']]
+        gpu = device != 'cpu' and 'torch' in there and engine in ('torch', None) and _has_gpu()
         if 'onnx' in there and not gpu and find_spec('onnxruntime'): there = ['onnx']
         self.engine = engine or there[0]
         self.device = device or ('cuda' if gpu else 'cpu')
@@ -475,27 +459,25 @@ class Predictor:
 @patch
 def _network(self:Predictor, file):
     "Open a network and ask it once."
-    n = len(self.facts['classes'])
+    n,blank = len(self.facts['classes']),np.zeros((1, *self.rule.size, 3), np.uint8)
+    other = ModelRefused(f"{file.name}: it cannot be opened, or does not tell the {n} classes of model.json; {_AGAIN}")
     try:
-        if self.engine == 'torch': ask = _picture_net(file, self.device).logits
-        else: ask = _onnx_network(file)
-        shape = ask(np.zeros((1, *self.rule.size, 3), np.uint8)).shape
+        ask = _picture_net(file, self.device).logits if self.engine == 'torch' else _onnx_network(file)
+        shape = ask(blank).shape
     except (ImportError, OSError, ValueError): raise
-    except Exception as e: # onnxruntime raises kinds of its own
-        raise ModelRefused(
-            f"{file.name}: it cannot be opened, or takes other pictures than model.json says; {_AGAIN}") from e
-    if shape == (1, n): return _over_views(ask) if self.facts.get('views') == 8 else ask
-    raise ModelRefused(f"{file.name}: it answers with {shape} numbers, not {n} classes; {_AGAIN}")
+    except Exception as e: raise other from e # onnxruntime raises kinds of its own
+    if shape != (1, n): raise other
+    return _over_views(ask) if self.facts.get('views') == 8 else ask
 
 # %% ../nbs/api/16_predict.ipynb #66d1b204
 @patch
 def _prepare(self:Predictor, found):
-    "Decode and check one picture: (name, pixels or None, reason)."
+    "Decode and check one picture: (pixels, reason); where nothing can be read, they are black."
     try:
         im = found.open()
-        reason = self.content.reason(appearance(im)) if self.content else ''
-        return found.name,None if reason else _prepared(im, self.rule),reason
-    except BadPicture as e: return found.name,None,f'{_UNREAD}{e.reason}'
+        return _prepared(im, self.rule),self.content.reason(appearance(im)) if self.content else ''
+    except BadPicture as e:
+        return np.zeros((*self.rule.size, 3), np.uint8),f'{_UNREAD}{e.reason}'
 
 # %% ../nbs/api/16_predict.ipynb #bf5ba916
 @patch
@@ -506,17 +488,13 @@ def rows(self:Predictor,
     at = self.facts['classes'].index(self.facts['positive'])
     with ThreadPoolExecutor(self.threads) as pool:
         for batch in chunked(find_pictures(pictures), self.bs):
-            prepared = [*pool.map(self._prepare, batch)]
-            asked = [pixels for _,pixels,reason in prepared
-                     if not reason] # nothing speaks against these
-            ps = iter(())
-            if asked:
-                logits = self._ask(np.stack(asked)).astype(float)
-                ps = iter(_softmax(logits/self.facts['temperature'])[:, at])
-            for name,_,reason in prepared:
-                p = np.nan if reason else float(next(ps))
+            pixels,reasons = zip(*pool.map(self._prepare, batch))
+            logits = self._ask(np.stack(pixels)).astype(float)
+            ps = _softmax(logits/self.facts['temperature'])[:, at].tolist()
+            for found,p,reason in zip(batch, ps, reasons):
+                if reason: p = np.nan # whatever the network makes of it
                 pred,decision,why = _decide(p, self.facts)
-                yield dict(path=name, pred=pred, p=p, p_is='calibrated',
+                yield dict(path=found.name, pred=pred, p=p, p_is='calibrated',
                            decision=decision, reason=reason or why)
 
 # %% ../nbs/api/16_predict.ipynb #57d0d3f2
@@ -546,13 +524,12 @@ def predict_files(
     quiet=False        # Show no progress
 )->dict: # `decisions` (counts), `left_out` (counts of what is no picture)
     "Predict pictures from files, and write one row each; where none of them can be read, that is an error."
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    there = [_fitting(str(path)) for path in paths]
-    if [] in there:
-        lost = paths[there.index([])]
-        raise FileNotFoundError(f"{lost or 'an empty name'}: no such file or folder, and no pattern that fits one")
+    paths = [*chain(*map(_fitting, listify(paths)))]
+    for path in paths:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(f"{path or 'an empty name'}: no such file or folder, and no pattern that fits one")
     if out is not None: # before the first picture, and not after the last
-        check_output(out, predict.folder, *chain(*there))
+        check_output(out, predict.folder, *paths)
     quiet = quiet or out is None
     total = None if quiet else sum(1 for _ in find_pictures(paths)) # for the time that is left
     left_out,decisions,readable,row = Counter(),Counter(),0,None
@@ -564,7 +541,6 @@ def predict_files(
             decisions[row['decision']] += 1
             readable += not row['reason'].startswith(_UNREAD)
         if row and not readable:
-            reason = row['reason'].removeprefix(_UNREAD)
-            raise BadPicture(row['path'], reason,
+            raise BadPicture(row['path'], row['reason'].removeprefix(_UNREAD),
                              'Name pictures, folders, zips or patterns that can be read')
     return dict(decisions=dict(decisions), left_out=dict(left_out))
