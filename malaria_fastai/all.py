@@ -30,8 +30,8 @@ from .data import (
 from .datablock import Image, ImageList, ItemLists, open_image
 from .evaluate import (
     apply_temperature, apply_threshold, bootstrap, choose_threshold, evaluate, examine, fit_temperature,
-    paired_difference, per_patient, read_predictions, with_and_without_disputed)
-from .export import export_onnx, pack
+    paired_difference, per_patient, read_predictions)
+from .export import pack
 from .interpret import ClassificationInterpretation, grad_cam, hottest
 from .learner import (
     AUROC, CSVLogger, CNNLearner, EarlyStoppingCallback, FBeta, KappaScore, MatthewsCorreff, NLLLossFlat, OneCycle,
@@ -40,13 +40,12 @@ from .learner import (
 from .predict import Predictor, predict_files
 from .recipes import RECIPES, Recipe, find_recipe, recipes_table
 from .report import (
-    plot_confusion, plot_coverage, plot_folds, plot_history, plot_patients, plot_pr, plot_reliability,
+    plot_confusion, plot_coverage, plot_folds, plot_patients, plot_pr, plot_reliability,
     plot_robustness, plot_roc, write_report)
 from .resume import AnotherRun, SaveModelCallback, StateDamaged, StateNotWritten
 from .run import (
-    augmentation, boosted, colour_features, colour_floor, cross_validate, environment, evaluate_run, fit_recipe,
-    limit_cells, positive_class, probabilities, recipe_data, recipe_learner, runs_table,
-    start_notebook, summary, train)
+    augmentation, boosted, colour_features, colour_floor, environment, evaluate_run, fit_recipe,
+    limit_cells, positive_class, probabilities, recipe_data, recipe_learner, start_notebook, summary, train)
 from .sample import DRAWN_NOTE, draw_sample, is_drawn
 from .source import (
     BadArchive, CXR, DataNotFound, DownloadFailed, NIH, download, extract, facts, progress, record_for)

@@ -128,11 +128,12 @@ def crossval(self:Command,
 ):
     "Train once a fold, so that every cell is judged once; one table of predictions, one report."
     _import_extras(kwargs['recipe'])
-    from malaria_fastai import run
-    folder = run.cross_validate(
+    from malaria_fastai.extra import crossval
+    from malaria_fastai.run import summary
+    folder = crossval.cross_validate(
         source=source, out=out, split=split, folds=folds, command=self.typed,
         **kwargs)
-    print(run.summary(folder))
+    print(summary(folder))
 
 # %% ../nbs/api/18_cli.ipynb #197da82b
 @patch
@@ -190,11 +191,14 @@ def evaluate(self:Command,
     from malaria_fastai.extra.robustness import stress_test
     from malaria_fastai.recipes import check_words
     check_words(dict(corrupt=corrupt))
-    folder = run.evaluate_run(
-        folder if len(folder) > 1 else folder[0], data, out,
-        partial(stress_test, n=corrupt),
-        data_dir=data_dir, on_bad=on_bad, command=self.typed)
-    print(run.summary(folder))
+    if len(folder) > 1:
+        from malaria_fastai.extra.crossval import mean_of_runs
+        done = mean_of_runs(folder, out, command=self.typed)
+    else:
+        done = run.evaluate_run(
+            *folder, data, out, partial(stress_test, n=corrupt),
+            data_dir=data_dir, on_bad=on_bad, command=self.typed)
+    print(run.summary(done))
 
 # %% ../nbs/api/18_cli.ipynb #3eef5abd
 @patch
@@ -246,13 +250,15 @@ def export(self:Command,
 ):
     "Write a run's model folder: model.json, a card, and ONNX files if asked for."
     from malaria_fastai.cells import locate
-    from malaria_fastai.export import export_onnx, pack
+    from malaria_fastai.export import pack
     if quantize and not data:
         raise ValueError(
             '--quantize needs pictures to choose ranges with: name the data of the run with --data')
     root = data and locate(data, folder=data_dir)
     folder = pack(run_folder, root, threshold=threshold)
-    if onnx or quantize: export_onnx(folder, root)
+    if onnx or quantize:
+        from malaria_fastai.extra.onnx import export_onnx
+        export_onnx(folder, root)
     if quantize:
         from malaria_fastai.extra.quantize import quantize as write_int8
         write_int8(folder, root)
@@ -281,7 +287,7 @@ def predict(self:Command,
     predict = Predictor(model or None, engine, bs, device=device, threshold=threshold)
     done = predict_files(predict, paths, Out)
     lines = [f'{n:8,} {decision}' for decision,n in done['decisions'].items()]
-    if done['left_out']: lines.append(f"left out: {counted(dict(sorted(done['left_out'].items())))}")
+    if done['left_out']: lines.append(f"left out: {counted(done['left_out'])}")
     if Out: lines.append(f'Table: {Out}')
     for line in lines:
         print(_visible(line), file=sys.stdout if Out else sys.stderr)

@@ -21,10 +21,12 @@ from malaria_fastai import run as study
 from malaria_fastai.cli import main
 from malaria_fastai.evaluate import BadPredictions, choose_threshold, evaluate
 from malaria_fastai.export import pack
+from malaria_fastai.extra import crossval
+from malaria_fastai.extra.crossval import cross_validate
 from malaria_fastai.files import check_output
 from malaria_fastai.predict import Predictor, predict_files, read_folder, read_threshold
 from malaria_fastai.recipes import Recipe, check_words
-from malaria_fastai.run import cross_validate, own_record, train
+from malaria_fastai.run import own_record, train
 from test_export import needs_onnx, small_run
 from test_run import ENV, MAIN, TWO_STAGES
 
@@ -202,7 +204,7 @@ def test_a_closed_pipe_ends_a_table(run, sample, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def stopped(*args, **kwargs): raise KeyboardInterrupt
-    for name in ('train', 'cross_validate'): monkeypatch.setattr(study, name, stopped)
+    for room,name in ((study, 'train'), (crossval, 'cross_validate')): monkeypatch.setattr(room, name, stopped)
     for word in ('train', 'crossval'):
         assert main([word, 'sample', '--out', tmp_path/'x']) == 130
         assert capsys.readouterr().err == 'malaria-fastai: stopped; the same command with --resume goes on\n'
@@ -328,7 +330,8 @@ def test_a_gpu_is_used_where_there_is_one(run, tmp_path, monkeypatch):
 def test_a_wrapped_network_is_refused_before_the_exporter(tmp_path):
     import torch
     from malaria_fastai.cells import Resizing
-    from malaria_fastai.export import PictureNet, write_onnx
+    from malaria_fastai.backbone import PictureNet
+    from malaria_fastai.extra.onnx import write_onnx
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     for wrapped in (torch.nn.DataParallel(net), torch.compile(net), torch.nn.Sequential(torch.nn.DataParallel(net[:1]), *net[1:])):
         with pytest.raises(ValueError): write_onnx(PictureNet(wrapped).eval(), Resizing.of((8, 8)), tmp_path/'model.onnx')
@@ -348,18 +351,11 @@ def test_only_what_has_no_up_is_turned(tmp_path, monkeypatch):
         assert len(turned) == n and ('tta' in json.loads((tmp_path/'metrics.json').read_text())) == bool(n)
 
 
-def test_several_runs_are_judged_as_one(run, tmp_path, capsys):
-    "The mean of two runs: their p is the mean, and the numbers are those of the mean. Without a folder of its own, or on other cells, it is refused."
-    other = Path(shutil.copytree(run, tmp_path/'other'))
-    preds = pd.read_csv(run/'predictions.csv')
-    preds.assign(p=preds.p**2, pred=np.where(preds.p**2 >= .5, 'Parasitized', 'Uninfected')).to_csv(other/'predictions.csv', index=False)
-    study.evaluate_run([run, other], out=tmp_path/'mean', draws=10)
-    mean = pd.read_csv(tmp_path/'mean'/'predictions.csv').set_index('path').p
-    assert np.allclose(mean[preds.path], (preds.p + preds.p**2)/2)
-    found = json.loads((tmp_path/'mean'/'metrics.json').read_text())
-    test = pd.read_csv(tmp_path/'mean'/'predictions.csv').query('split == "test"')
-    assert found['test']['accuracy'] == pytest.approx(((test.p >= .5) == (test.label == 'Parasitized')).mean()) and found['runs'] == ['run', 'other']
-    assert 'folder of its own' in refused(capsys, 'evaluate', run, other)
-    preds[1:].to_csv(other/'predictions.csv', index=False)
-    refused(capsys, 'evaluate', run, other, '--out', tmp_path/'none')
-    assert not (tmp_path/'none'/'metrics.json').exists()
+def test_what_is_not_there_ends_in_a_remedy(run, tmp_path, monkeypatch, capsys):
+    "A run that is missing, a training without epochs, a picture without a name: each sentence begins with its subject."
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, 'export', 'missing')
+    assert 'missing' in said and ('Check the path' in said or 'name another' in said), said
+    for words in (['train', 'sample', '--epochs', '0', '--finetune-epochs', '0', '--out', 'x'], ['predict', run, '']):
+        said = refused(capsys, *words).removeprefix('malaria-fastai: ')
+        assert said[0] not in ': [' and len(said) > 20, said

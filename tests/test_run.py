@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef, roc_auc_score
 
 from malaria_fastai import export as deploy, run as study
 from malaria_fastai.cli import main
-from malaria_fastai.extra import compare
+from malaria_fastai.extra import compare, crossval
 
 MAIN = 'import sys; from malaria_fastai.cli import main; sys.exit(main())'
 METRICS = ('accuracy', 'balanced_accuracy', 'auc', 'sensitivity', 'specificity', 'f1', 'mcc')
@@ -263,7 +263,8 @@ def told(capsys, *words):
 
 def test_evaluate_adds_and_loses_nothing(run, place, monkeypatch):
     from malaria_fastai.extra.robustness import stress_test
-    from malaria_fastai.run import evaluate_run, runs_table
+    from malaria_fastai.extra.crossval import runs_table
+    from malaria_fastai.run import evaluate_run
     monkeypatch.chdir(place)
     before = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     evaluate_run('runs/a', out='runs/closer', look=partial(stress_test, n=20, kinds=['jpeg', 'scale']), draws=100)
@@ -416,8 +417,7 @@ def test_the_words_of_the_command_reach_the_function(case, tmp_path, monkeypatch
     def record(*args, **kwargs):
         got.update(kwargs, args=tuple(getattr(word, 'keywords', {}).get('n', word) for word in args)) # how many cells are damaged
         return tmp_path
-    for name in ('train', 'cross_validate', 'evaluate_run'): monkeypatch.setattr(study, name, record)
-    monkeypatch.setattr(compare, 'compare', record)
+    for room,name in ((study, 'train'), (study, 'evaluate_run'), (crossval, 'cross_validate'), (compare, 'compare')): monkeypatch.setattr(room, name, record)
     monkeypatch.setattr(study, 'summary', str)
     monkeypatch.chdir(tmp_path)
     Path('x').mkdir()

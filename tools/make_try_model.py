@@ -6,18 +6,20 @@
 
 The last line fits only the check for what is no cell, and keeps the network. The second line measures the same network under a random split, for comparison, and packs nothing for the page. An interrupted training goes on; a
 finished one is packed anew. The numbers of model.json, of the card and of results/try_model.csv are those of the 8-bit network that the page runs."""
-import argparse,io,json,os,shutil,sys
+import argparse,base64,json,os,shutil,sys
 from pathlib import Path
 import pandas as pd
 
 from malaria_fastai.cells import locate,open_picture,read_cells
-from malaria_fastai.export import _STEPS,_calibration,_fitted_content,_test_picture,write_folder,export_onnx,pack
+from malaria_fastai.export import _STEPS,_calibration,_fitted_content,write_folder,pack
+from malaria_fastai.extra.onnx import export_onnx
 from malaria_fastai.files import write_atomically
 from malaria_fastai.evaluate import evaluate,read_predictions
 from malaria_fastai.predict import _LAYOUT,Predictor,appearance,read_folder
 from malaria_fastai.extra.quantize import quantize
 from malaria_fastai.recipes import Recipe
-from malaria_fastai.run import block_numbers,train
+from malaria_fastai.extra.crossval import block_numbers
+from malaria_fastai.run import train
 from malaria_fastai.split import split_by
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,10 +49,11 @@ def look_anew(to, root, rule, n=2000):
     said = json.loads((to/'model.json').read_text('utf-8'))
     cells = split_by(read_cells(root, progress=False), rule, seed=42)
     if cells.split.value_counts().to_dict()!=said['data']['parts']: sys.exit(f'{root}: the network was trained on other cells')
-    check = _fitted_content(root, cells, True, 42, n)
+    check = _fitted_content(root, cells, True, n)
     limits = {k: v for k,v in said['limits'].items() if k!='clip'}
     said.update(format=_LAYOUT, steps=_STEPS, content=vars(check), limits=limits)
-    said['test_vector']['numbers'] = {k: round(v, 6) for k,v in appearance(open_picture(io.BytesIO(_test_picture()))).items()}
+    picture = open_picture(base64.b64decode(said['test_vector']['png']))
+    said['test_vector']['numbers'] = {k: round(v, 6) for k,v in appearance(picture).items()}
     write_folder(to, said)
 
 def row(run, preds, engine, file):
