@@ -289,6 +289,8 @@ if 'RANK' in os.environ:
     atexit.register(told)
 """
 
+SMALL = '--arch', 'test_resnet' # of timm: a ResNet whose states are small
+
 def line_of_the_page():
     "The command of the tutorial that runs on drawn cells."
     page = json.loads((Path(__file__).parent.parent/'nbs'/'tutorials'/'09_train_on_several_gpus.ipynb').read_text(encoding='utf-8'))
@@ -327,14 +329,14 @@ def place(tmp_path_factory): return tmp_path_factory.mktemp('command')
 
 @pytest.fixture(scope='module')
 def command(place):
-    "The line of the page, run to its end: what it said, and what each process did."
-    said = ended(started(line_of_the_page(), place, place/'watch'))
+    "The line of the page with a smaller network, run to its end: what it said, and what each process did."
+    said = ended(started([*line_of_the_page(), *SMALL], place, place/'watch'))
     return said,place/'runs'/'two',[json.loads((place/'watch'/f'rank{i}.json').read_text()) for i in range(2)]
 
 @pytest.fixture(scope='module')
 def resumed(command, place):
     "The same line in another folder, killed when the state of its first epoch is there, and again with --resume."
-    words = [o.replace('runs/two', 'runs/again') for o in line_of_the_page()]
+    words = [*(o.replace('runs/two', 'runs/again') for o in line_of_the_page()), *SMALL]
     state = place/'runs'/'again'/'states'/'stage1_0.state'
     p = started(words, place, place/'watch_killed', hold=state.name)
     while p.poll() is None and not state.exists(): time.sleep(.1)

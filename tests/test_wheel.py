@@ -86,7 +86,7 @@ def test_wheel_without_its_facts_says_so(installed, tmp_path):
 @pytest.mark.slow
 def test_wheel_trains(installed, tmp_path):
     "A very short demo, in a folder with nothing in it: drawn cells, a network, a report, a model that answers."
-    words = 'train sample --arch resnet18 --size 32 --bs 16 --epochs 1 --finetune-epochs 0 --limit 120 --split patient --pretrained no --out run'
+    words = 'train sample --arch squeezenet1_1 --size 32 --bs 16 --epochs 1 --finetune-epochs 0 --limit 120 --split patient --pretrained no --out run'
     said = installed.run(installed.bin/'malaria-fastai', *words.split(), cwd=tmp_path)
     assert not said.returncode, said.stderr
     assert {'metrics.json', 'predictions.csv', 'report.html', 'model'} <= {o.name for o in (tmp_path/'run').iterdir()}
