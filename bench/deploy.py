@@ -15,7 +15,9 @@ from PIL import Image,ImageFilter
 from malaria_fastai.backbone import ModelSpec
 from malaria_fastai.cells import open_picture, read_cells, locate, Resizing, ResizeMethod
 from malaria_fastai.evaluate import read_predictions
-from malaria_fastai.export import PictureNet,fit_content,numbers_of,write_onnx
+from malaria_fastai.backbone import PictureNet
+from malaria_fastai.export import fit_content,numbers_of
+from malaria_fastai.extra.onnx import write_onnx
 from malaria_fastai.predict import Predictor,appearance,read_folder
 from malaria_fastai.recipes import RECIPES
 from malaria_fastai.run import environment

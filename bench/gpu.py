@@ -27,7 +27,8 @@ from bench import our_data, stock_data, stock_learner
 from fastai.callback.core import Callback
 
 from malaria_fastai.cells import locate, read_cells
-from malaria_fastai.export import export_onnx, pack
+from malaria_fastai.export import pack
+from malaria_fastai.extra.onnx import export_onnx
 from malaria_fastai.files import replacing, write_atomically
 from malaria_fastai.interpret import ClassificationInterpretation, grad_cam
 from malaria_fastai.learner import HalfPrecision, cnn_learner, load_learner, weights_hash
@@ -49,12 +50,14 @@ class Task:
     @property
     def size(self): return 32 if self.small else 128
     @property
+    def arch(self): return 'test_resnet' if self.small else 'resnet18'
+    @property
     def batches(self): return (16,) if self.small else (64, 256)
 
     def data(self, bs=None, size=None, cells=None):
         return our_data(self.root, self.cells if cells is None else cells, size or self.size, bs or self.batches[0], self.folder/'pictures')
-    def learner(self, name, data=None, arch='resnet18', **options):
-        return cnn_learner(data or self.data(), arch, pretrained=False, path=self.folder/name, **options)
+    def learner(self, name, data=None, arch=None, **options):
+        return cnn_learner(data or self.data(), arch or self.arch, pretrained=False, path=self.folder/name, **options)
 
 # ---- measuring
 
@@ -198,7 +201,7 @@ def idle(task):
 def layouts(task):
     "A training step of a batch that lies on the GPU: channels last or first."
     for half in (False, True):
-        for arch in ('resnet18', 'tf_efficientnet_lite0'):
+        for arch in (task.arch, 'tf_efficientnet_lite0'):
             for last in (True, False):
                 learn = task.learner('layout', task.data(16 if task.small else 128), arch, channels_last=last)
                 x,y = (part.as_subclass(torch.Tensor) for part in learn.dls.train.one_batch())
@@ -217,7 +220,7 @@ def memory(task):
     "The most memory that an epoch of the settings of lesson 1 takes; a T4 has 15 GiB."
     for arch,bs in (('resnet34', 256), ('resnet18', 512)):
         if GPU: torch.cuda.reset_peak_memory_stats()
-        learn = task.learner('memory', task.data(16 if task.small else bs), 'resnet18' if task.small else arch)
+        learn = task.learner('memory', task.data(16 if task.small else bs), task.arch if task.small else arch)
         with quiet(learn): learn.fit(1, 1e-3)
         yield f'{arch}, bs {bs}', round(torch.cuda.max_memory_allocated()/2**30, 2) if GPU else 0., 'GiB'
 
@@ -232,7 +235,8 @@ def heat_maps(task):
 def deployed(task):
     "`train`, the model folder, and both engines: do they decide alike?"
     shutil.rmtree(task.folder/'run', ignore_errors=True)
-    run = train(task.root, task.folder/'run', size=32 if task.small else 64, bs=32, epochs=1, finetune_epochs=1, pretrained='no', limit=300 if task.small else 2000,
+    arch,size,limit = ('squeezenet1_1', 32, 300) if task.small else (None, 64, 2000)
+    run = train(task.root, task.folder/'run', arch, size, bs=32, epochs=1, finetune_epochs=1, pretrained='no', limit=limit,
                 cache=str(task.folder/'pictures'), draws=20)
     folder = pack(run, task.root, n=60)
     made = export_onnx(folder, data=task.root)

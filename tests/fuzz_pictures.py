@@ -15,16 +15,16 @@ HANG = 20   # Seconds for one case
 START = 180 # Seconds for a child to import what it needs, and to end
 PLANTS = 'raise','abort','hang','label','hang at the first','hang at the start'
 
+def drawn(w, h, kind='PNG'):
+    "A drawn cell of this size, as the bytes of a file."
+    from malaria_fastai.sample import draw_cell
+    f = io.BytesIO()
+    draw_cell(np.random.default_rng(42), True)[0].resize((w, h)).save(f, kind)
+    return f.getvalue()
+
 def pictures():
-    "One picture, drawn by formula, in four formats."
-    from PIL import Image
-    from malaria_fastai.export import _test_picture
-    im = Image.open(io.BytesIO(_test_picture(80, 72)))
-    def saved(kind):
-        f = io.BytesIO()
-        im.save(f, kind)
-        return f.getvalue()
-    return {k: saved(k) for k in ('PNG', 'JPEG', 'BMP', 'TIFF')}
+    "One picture in four formats."
+    return {k: drawn(80, 72, k) for k in ('PNG', 'JPEG', 'BMP', 'TIFF')}
 
 def place(i, n):
     "Where case `i` strikes among `n` bytes: near and far in turn, and each byte once in `n` cases."

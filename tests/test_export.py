@@ -13,13 +13,15 @@ from malaria_fastai import export as E
 from malaria_fastai.cells import Resizing,ResizeMethod,open_picture
 from malaria_fastai.cli import main
 from malaria_fastai.evaluate import read_predictions
-from malaria_fastai.export import ExportFailed,PictureNet,choose_band,export_onnx,model_card,pack,write_onnx
+from malaria_fastai.export import choose_band,model_card,pack
+from malaria_fastai.extra import onnx as O
 from malaria_fastai.extra import quantize as Q
+from malaria_fastai.extra.onnx import ExportFailed,export_onnx,write_onnx
 from malaria_fastai.extra.quantize import quantize
 from malaria_fastai.files import ModelRefused
-from malaria_fastai.backbone import ModelSpec
+from malaria_fastai.backbone import ModelSpec,PictureNet
 from malaria_fastai.learner import load_learner
-from malaria_fastai.predict import ContentCheck,Predictor,appearance,read_folder
+from malaria_fastai.predict import ContentCheck,Predictor,_decide,appearance,read_folder
 from malaria_fastai.run import train
 
 needs_onnx = pytest.mark.skipif(not all(map(find_spec, ('onnx','onnxscript','onnxruntime'))), reason="the extra [onnx] is not installed")
@@ -151,7 +153,7 @@ def saved_again(net, rule, file, *rest):
 def test_an_export_that_fails_half_way_leaves_a_folder_that_works(run, sample_root, tmp_path, monkeypatch):
     new = Path(shutil.copytree(run, tmp_path/'run'))
     def full(*a, **kw): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(E, 'write_onnx', saved_again)
+    monkeypatch.setattr(O, 'write_onnx', saved_again)
     monkeypatch.setattr(Q, '_write_int8', full)
     export_onnx(new)
     with pytest.raises(OSError): quantize(new, sample_root)
@@ -174,7 +176,7 @@ def test_files_that_training_left_out_are_left_out_here_too(run, sample_root, tm
     def write(source, target, pictures):
         given.append(pictures)
         shutil.copy(run/'model/model.int8.onnx', target)
-    monkeypatch.setattr(E, 'write_onnx', saved_again)
+    monkeypatch.setattr(O, 'write_onnx', saved_again)
     monkeypatch.setattr(Q, '_write_int8', write)
     pack(new, root, n=40)
     quantize(new, root)
@@ -299,7 +301,7 @@ class Sure(torch.nn.Module):
 def test_a_difference_that_probabilities_hide_is_found(monkeypatch, tmp_path):
     rule,file = Resizing((16,16), ResizeMethod.SQUISH),tmp_path/'model.onnx'
     assert write_onnx(PictureNet(Sure()).eval(), rule, file)==0
-    monkeypatch.setattr(E, '_exportable', lambda net: PictureNet(Sure(2.)).eval())
+    monkeypatch.setattr(O, '_exportable', lambda net: PictureNet(Sure(2.)).eval())
     with pytest.raises(ExportFailed, match='in a logit'): write_onnx(PictureNet(Sure()).eval(), rule, tmp_path/'other.onnx')
     assert not (tmp_path/'other.onnx').exists()
 
@@ -309,7 +311,7 @@ def test_a_difference_is_looked_for_on_cells_and_with_the_temperature(run, sampl
     def write(net, rule, file, pictures, temperature):
         seen.append((pictures is None or pictures.shape, temperature))
         return 0.
-    monkeypatch.setattr(E, 'write_onnx', write)
+    monkeypatch.setattr(O, 'write_onnx', write)
     new = Path(shutil.copytree(run, tmp_path/'run'))
     export_onnx(new)
     export_onnx(new, data=sample_root)
@@ -320,16 +322,15 @@ def test_the_temperature_counts_in_a_difference():
     ask,x = (lambda x: np.float32([[.001, 0]]*len(x))),np.zeros((3,4,4,3), np.uint8)
     class Zero(torch.nn.Module):
         def forward(self, x): return torch.zeros(len(x), 2)
-    p,z = zip(*(E._apart(PictureNet(Zero()), ask, x, t) for t in (1., .1)))
+    p,z = zip(*(O._apart(PictureNet(Zero()), ask, x, t) for t in (1., .1)))
     assert 9 < p[1]/p[0] < 11 and z[0]==z[1]
 
-def test_same_decision_means_what_the_predictor_says(sample_root, files):
-    "A class or unsure, calibrated: made answers of two networks to eight cells."
-    said = dict(classes=['Parasitized','Uninfected'], positive='Parasitized', threshold=.5, unsure=dict(low=.3, high=.7), temperature=2.)
-    def made(*p): return lambda x: np.float32([[2*np.log(o/(1-o)), 0] for o in p])
-    valid = pd.DataFrame(dict(path=[o.relative_to(sample_root).as_posix() for o in files[:8]], label=['Parasitized']*4+['Uninfected']*4))
-    asks = made(.9, .8, .4, .2, .1, .2, .6, .9),made(.9, .6, .6, .2, .1, .2, .4, .8) # the second is not sure of one, and turns two that are unsure
-    facts = Q._cost(asks, E._prepared_cells([sample_root/o for o in valid.path], Resizing((8,8), ResizeMethod.SQUISH)), valid.label, said)
+def test_same_decision_means_what_the_predictor_says():
+    "A class or unsure: made answers of two networks to eight cells."
+    said = dict(classes=['Parasitized','Uninfected'], positive='Parasitized', threshold=.5, unsure=dict(low=.3, high=.7))
+    def made(*p): return pd.DataFrame([dict(zip(('pred','decision'), _decide(o, said)), p=o) for o in p])
+    labels = np.array(['Parasitized']*4+['Uninfected']*4)
+    facts = Q._cost(made(.9, .8, .4, .2, .1, .2, .6, .9), made(.9, .6, .6, .2, .1, .2, .4, .8), labels) # the second is not sure of one, and turns two that are unsure
     assert facts['valid_cells']==8 and facts['same_decision']==7/8 and (facts['accuracy_float'],facts['accuracy'])==(4/8,6/8)
     assert abs(facts['largest_difference']-.2) < 1e-6
 
@@ -388,7 +389,7 @@ def test_the_command_exports(run, sample_root, tmp_path, capsys, monkeypatch, co
     def write_int8(source, target, pictures):
         written.append(pictures.shape)
         shutil.copy(run/'model/model.int8.onnx', target)
-    monkeypatch.setattr(E, 'write_onnx', saved_again)
+    monkeypatch.setattr(O, 'write_onnx', saved_again)
     monkeypatch.setattr(Q, '_write_int8', write_int8)
     files = lambda: list(read_folder(new)[1]['files'])
     assert files()==['export.pkl','model.onnx','model.int8.onnx']

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import fuzz_pictures as F
 from malaria_fastai.cells import BadPicture
-from malaria_fastai.export import _test_picture
 from malaria_fastai.predict import appearance,find_pictures
 
 SECONDS = float(os.environ.get('FUZZ_SECONDS', 15))
@@ -38,7 +37,7 @@ def test_places_are_all_over_the_file(n):
 
 def test_every_bit_of_a_small_picture(tmp_path, record_property):
     "From a folder of files, as a prediction takes them: each bit of each byte, and each cut."
-    data = _test_picture(12, 10)
+    data = F.drawn(12, 10)
     for i in range(len(data)):
         (tmp_path/f'cut {i:04}.png').write_bytes(data[:i])
         for bit in range(8): (tmp_path/f'{i:04} {bit}.png').write_bytes(data[:i] + bytes([data[i] ^ 1 << bit]) + data[i+1:])
@@ -89,7 +88,8 @@ def test_the_end_of_a_process_is_found_and_named(how, what, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('plant,what', [('abort', r'fault: crash, exit -\d+'), ('hang', 'fault: hang')])
-def test_a_planted_end_of_the_process_is_found_and_named(plant, what):
+def test_a_planted_end_of_the_process_is_found_and_named(plant, what, monkeypatch):
+    monkeypatch.setattr(F, 'HANG', 5)
     faults = pairs(F.run(3, plant=plant)[0])
     planted = [i for i in range(200) if F.planted(i)]
     assert 1 <= len(faults) <= len(planted)

@@ -153,7 +153,7 @@ def test_what_holds_for_cells_is_not_done_to_other_pictures(by_brightness, sampl
     others = cells[::60].assign(label=cells.label.replace(dict(Parasitized='PNEUMONIA', Uninfected='NORMAL')), split='test')
     table = robustness(None, sample_root, others, 'PNEUMONIA', n=None)
     assert set(_CORRUPTIONS) - set(table.corruption) == {'stain_pale', 'stain_dark', 'stain_blue', 'debris', 'background', 'neighbour'}
-    picture = robust._cut_outs(sample_root, others[:1])[0]
+    picture = robust._test_cells(sample_root, others[:1], 1)[1][0]
     assert picture.inside.all() and (picture.damaged('gaussian_noise', 5)[picture.x.max(-1) == 0] > 0).any()
     found = robust.stress_test(tmp_path, None, sample_root, others, 'PNEUMONIA', .5, 10, n=10, kinds=['jpeg'])
     assert set(found) == {'robustness'}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from pandas import DataFrame
 from ..evaluate import (
-    BadPredictions, NotBinary, _check_both_classes, _disputes, _truth_and_p, check_predictions, evaluate, negative_of)
+    BadPredictions, NotBinary, _both_classes, _disputes, check_predictions, evaluate, negative_of)
 from ..files import read_table
 from ..source import needs
 
@@ -40,9 +40,8 @@ def review_list(
     "Rank labels by how much an out-of-fold model doubts them. No label is changed."
     check_predictions(preds, positive, 'path')
     _check_out_of_fold(preds)
-    _check_both_classes(preds)
+    y,p = _both_classes(preds, positive)
     cleanlab = needs('cleanlab', 'audit')
-    y,p = _truth_and_p(preds, positive)
     y,both = y.astype(int),np.stack([1-p, p], 1)
     found = DataFrame(dict(
         quality=cleanlab.rank.get_label_quality_scores(y, both, method='self_confidence'),
@@ -66,8 +65,8 @@ def flip_labels(
     n = max(1, round(share*len(cells)))
     if not 0<share<1 or n>len(sure): raise ValueError(
         f"share must lie between 0 and 1, and so many labels be undisputed: got {share}")
-    flipped = np.zeros(len(cells), bool)
-    flipped[np.random.default_rng(seed).choice(sure, n, replace=False)] = True
+    chosen = np.random.default_rng(seed).choice(sure, n, replace=False)
+    flipped = np.isin(np.arange(len(cells)), chosen)
     other = cells.label.map(dict(zip(names, names[::-1])))
     return cells.assign(label=cells.label.where(~flipped, other), flipped=flipped)
 
@@ -77,23 +76,22 @@ def review_agreement(
     truth='disputed',     # Boolean column that marks the labels one hopes to find; missing values are left out
     at=(50,100,200,500,1000),       # How many of the first rows a human would look at; that of all marked is added
     draws=2000,     # Bootstrap draws of the intervals
-    seed=42,     # Same seed, same intervals
 )->dict: # n, marked, unknown, auc by the list's order, contradicted (share), by_label, at; or None: nothing marked
     "Compare the order of the list with labels that are known, or said, to be wrong."
     known = review[review[truth].notna()]
     marked = known[truth].to_numpy(bool)
-    total = int(marked.sum())
-    if total in (0, len(known)): return None
+    n,total = len(known),int(marked.sum())
+    if total in (0, n): return None
     doubts = known.drop(columns='pred', errors='ignore').assign(
         label=np.where(marked, 'marked', 'other'), p=1-known.quality)
-    block = evaluate(doubts, 'marked', draws=draws, seed=seed)
+    block = evaluate(doubts, 'marked', draws=draws)
     against = (known.label!=known.says)[marked].groupby(known.label[marked])
     by_label = against.agg(marked='size', contradicted='mean')
-    rows = DataFrame(dict(k=range(1, len(known)+1), found=marked.cumsum()))
-    rows = rows.assign(precision=rows.found/rows.k, recall=rows.found/total)
-    rows = rows[rows.k.isin([*at, total])].assign(enrichment=rows.precision/marked.mean())
-    return dict(truth=truth, n=len(known), marked=total,
-                unknown=len(review)-len(known),
+    k = np.intersect1d([*at, total], np.arange(1, n+1))
+    found = marked.cumsum()[k-1]
+    rows = DataFrame(dict(k=k, found=found, precision=found/k, recall=found/total))
+    rows['enrichment'] = rows.precision/marked.mean()
+    return dict(truth=truth, n=n, marked=total, unknown=len(review)-n,
                 auc=block['auc'], auc_ci=block['auc_ci'],
                 contradicted=block['sensitivity'],
                 by_label=by_label.to_dict('index'),
@@ -111,11 +109,9 @@ def ask_verdicts(
     known:DataFrame=None, # Verdicts that were given before; all are kept
 )->DataFrame: # path, sha256, verdict, note: known verdicts first, then the new questions with an empty verdict
     "Make the table in which a human writes verdicts."
-    asked = review[['path']].head(k).merge(cells[['path','sha256']], 'left')
-    asked = asked.assign(verdict='', note='')
-    lost = asked.path[asked.sha256.isna()]
-    if len(lost):
-        raise BadPredictions(f"{lost.iloc[0]} is not in the table of cells")
+    asked = review[['path']].head(k).merge(cells[['path','sha256']], 'left').assign(verdict='', note='')
+    for path in asked.path[asked.sha256.isna()]:
+        raise BadPredictions(f"{path} is not in the table of cells")
     return pd.concat([known, asked])[_VERDICT_COLUMNS].drop_duplicates('path', ignore_index=True)
 
 # %% ../../nbs/extra/02_audit.ipynb #b1070cd7
@@ -134,10 +130,8 @@ def read_verdicts(
          "is of a picture that is not in this set: remove the row"),
         (here!=verdicts.sha256,
          "was given to another picture of that name: remove the row")):
-        if bad.any():
-            first = verdicts[bad].iloc[0]
-            raise BadPredictions(
-                f"the verdict {first.verdict!r} on {first.path} {why}")
+        for row in verdicts[bad].itertuples():
+            raise BadPredictions(f"the verdict {row.verdict!r} on {row.path} {why}")
     return verdicts
 
 # %% ../../nbs/extra/02_audit.ipynb #32cfb1e3

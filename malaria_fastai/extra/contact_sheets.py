@@ -23,7 +23,6 @@ __all__ = ['plot_review', 'write_review', 'review_run']
 def plot_review(
     root:Path, # The folder that `path` is relative to
     review:DataFrame, # Rows of `review_list` to show, in their order
-    cols=5,     # Pictures in a row
     note='',     # A line under the sheet, e.g. that the pictures are drawn
 ): # The figure
     "Show cells with the rank in the list, the label, and the probability that the model gives to it."
@@ -31,7 +30,7 @@ def plot_review(
     titles = [f'{row.rank}. {row.label:.20}\np of the label {row.quality:.3f}'
               for row in review.itertuples()]
     about = 'above each: rank in the review list, the label, and how probable the model finds it'
-    fig = show_grid(pictures, titles, cols, note=f'{about}\n{note}'.strip())
+    fig = show_grid(pictures, titles, 5, note=f'{about}\n{note}'.strip())
     for ax in fig.axes: ax.title.set_parse_math(False) # a label may hold a dollar
     return fig
 
@@ -76,8 +75,8 @@ def review_run(
     metrics,preds = found['metrics'],found['preds']
     if preds is None or 'fold' not in preds or metrics.get('split')!='patient':
         raise NotARun(
-f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither "
-        "the cell nor its patient. malaria-fastai crossval DATA --split patient makes one")
+            f"{run} is no cross-validation by patient: labels are doubted by networks that saw neither "
+            "the cell nor its patient. malaria-fastai crossval DATA --split patient makes one")
     review = review_list(preds, metrics['data']['positive'])
     write_review(out, root, review, cells, k, note=note)
     agreement = review_agreement(review) if 'disputed' in review else None

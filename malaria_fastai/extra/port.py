@@ -58,8 +58,7 @@ def _own_names(text):
 def _stops(piece, own):
     "The hint for a word that would stop the program; '' for any other."
     names = re.findall(r'\w+|\)', piece[0])
-    argument = piece['given'] and len(names) == 1
-    asked = [] if names[0] in own else [(names[0], 'argument' if argument else '')]
+    asked = [(names[0], 'argument' if piece['given'] and len(names) == 1 else '')]*(names[0] not in own)
     for owner,name in zip(names, names[1:]):
         asked += [(name, of) for start,of in _CLASS_OF.items() if owner.startswith(start)]
     for word,of in asked:
@@ -70,17 +69,16 @@ def _stops(piece, own):
 # %% ../../nbs/extra/07_port.ipynb #5fe14077
 def _with_hints(source, own, changes):
     "The text with a comment above each line that has a word which would stop it."
-    lines,inside,hints = source.split('\n'),set(),{}
+    lines,inside = source.split('\n'),set()
     for piece in _PIECE.finditer(source):
-        at = source.count('\n', 0, max(piece.start('skip'), piece.start('name')))
+        at = source.count('\n', 0, piece.start(piece.lastgroup))
         if piece['skip']:
             inside |= {*range(at + 1, at + 1 + piece[0].count('\n'))}
         elif hint := _stops(piece, own):
             changes.append(hint)
             while at and (at in inside or lines[at-1].endswith('\\')): at -= 1
-            hints[at, hint] = f"{re.match('[ ]*', lines[at])[0]}# {hint}"
-    for at,hint in sorted(hints, reverse=True):
-        lines.insert(at, hints[at, hint])
+            comment = f"{re.match(' *', lines[at])[0]}# {hint}\n"
+            if comment not in lines[at]: lines[at] = comment + lines[at]
     return '\n'.join(lines)
 
 # %% ../../nbs/extra/07_port.ipynb #69ac9c5d
@@ -105,10 +103,10 @@ def port(
     new = file.with_stem(f'{file.stem}_ported')
     if new.exists():
         raise FileExistsError(f"{new}: it is there already, and nothing is overwritten. Move it away")
-    text = file.read_text(encoding='utf-8-sig')
-    is_notebook = file.suffix == '.ipynb'
-    program = dict(cells=[dict(cell_type='code', source=text)])
-    if is_notebook: program = json.loads(text)
+    text,is_notebook = file.read_text(encoding='utf-8-sig'),file.suffix == '.ipynb'
+    program = json.loads(text) if is_notebook else dict(cells=[dict(cell_type='code', source=text)])
+    if 'cells' not in program:
+        raise ValueError(f"{file}: no notebook of format 4. Open it in Jupyter, save it, and port what was saved")
     cells = [cell for cell in program['cells'] if cell['cell_type'] == 'code']
     changes = _ported(cells)
     print(*changes,

@@ -8,23 +8,23 @@ Docs: https://OWNER.github.io/malaria_fastai/extra/quantize.html.md"""
 __all__ = ['quantize']
 
 # %% ../../nbs/extra/06_quantize.ipynb #1627b7ab
+import base64
 import logging
 from pathlib import Path
 
 import numpy as np
-from pandas import DataFrame
 
-from ..export import _cells_of, _drawn, _prepared_cells, _test_picture, write_folder
-from ..files import replacing
-from ..predict import (
-    _checked_file, _decide, _facts_of, _onnx_network, _resizing, _softmax, read_folder)
+from ..export import _drawn
+from .onnx import _add_network, _prepared_cells
+from ..files import read_table, replacing
+from ..predict import Predictor, _checked_file, _onnx_network, _resizing, read_folder
 from ..source import needs
 
 # %% ../../nbs/extra/06_quantize.ipynb #604745dd
-def _write_int8(source, target, pixels, bs=16):
+def _write_int8(source, target, pixels):
     "Quantise a network, with ranges from some pictures; without advice that does not apply to exported networks."
     onnx = needs('onnxruntime.quantization', 'onnx')
-    batches = iter(np.split(pixels, range(bs, len(pixels), bs)))
+    batches = iter(np.split(pixels, range(16, len(pixels), 16)))
     class Ranges(onnx.CalibrationDataReader):
         def get_next(self): return next(({'pictures': batch} for batch in batches), None)
     graph = needs('onnx', 'onnx').load(str(source)).graph
@@ -41,38 +41,31 @@ def _write_int8(source, target, pixels, bs=16):
         finally: logging.disable(silenced)
 
 # %% ../../nbs/extra/06_quantize.ipynb #f13e1232
-def _cost(asks, pixels, labels, facts):
-    "What two networks make of the same cells."
-    at = facts['classes'].index(facts['positive'])
-    p = DataFrame()
-    for name,ask in zip(('before', 'after'), asks):
-        logits = np.concatenate([*map(ask, np.split(pixels, range(64, len(pixels), 64)))])
-        p[name] = _softmax(logits/facts['temperature'])[:, at]
-    truth = (labels == facts['positive']).to_numpy()
-    right = (p >= facts['threshold']).eq(truth, axis=0).mean()
-    decisions = p.map(lambda one: _decide(one, facts)[1])
-    return dict(valid_cells=len(labels), accuracy=right.after, accuracy_float=right.before,
-                same_decision=(decisions.before == decisions.after).mean(),
-                largest_difference=float(abs(p.before - p.after).max()))
+def _cost(before, after, labels):
+    "What two networks make of the same cells, of the tables of their answers."
+    return dict(
+        valid_cells=len(labels), accuracy=(after.pred == labels).mean(), accuracy_float=(before.pred == labels).mean(),
+        same_decision=(before.decision == after.decision).mean(),
+        largest_difference=float(abs(before.p - after.p).max()))
 
 # %% ../../nbs/extra/06_quantize.ipynb #b9cd6901
 def quantize(
-    run:Path,  # A run folder or its model folder, with `model.onnx`
-    data:Path, # The folder of its data
-    seed=42,   # Names the cells for the ranges (256) and the measured loss (at most 1,000)
+    run:Path, # A run folder or its model folder, with `model.onnx`
+    data:Path # The folder of its data: 256 cells for the ranges, and at most 1,000 for the measured loss
 )->dict: # What was measured
     "Write `model.int8.onnx` into the model folder."
     folder,facts = read_folder(run)
-    files = source,target = _checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
-    root,rule,rng = Path(data),_resizing(facts),np.random.default_rng(seed)
-    cells = _cells_of(folder.parent, root)
-    learned = _drawn(cells, root, 'train', 256, rng)
-    valid = _drawn(cells, root, 'valid', 1000, rng)
+    source,target = _checked_file(folder, facts, 'model.onnx'),folder/'model.int8.onnx'
+    rule = _resizing(facts)
+    learned,valid = _drawn(read_table(folder.parent/'split.csv'), data, train=256, valid=1000)
     _write_int8(source, target, _prepared_cells(learned.file, rule))
-    asks = [*map(_onnx_network, files)]
-    cost = _cost(asks, _prepared_cells(valid.file, rule), valid.label, facts)
-    logits = asks[1](_prepared_cells([_test_picture()], rule))[0].astype(float).round(6).tolist()
-    facts['files'][target.name] = measured = dict(file=_facts_of(target),
-                                                  test_logits=logits, **cost)
-    write_folder(folder, facts)
-    return measured
+    picture = _prepared_cells([base64.b64decode(facts['test_vector']['png'])], rule)
+    logits = _onnx_network(target)(picture)[0].astype(float).round(6).tolist()
+    _add_network(folder, facts, target.name, test_logits=logits)
+    answers = []
+    for engine in ('onnx', 'int8'):
+        predict = Predictor(folder, engine)
+        predict.content = None
+        answers.append(predict(valid.file.tolist()))
+    cost = _cost(*answers, valid.label.to_numpy())
+    return _add_network(folder, facts, target.name, test_logits=logits, **cost)

@@ -45,15 +45,20 @@ class _CutOut:
 def _blurred(x, kernel):
     "A picture under a kernel that sums up to 1, its edge continued."
     r = len(kernel)//2
-    padded = np.pad(x, ((r, r), (r, r), (0, 0)), mode='edge')
+    padded = np.pad(x, ((r,), (r,), (0,)), 'edge')
     kernel = np.float32(kernel/kernel.sum())[..., None]
-    return fftconvolve(padded, kernel, mode='valid', axes=(0, 1))
+    return fftconvolve(padded, kernel, 'valid', axes=(0, 1))
 
 
-def _kernel_grid(width):
-    "Rows and columns of a kernel, 0 in the middle."
-    r = int(np.ceil(width/2))
-    return np.mgrid[-r:r+1, -r:r+1]
+def _plane(down, right):
+    "The places of a picture or of a kernel as complex numbers: right, and down times i."
+    return right + 1j*down[:, None]
+
+
+def _kernel(width):
+    "The places of a kernel, 0 in the middle."
+    r = np.ceil(width/2)
+    return _plane(*2*[np.arange(-r, r+1)])
 
 
 def _within(distance, width):
@@ -64,14 +69,12 @@ class _Lens:
     "How sharp a picture is, and where its points come to lie."
     def defocus_blur(cell, x, diameter, rng):
         diameter *= cell.side
-        return _blurred(x, _within(np.hypot(*_kernel_grid(diameter)), diameter))
+        return _blurred(x, _within(_kernel(diameter), diameter))
 
     def motion_blur(cell, x, length, rng):
         length *= cell.side
-        angle = rng.uniform(0, np.pi)
-        (down,right),cos,sin = _kernel_grid(length),np.cos(angle),np.sin(angle)
-        return _blurred(x,
-                        _within(right*cos + down*sin, length)*_within(right*sin - down*cos, 1))
+        turned = _kernel(length)*np.exp(-1j*rng.uniform(0, np.pi))
+        return _blurred(x, _within(turned.real, length)*_within(turned.imag, 1))
 
     def scale(cell, x, change, rng):
         factor = 1 - change*rng.choice([-1, 1]) # above 1: the cell gets smaller
@@ -98,8 +101,8 @@ class _Camera:
         return rng.poisson(x/255*photons)/photons*255
 
     def hot_pixels(cell, x, share, rng):
-        hot = rng.random(cell.inside.shape) < share
-        return np.where(hot[..., None], 255, x)
+        hot = rng.random((*cell.inside.shape, 1)) < share
+        return np.where(hot, 255, x)
 
     def brightness(cell, x, change, rng):
         return x*(1 + change*rng.choice([-1, 1]))
@@ -115,10 +118,9 @@ class _Camera:
         return grey + (x - grey)*left
 
     def vignetting(cell, x, lost, rng):
-        angle = rng.uniform(0, 2*np.pi)
-        h,w = cell.inside.shape
-        down,right = np.ogrid[-1:1:h*1j, -1:1:w*1j]
-        return x*(1 - lost*(1 + right*np.cos(angle) + down*np.sin(angle))/2)[..., None]
+        places = _plane(*(np.linspace(-1, 1, side) for side in cell.inside.shape))
+        towards = (places*np.exp(-1j*rng.uniform(0, 2*np.pi))).real
+        return x*(1 - lost*(1 + towards)/2)[..., None]
 
     def jpeg(cell, x, quality, rng):
         file = io.BytesIO()
@@ -135,9 +137,8 @@ class _Camera:
 # Optical densities of methylene blue and eosin in red, green and blue: the Giemsa vectors of ImageJ's Colour
 # Deconvolution (G. Landini), after Ruifrok & Johnston, Anal Quant Cytol Histol 23:291 (2001); the third is at right
 # angles to both.
-_DYES = np.array([[.834750233, .513556283, .196330403], [.092789, .954111, .283111]])
-_THIRD = np.cross(*_DYES)
-_DYES = np.vstack([_DYES, _THIRD/np.linalg.norm(_THIRD)]).astype(np.float32)
+_DYES = np.float32([
+    [.834750233, .513556283, .196330403], [.092789, .954111, .283111], [-.0536819, -.27925643, .95871484]])
 _UNMIX = np.linalg.inv(_DYES)
 
 
@@ -152,12 +153,10 @@ class _Smear:
     def stain_blue(cell, x, times, rng): return cell.stained(x, times, 1)
 
     def debris(cell, x, n, rng):
-        grid = np.indices(cell.inside.shape)
-        places = np.argwhere(cell.inside)
-        spots = places[rng.integers(len(places), size=5)][:int(n)]
+        places = _plane(*map(np.arange, cell.inside.shape))
+        spots = rng.choice(places[cell.inside], 5)[:int(n)]
         widths = 2*rng.uniform(.03, .06, 5)*cell.side
-        covers = [_within(np.hypot(*(grid - spot[:, None, None])), width)
-                  for spot,width in zip(spots, widths)]
+        covers = [_within(places - spot, width) for spot,width in zip(spots, widths)]
         cover = .8*np.max(covers, 0)[..., None]
         return x*(1 - cover) + np.array([80, 50, 115])*cover
 
@@ -212,17 +211,12 @@ def sample_cells(
     return cells.loc[drawn.sort_values()].reset_index(drop=True)
 
 # %% ../../nbs/extra/05_robustness.ipynb #secb0f01
-def _cut_outs(root, cells):
-    "The pictures of some cells, opened and taken apart; those that are no cells have no frame."
+def _test_cells(root, cells, n):
+    "Some cells as a test part, and their pictures, taken apart; those that are no cells have no frame."
+    some = sample_cells(cells, n)[['path', 'label', 'patient']].assign(split='test')
     framed = has_no_up(cells.label)
-    return [_Picture(np.asarray(open_picture(Path(root)/path)), path, framed)
-            for path in cells.path]
-
-
-def _test_cells(root, cells, n, seed):
-    "Some cells as a test part, and their pictures."
-    some = sample_cells(cells, n, seed)[['path', 'label', 'patient']].assign(split='test')
-    return some,_cut_outs(root, some)
+    return some,[_Picture(np.asarray(open_picture(Path(root)/path)), path, framed)
+                 for path in some.path]
 
 # %% ../../nbs/extra/05_robustness.ipynb #093d3e64
 def robustness(
@@ -232,11 +226,10 @@ def robustness(
     positive:str,    # The positive class
     threshold=.5,    # A cell with `p` at or above it is called positive, whatever happens to the pictures
     n=500,           # How many cells; None takes all
-    kinds:list=None, # Which corruptions; None takes all that there are for such pictures
-    seed=42          # Same seed, same cells
+    kinds:list=None  # Which corruptions; None takes all that there are for such pictures
 )->DataFrame: # One row a corruption and strength: accuracy, sensitivity, specificity, auc, and two changes
     "Measure what each corruption does to the rates at the fixed threshold; the first row is of untouched pictures."
-    (some,pictures),rows = _test_cells(root, cells, n, seed),[]
+    (some,pictures),rows = _test_cells(root, cells, n),[]
     kinds = kinds or [kind for kind in _CORRUPTIONS if has_no_up(cells.label)
                       or not hasattr(_Smear, kind)]
     todo = [('none', 0), *itertools.product(kinds, range(1, 6))]
@@ -256,16 +249,15 @@ def shortcut_check(
     test:DataFrame, # Test cells
     positive:str,   # The positive class
     n=1000,         # How many cells; None takes all
-    draws=2000,     # Bootstrap draws
-    seed=42         # Same seed, same cells
+    draws=2000      # Bootstrap draws
 )->dict: # blanked and outline: each auc, auc_ci, n
     "Ask how much can be told without looking at the inside of the cell."
-    (some,pictures),found = _test_cells(root, test, n, seed),{}
+    (some,pictures),found = _test_cells(root, test, n),{}
     mean = np.mean([picture.mean() for picture in pictures], 0).astype(np.uint8)
     for name,colour in (('blanked', 0*mean), ('outline', mean)):
         painted = [picture.framed(colour, picture.x) for picture in pictures]
         table = some.assign(p=probabilities(learn, painted, positive))
-        block = evaluate(table, positive, draws=draws, seed=seed)
+        block = evaluate(table, positive, draws=draws)
         found[name] = {key: block[key] for key in ('auc', 'auc_ci', 'n')}
     return found
 
