@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from malaria_fastai.evaluate import evaluate, simulate_predictions
+from malaria_fastai.evaluate import evaluate
+from malaria_fastai.extra.simulate import simulate_predictions
 from malaria_fastai.report import examine_run
 
 

@@ -15,38 +15,11 @@ from .cells import NoPatients
 from .files import near, read_table
 
 # %% auto #0
-__all__ = ['METRICS', 'simulate_predictions', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics',
+__all__ = ['METRICS', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'number_of_patients', 'metrics',
            'negative_of', 'confusion', 'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions',
            'paired_difference', 'mean_of', 'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold',
            'apply_threshold', 'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature',
-           'apply_temperature', 'coverage_risk', 'with_and_without_disputed', 'patient_rule', 'examine']
-
-# %% ../nbs/api/12_evaluate.ipynb #8d39512f
-def simulate_predictions(
-    patients=60, # How many patients
-    cells=40, # Cells of each patient
-    controls=.25, # Share of patients without any positive cell, in [0,1)
-    separation=2., # Half the distance between the two classes, in standard deviations within one patient
-    spread=.7, # Standard deviation of the shift that all cells of a patient share, same unit
-    sharpness=1., # 1 is calibrated, above 1 overconfident, below 1 timid
-    seed=42, # Same seed, same table
-)->DataFrame: # A predictions table: path, label, patient, split, pred, p, p_is, disputed
-    "Draw predictions whose truth is known, for teaching and for tests."
-    rng = np.random.default_rng(seed)
-    who = np.repeat(np.arange(patients), cells)
-    infected = who >= round(controls*patients)
-    y = infected & (rng.random(len(who)) < .5/(1-controls))
-    x = (rng.normal(0, spread, patients)[who]
-         + rng.normal(np.where(y, separation, -separation)))
-    p = 1/(1+np.exp(-sharpness*x*2*separation/(1+spread**2)))
-    label,pred = (np.where(mask, 'Parasitized', 'Uninfected') for mask in (y, p>=.5))
-    patient = np.char.add(np.where(infected, 'P', 'C'), (who+1).astype(str))
-    return DataFrame(dict(
-        path=[f'{folder}/{name}_cell_{i}.png' for i,(folder,name) in enumerate(zip(label, patient))],
-        label=label, patient=patient,
-        split=np.where(rng.permutation(patients)[who] < patients//2, 'valid', 'test'),
-        pred=pred, p=p, p_is='raw', disputed=rng.random(len(who))<.05)).astype(
-        dict(patient='string', disputed='boolean'))
+           'apply_temperature', 'coverage_risk', 'patient_rule', 'examine']
 
 # %% ../nbs/api/12_evaluate.ipynb #6c366059
 class BadPredictions(ValueError):
@@ -55,7 +28,7 @@ class BadPredictions(ValueError):
 class NotBinary(ValueError):
     "The numbers here need exactly two classes, one of them positive."
 
-class OneClass(ValueError):
+class OneClass(BadPredictions):
     "A choice needs cells of both classes."
 
 # %% ../nbs/api/12_evaluate.ipynb #3ad74a07
@@ -73,11 +46,6 @@ def _check_columns(preds, *columns):
     if gaps.any():
         raise BadPredictions(f"missing values: {gaps[gaps>0].to_dict()}. "
                              "Each prediction needs them")
-
-def _check_both_classes(preds):
-    "Refuse a choice that nothing can decide."
-    if preds.label.nunique()<2:
-        raise OneClass("a choice needs cells of both classes")
 
 # %% ../nbs/api/12_evaluate.ipynb #4f9c7f47
 def _class_names(preds):
@@ -131,15 +99,14 @@ def _check_p(preds, positive):
 # %% ../nbs/api/12_evaluate.ipynb #210c2af3
 def check_predictions(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class; `p` is its probability
-    *columns:str, # Names of other columns that are needed
+    positive, # Name of the positive class; `p` is its probability
+    *columns, # Names of other columns that are needed
 )->DataFrame: # The same table
     "Refuse a table that would give a wrong number: labels that are no truth, several parts, another `p`."
     _check_columns(preds, *columns, 'label', 'p')
-    for column in ('split', 'p_is'):
-        kinds = preds[column].unique() if column in preds else ()
-        if len(kinds)>1: raise BadPredictions(
-            f"the rows are not alike: column {column} holds {[*kinds]}; "
+    for column,kinds in preds.filter(['split', 'p_is']).items():
+        if kinds.nunique(dropna=False)>1: raise BadPredictions(
+            f"the rows are not alike: column {column} holds {[*kinds.unique()]}; "
             "judge one part at a time, e.g. preds[preds.split=='test'], "
             "with one kind of p")
     _check_p(preds, positive)
@@ -224,36 +191,42 @@ def _sorted_scores(y, p, group):
     return _Scores(y[order], p[order], group[order], np.append(starts, len(p)))
 
 # %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7
-def _known(preds):
-    "Which rows name their patient: bool (n,)."
+def _patients(preds):
+    "Who each row is of; NA where the patient is unknown."
     names = preds.get('patient', pd.Series(None, preds.index)).astype('string')
-    return names.str.strip().fillna('').ne('').to_numpy(bool)
+    return names.mask(names.str.strip()=='')
 
 # %% ../nbs/api/12_evaluate.ipynb #fc8c01b4
-def has_patients(
-    preds:DataFrame, # A predictions table
-)->bool: # True if any row names its patient
-    "Tell whether intervals are made by patient."
-    return bool(_known(preds).any())
+def number_of_patients(
+    preds, # A predictions table
+): # How many, or None if no row names its patient
+    "Count the patients; where there are any, intervals are made by patient."
+    return _patients(preds).nunique() or None
 
 # %% ../nbs/api/12_evaluate.ipynb #05404fcf
 def _group_numbers(preds, by=None):
     "Number of the patient (or cell) of each row, -1 for a patient that is unknown; `by` None takes what is known."
     if by not in ('patient', 'cell', None):
         raise ValueError(f"by must be 'patient' or 'cell', got {by!r}")
-    known = _known(preds)
-    if by=='cell' or by is None and not known.any(): return np.arange(len(preds))
-    if by and not known.all(): raise NoPatients(
+    names = _patients(preds)
+    if by=='cell' or by is None and names.isna().all(): return np.arange(len(preds))
+    if by and names.hasnans: raise NoPatients(
         "some cells name no patient, so they cannot be drawn by "
         "patient. by=None draws the patients that are known; by='cell' draws "
         "cells, and the intervals are too narrow then")
-    return pd.factorize(preds.patient.astype('string').where(known), sort=True)[0]
+    return pd.factorize(names, sort=True)[0]
 
 # %% ../nbs/api/12_evaluate.ipynb #6fe563ad
 def _truth_and_p(preds, positive):
     "Of a table, once checked: whether each cell is truly positive (bool), and its `p` (float64)."
     check_predictions(preds, positive)
     return (preds.label==positive).to_numpy(bool), preds.p.to_numpy(float)
+
+def _both_classes(preds, positive):
+    "The same, where a choice is to be made: a table that cannot decide it is refused."
+    found = _truth_and_p(preds, positive)
+    if len({*found[0]})<2: raise OneClass("a choice needs cells of both classes")
+    return found
 
 def _scores(preds, positive, by=None):
     "A table, once checked, as sorted arrays; `by` None draws the patients that are known."
@@ -307,24 +280,21 @@ def _for_json(numbers):
     return {name: None if np.isnan(number) else float(number)
             for name,number in numbers.items()}
 
-def _n_patients(preds):
-    if has_patients(preds): return preds.patient[_known(preds)].nunique()
-
 # %% ../nbs/api/12_evaluate.ipynb #10fe29a9
 def metrics(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    found = DataFrame(_all_metrics(
-        np.ones((1,len(preds))), _scores(preds, positive), _number(threshold, preds))).iloc[0]
-    return dict(n=len(preds), patients=_n_patients(preds)) | _for_json(found)
+    ones = np.ones((1, len(preds)))
+    found = DataFrame(_all_metrics(ones, _scores(preds, positive), _number(threshold, preds))).iloc[0]
+    return dict(n=len(preds), patients=number_of_patients(preds)) | _for_json(found)
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
 def negative_of(
     preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
 )->str: # Name of the other class, or 'not <positive>' if the table never names it
     "Find the name of the negative class."
     return next((str(name) for name in _class_names(preds) if name!=positive), f'not {positive}')
@@ -338,7 +308,7 @@ def _truth_and_call(preds, positive, threshold):
 # %% ../nbs/api/12_evaluate.ipynb #6e8720b7
 def confusion(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
 )->DataFrame: # Counts (2, 2): rows are the truth, columns the decision, the negative class first
     "Count cells by truth and decision."
@@ -349,7 +319,7 @@ def confusion(
 
 # %% ../nbs/api/12_evaluate.ipynb #cd211873
 def resamples(
-    n:int, # Number of patients (or cells) to draw from
+    n, # Number of patients (or cells) to draw from
     draws=2000, # Number of draws
     seed=42, # Same seed, same draws
     block=50, # Draws per array, to bound memory
@@ -377,7 +347,7 @@ def _estimate_and_draws(preds, positive, threshold, draws, seed, by=None):
 # %% ../nbs/api/12_evaluate.ipynb #d1f3c436
 def bootstrap(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, and `patient` if drawn by patient
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     draws=2000, # Number of draws
     seed=42, # Same seed, same draws
     by='patient', # 'patient', or 'cell': as if cells were independent; None draws the patients that are known
@@ -409,19 +379,15 @@ def _wilson(k, n):
 # %% ../nbs/api/12_evaluate.ipynb #93276742
 def interval(
     draws:DataFrame, # One row per draw, one column per number, as `bootstrap` gives it
-    n:int|None=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
-    about:list=(), # How many of them each column is about, for rates: their intervals have a width then
+    n=None, # How many patients (or cells) a draw takes; None takes the plain middle of the draws
+    about=(), # How many of them each column is about, for rates: their intervals have a width then
 )->dict: # For each column [low, high], or None where more than 5 % of the draws do not define it
     "Take the middle 95 % of each column, a little more of it when patients are few."
-    return _pairs(_interval_ends(draws, n, about))
-
-def _pairs(ends):
-    "Columns lo and hi as [low, high], ready for JSON."
     return {name: None if np.isnan(low) else [low, high]
-            for name,low,high in ends[['lo','hi']].itertuples()}
+            for name,low,high in _interval_ends(draws, n, about).itertuples()}
 
 # %% ../nbs/api/12_evaluate.ipynb #97b967bf
-def _intervals(preds, positive, threshold, draws, seed, by):
+def _intervals(preds, positive, threshold, draws, seed, by=None):
     "The interval of each metric, as `<metric>_ci`; None for a single patient."
     drawn = bootstrap(preds, positive, draws, seed, by, threshold)
     y = preds.label==positive
@@ -441,11 +407,11 @@ def _disputes(preds):
 # %% ../nbs/api/12_evaluate.ipynb #2620d490
 def evaluate(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`, and `patient` for honest intervals
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
-    by:str=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
+    by=None, # What is drawn: 'patient', 'cell', or None for the patients that are known, else cells
 )->dict: # n, patients, counts, positive, threshold, ci_by, draws, metrics, their `<metric>_ci`, undisputed; no NaN
     "Compute every metric with its 95 % interval."
     threshold = _number(threshold, preds)
@@ -453,11 +419,11 @@ def evaluate(
     n_positive = int((preds.label==positive).sum())
     how,disputed = (positive, threshold, draws, seed, by),_disputes(preds)
     rest = preds[~disputed.fillna(False)].drop(columns='disputed', errors='ignore')
-    drawn = by or ('patient' if has_patients(preds) else 'cell')
+    drawn = by or ('patient' if number_of_patients(preds) else 'cell')
     return found | dict(
         n_positive=n_positive, n_negative=found['n']-n_positive,
         positive=positive, threshold=threshold, ci_by=drawn, draws=draws,
-        patient_unknown=int(drawn=='patient' and (~_known(preds)).sum()),
+        patient_unknown=int(drawn=='patient' and _patients(preds).isna().sum()),
         undisputed=evaluate(rest, *how) if disputed.notna().any() and len(rest) else None,
         **_intervals(preds, *how))
 
@@ -482,9 +448,9 @@ def _read_curve(kind, tp, fp, grid):
     return tp[at]/(tp[at]+fp[at])
 
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
-def _band(s, kind, draws, seed, points=101):
-    "Read a curve at evenly spaced places with its 95 % band: x, y, lo, hi."
-    grid,lines = np.linspace(0, 1, points),[]
+def _band(s, kind, draws, seed):
+    "Read a curve at 101 evenly spaced places with its 95 % band: x, y, lo, hi."
+    grid,lines = np.linspace(0, 1, 101),[]
     for w in _weights(s.group, draws, seed):
         tp,fp = _walk(w, s)
         lines += [_read_curve(kind, *draw, grid) for draw in zip(tp.T, fp.T)]
@@ -494,7 +460,7 @@ def _band(s, kind, draws, seed, points=101):
 # %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
 def curve_band(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     kind='roc', # 'roc': sensitivity at each false positive rate. 'pr': precision at each sensitivity
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same band
@@ -516,26 +482,22 @@ def _aligned(tables):
     "The tables in the order of `path`, if they hold the same cells with the same labels, parts and kind of `p`."
     for table in tables:
         _check_columns(table, 'path', 'label', 'p')
-        if not table.path.is_unique:
-            raise BadPredictions("a path occurs twice in one table")
-    first,*others = tables = [
-        table.sort_values('path', ignore_index=True) for table in tables]
-    for other in others:
-        if lone := len({*first.path} ^ {*other.path}):
-            raise BadPredictions(
-                f"the tables hold different cells: {lone} are in one only")
+        if not table.path.is_unique: raise BadPredictions("a path occurs twice in one table")
+    first,*_ = tables = [table.sort_values('path', ignore_index=True) for table in tables]
+    for other in tables:
+        if {*first.path} != {*other.path}: raise BadPredictions(
+            "the tables hold different cells: some are in one only")
         for column in {'label', 'split'} & {*first} & {*other}:
-            if not first[column].astype('string').equals(
-                    other[column].astype('string')):
+            if not first[column].astype('string').equals(other[column].astype('string')):
                 raise BadPredictions(f"some cells have another {column} in the other table")
         _check_kind(other, _kind_of_p(first))
     return tables
 
 # %% ../nbs/api/12_evaluate.ipynb #967fb995
 def paired_difference(
-    a:DataFrame, # Predictions of one model; needs columns `path`, `label`, `p`
-    b:DataFrame, # Predictions of another model on the same cells
-    positive:str, # Name of the positive class
+    a, # Predictions of one model; needs columns `path`, `label`, `p`
+    b, # Predictions of another model on the same cells
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive, by both; or what `choose_threshold` gave
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same draws
@@ -551,8 +513,8 @@ def paired_difference(
 
 # %% ../nbs/api/12_evaluate.ipynb #a87a821a
 def mean_of(
-    *tables:DataFrame, # Predictions of several models on the same cells; need `path`, `label` and `p`
-    positive:str=None, # Name of the positive class; None reads it from `pred`, which all need then
+    *tables, # Predictions of several models on the same cells; need `path`, `label` and `p`
+    positive=None, # Name of the positive class; None reads it from `pred`, which all need then
 )->DataFrame: # The first table, ordered by path, with the mean `p` and a `pred` of its own
     "Average the predictions of several models, once it is sure that they are of the same cells, class and kind of `p`."
     first,*_ = tables = _aligned(tables)
@@ -570,7 +532,7 @@ def mean_of(
 # %% ../nbs/api/12_evaluate.ipynb #7796d6a8
 def per_patient(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->DataFrame: # One row per patient: infected, counts of cells, rates and shares in [0,1]; NaN where undefined
     "Count hits and false alarms of each patient."
@@ -589,7 +551,7 @@ def per_patient(
 
 # %% ../nbs/api/12_evaluate.ipynb #67cbc376
 def detection_limit(
-    patients:DataFrame, # As `per_patient` gives it
+    patients, # As `per_patient` gives it
     cells=5000, # Red cells looked at in one patient
 )->dict: # fpr, fpr_ci, fpr_sd, sensitivity, false_alarms, limit_of_blank, limit_of_detection and _ci: shares, or None
     "Work out which share of infected cells could be told from false alarms, as far as so many controls can say."
@@ -612,7 +574,7 @@ def detection_limit(
 # %% ../nbs/api/12_evaluate.ipynb #82889098
 def patient_scores(
     preds:DataFrame, # One row per cell; needs columns `label`, `p`, `patient`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->DataFrame: # One row per patient: path and patient (its name), label 'infected' or 'healthy', p, cells, split
     "Turn predictions of cells into one per patient; `p` is the share of its cells that are called positive."
@@ -627,16 +589,16 @@ def _chosen_on(preds, positive, kind, value, **about):
     "A number with what it was chosen on."
     value = _Chosen(value)
     value.p_is = _kind_of_p(preds)
-    about = dict(n=len(preds), patients=_n_patients(preds)) | about
+    about = dict(n=len(preds), patients=number_of_patients(preds)) | about
     return Fitted(kind, value, positive, negative_of(preds, positive),
                   about, _names_in(preds), value.p_is)
 
 # %% ../nbs/api/12_evaluate.ipynb #40ac5ecf
 def choose_threshold(
-    valid:DataFrame, # Predictions of validation patients; needs columns `label` and `p`
-    positive:str, # Name of the positive class
-    sensitivity:float=None, # Wanted share of the positive cells, in [0,1]; gives the highest such threshold
-    specificity:float=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
+    valid, # Predictions of validation patients; needs columns `label` and `p`
+    positive, # Name of the positive class
+    sensitivity=None, # Wanted share of the positive cells, in [0,1]; gives the highest such threshold
+    specificity=None, # Or: wanted share of the negative cells, in [0,1]; gives the lowest such threshold
 )->Fitted: # The threshold, with what it reached on `valid`
     "Choose the threshold that reaches a wanted sensitivity or specificity."
     from sklearn.metrics import roc_curve
@@ -644,8 +606,7 @@ def choose_threshold(
                   else ('specificity', specificity))
     if (sensitivity is None)==(specificity is None) or not 0<=wanted<=1:
         raise ValueError("give either sensitivity= or specificity=, a share in [0, 1]")
-    y,p = _truth_and_p(valid, positive)
-    _check_both_classes(valid)
+    y,p = _both_classes(valid, positive)
     fpr,tpr,(_,*p) = roc_curve(y, p, drop_intermediate=False)
     tiny = 1e-6 # values of `p` as near as that may change places on another processor
     edges = np.array([2. if p[0]>1-tiny else 1., *p, -1. if p[-1]<=tiny else 0.])
@@ -667,60 +628,50 @@ def apply_threshold(
 # %% ../nbs/api/12_evaluate.ipynb #92f6d9e3
 AIMS = (('sensitivity',.95), ('sensitivity',.98), ('specificity',.95),
         ('specificity',.98), ('specificity',.99))
-
-# %% ../nbs/api/12_evaluate.ipynb #c6d7ccf3
-@np.errstate(invalid='ignore') # what is not defined is 0/0
-def _drawn_shares(preds, hits, of, draws, seed, undefined=.05):
-    "Shares of rows, hits (n, k) `of` (n, k), with their intervals: share, lo, hi."
-    group,(hits,of) = _group_numbers(preds),np.broadcast_arrays(hits & of, of)
-    share,*drawn = np.concatenate([
-        w@hits/(w@of) for w in _weights(group, draws, seed)])
-    about = DataFrame(of).groupby(group).any().loc[0:].sum() # how many groups each share is about
-    return DataFrame(dict(share=share)).join(
-        _interval_ends(DataFrame(drawn), group.max()+1, about, undefined))
+_RATES = 'sensitivity', 'sensitivity_ci', 'specificity', 'specificity_ci'
 
 # %% ../nbs/api/12_evaluate.ipynb #2f12e39c
 def operating_points(
-    valid:DataFrame, # Predictions of validation patients
-    test:DataFrame, # Predictions of other patients
-    positive:str, # Name of the positive class
+    valid, # Predictions of validation patients
+    test, # Predictions of other patients
+    positive, # Name of the positive class
     aims=AIMS, # Pairs of 'sensitivity' or 'specificity' and the wanted value
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
 )->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
-    fitted = [choose_threshold(valid, positive, **{aim: wanted})
-              for aim,wanted in aims]
-    y,p = (column[:,None] for column in _truth_and_p(fitted[0].check(test), positive))
-    found = DataFrame(aims, columns=['aim', 'wanted'])
-    found['threshold'] = [each.value for each in fitted]
-    called = p>=found.threshold.to_numpy()
-    for rate,hits,of in (('sensitivity', called, y), ('specificity', ~called, ~y)):
-        shares = _drawn_shares(test, hits, of, draws, seed)
-        found[rate],found[f'{rate}_ci'] = _for_json(shares.share),_pairs(shares)
-    return found.to_dict('records')
+    points = []
+    for aim,wanted in aims:
+        fitted = choose_threshold(valid, positive, **{aim: wanted})
+        found = metrics(test, positive, fitted) | _intervals(test, positive, fitted, draws, seed)
+        points.append(dict(aim=aim, wanted=wanted, threshold=fitted.value) | {
+            name: found[name] for name in _RATES})
+    return points
 
 # %% ../nbs/api/12_evaluate.ipynb #9d11adcd
 @np.errstate(invalid='ignore') # what is not defined is 0/0
 def reliability(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     bins=10, # Number of bins of equal width over [0,1]
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
 )->DataFrame: # One row per bin: low, high, n, p_mean, share (of positive cells), lo, hi; NaN in empty bins
     "Compare `p` with the share of positive cells, bin by bin."
     y,p = _truth_and_p(preds, positive)
+    group = _group_numbers(preds)
     inside = np.eye(bins, dtype=bool)[np.minimum((p*bins).astype(int), bins-1)]
+    hits = inside & y[:,None]
+    share,*drawn = np.concatenate([w@hits/(w@inside) for w in _weights(group, draws, seed)])
+    about = DataFrame(inside).groupby(group).any().loc[0:].sum() # how many patients (or cells) are in each bin
     edges,n = np.linspace(0, 1, bins+1),inside.sum(0)
-    table = DataFrame(dict(low=edges[:-1], high=edges[1:], n=n, p_mean=p@inside/n))
-    return table.join(
-        _drawn_shares(preds, y[:,None], inside, draws, seed, undefined=.2))
+    return DataFrame(dict(low=edges[:-1], high=edges[1:], n=n, p_mean=p@inside/n, share=share)).join(
+        _interval_ends(DataFrame(drawn), group.max()+1, about, undefined=.2))
 
 # %% ../nbs/api/12_evaluate.ipynb #cdfa2552
 def ece(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     bins=15, # Number of bins of equal width over [0,1]
 )->float: # Mean distance of `p` from the share of positive cells, weighted by cells, in [0,1]
     "Compute the expected calibration error of `p`."
@@ -736,7 +687,7 @@ def _logit(p):
 # %% ../nbs/api/12_evaluate.ipynb #e0decf7b
 def log_loss(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     temperature=1., # The logit of `p` is divided by it
 )->float: # Mean negative log likelihood, natural log; `p` is kept 1e-7 away from 0 and 1
     "Compute the log loss of `p`."
@@ -746,13 +697,12 @@ def log_loss(
 
 # %% ../nbs/api/12_evaluate.ipynb #7e172d5d
 def fit_temperature(
-    valid:DataFrame, # Predictions of validation patients
-    positive:str, # Name of the positive class
+    valid, # Predictions of validation patients
+    positive, # Name of the positive class
 )->Fitted: # The temperature: above 1 the model was too sure, below 1 too timid; searched in [.05, 20]
     "Fit the temperature that makes `valid` most likely."
     from scipy.optimize import minimize_scalar
-    _check_columns(valid, 'label')
-    _check_both_classes(valid)
+    _both_classes(valid, positive)
     def loss(log_t): return log_loss(valid, positive, np.exp(log_t))
     best = minimize_scalar(loss, bounds=np.log([.05,20]), method='bounded')
     return _chosen_on(valid, positive, 'temperature', np.exp(best.x),
@@ -770,32 +720,16 @@ def apply_temperature(
 # %% ../nbs/api/12_evaluate.ipynb #7aa3fd17
 def coverage_risk(
     preds:DataFrame, # One row per cell; needs columns `label` and `p`
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same band
-    points=101, # Places at which the curve is read, evenly over [0,1]
-)->DataFrame: # `points` rows: x (coverage), y (risk), lo, hi, all in [0,1]
+)->DataFrame: # 101 rows, evenly over [0,1]: x (coverage), y (risk), lo, hi, all in [0,1]
     "Read the error rate among the surest cells, with its 95 % band."
     y,called = _truth_and_call(preds, positive, threshold)
     sure = np.abs(_logit(preds.p)-_logit(_number(threshold, preds)))
     return _band(_sorted_scores(y!=called, sure, _group_numbers(preds)),
-                 'risk', draws, seed, points)
-
-# %% ../nbs/api/12_evaluate.ipynb #02b81b19
-def with_and_without_disputed(
-    preds:DataFrame, # A predictions table; column `disputed` is boolean, NA where unknown
-    positive:str, # Name of the positive class
-    threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
-    draws=2000, # Number of bootstrap draws
-    seed=42, # Same seed, same intervals
-)->dict: # disputed, unknown (counts), all, undisputed (as `evaluate` gives them); None if nothing is known
-    "Evaluate with all cells, and without those whose label is disputed."
-    disputed = _disputes(preds)
-    if disputed.isna().all(): return None
-    block = evaluate(preds, positive, threshold, draws, seed)
-    return dict(disputed=int(disputed.sum()), unknown=int(disputed.isna().sum()),
-                undisputed=block.pop('undisputed'), all=block)
+                 'risk', draws, seed)
 
 # %% ../nbs/api/12_evaluate.ipynb #dbdfab08
 def _quantiles(x):
@@ -816,37 +750,35 @@ def _patient_summary(patients):
 
 # %% ../nbs/api/12_evaluate.ipynb #30207f58
 def patient_rule(
-    valid:DataFrame, # Predictions of validation patients
-    test:DataFrame, # Predictions of other patients
-    positive:str, # Name of the positive class
+    valid, # Predictions of validation patients
+    test, # Predictions of other patients
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
     specificity=.9, # Wanted share of the healthy patients that are left alone
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
 )->dict: # share, wanted, and on `test` n_positive, n_negative, auc, sensitivity, specificity with `_ci`
     "Choose on `valid` from which share of positive cells on a patient is called infected, and measure on `test`."
-    chosen_on,judged = (patient_scores(part[_known(part)], positive, threshold)
+    chosen_on,judged = (patient_scores(part[_patients(part).notna()], positive, threshold)
                         for part in (valid, test))
     if min(chosen_on.label.nunique(), judged.label.nunique())<2: return None
     rule = choose_threshold(chosen_on, 'infected', specificity=specificity)
     found = evaluate(judged, 'infected', rule, draws, seed)
-    (tn,fp),(fn,tp) = confusion(judged, 'infected', rule).to_numpy()
-    kept = 'n_positive', 'n_negative', 'auc', 'auc_ci', 'sensitivity', 'specificity'
-    return dict(share=float(rule.value), wanted=specificity,
-                **{name: found[name] for name in kept},
-                sensitivity_ci=_wilson(tp, tp+fn),
-                specificity_ci=_wilson(tn, tn+fp))
+    for rate,n in (('sensitivity', 'n_positive'), ('specificity', 'n_negative')):
+        found[f'{rate}_ci'] = _wilson(found[rate]*found[n], found[n])
+    return dict(share=float(rule.value), wanted=specificity) | {
+        name: found[name] for name in ('n_positive', 'n_negative', 'auc', 'auc_ci', *_RATES)}
 
 # %% ../nbs/api/12_evaluate.ipynb #133cbb1b
 def _choices(valid, test, positive, threshold, draws, seed):
     "Everything that is chosen on `valid` and measured on `test`, or the reason why not."
     found = dict.fromkeys(('rule', 'thresholds', 'calibration', 'refused'))
     try:
-        for part in (valid, test): _check_both_classes(part)
+        for part in (valid, test): _both_classes(part, positive)
         found['thresholds'] = operating_points(valid, test, positive,
                                                draws=draws, seed=seed)
-    except (BadPredictions, OneClass) as e: return found | dict(refused=str(e))
-    if has_patients(valid) and has_patients(test):
+    except BadPredictions as e: return found | dict(refused=str(e))
+    if number_of_patients(valid) and number_of_patients(test):
         found['rule'] = patient_rule(valid, test, positive, threshold,
                                      draws=draws, seed=seed)
     fitted = fit_temperature(valid, positive)
@@ -860,19 +792,18 @@ def _choices(valid, test, positive, threshold, draws, seed):
 # %% ../nbs/api/12_evaluate.ipynb #d192497a
 def examine(
     preds:DataFrame, # Predictions with column `split`; 'valid' is for choices, 'test' is reported
-    positive:str, # Name of the positive class
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
-)->dict: # part, patients, rule, thresholds, calibration, refused, disputed, by_cell; ready for JSON
+)->dict: # part, patients, rule, thresholds, calibration, refused, by_cell; ready for JSON
     "Look at the predictions of a run from every side."
     _check_columns(preds, 'split')
     valid,test = (preds[preds.split==part] for part in ('valid','test'))
     part,shown = ('test',test) if len(test) else ('valid',valid)
     how = (positive, threshold, draws, seed)
     patients = by_cell = None
-    if has_patients(shown):
-        patients = _patient_summary(per_patient(shown[_known(shown)], positive, threshold))
+    if number_of_patients(shown):
+        patients = _patient_summary(per_patient(shown[_patients(shown).notna()], positive, threshold))
         by_cell = _intervals(shown, *how, 'cell')
-    return dict(part=part, patients=patients, **_choices(valid, test, *how),
-                disputed=with_and_without_disputed(shown, *how), by_cell=by_cell)
+    return dict(part=part, patients=patients, by_cell=by_cell) | _choices(valid, test, *how)

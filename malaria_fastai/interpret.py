@@ -54,8 +54,8 @@ def _scaled(cams): return cams/cams.amax((1, 2), keepdim=True).clamp(min=1e-12)
 
 def grad_cam(
     model:nn.Sequential,  # (body, head)
-    x:torch.Tensor,       # float32 (n, 3, h, w), normalised pictures
-    classes:torch.Tensor, # int64 (n,): the class to explain, one per picture
+    x,                    # float32 (n, 3, h, w), normalised pictures
+    classes,              # int64 (n,): the class to explain, one per picture
     min_map=16,           # Smallest side of a map to read, in places
     views=8               # Views to average, at most: 8, 4, 2, or 1 for the picture as it is
 )->np.ndarray: # float32 (n, h', w') in [0, 1]: 1 where the picture speaks most for the class
@@ -75,9 +75,9 @@ class ClassificationInterpretation:
     "What a learner says about one part, kept: `preds` (n, classes), `y_true` (n,), `losses` (n,), in file order."
     def __init__(self,
         learn:CNNLearner,                       # A trained learner
-        preds:torch.Tensor,                     # float32 (n, classes): probabilities
-        y_true:torch.Tensor,                    # int64 (n,)
-        losses:torch.Tensor,                    # float32 (n,)
+        preds,                                  # float32 (n, classes): probabilities
+        y_true,                                 # int64 (n,)
+        losses,                                 # float32 (n,)
         ds_type=DatasetType.Valid               # The part they belong to
     ):
         store_attr('learn,preds,y_true,losses')
@@ -162,7 +162,7 @@ def grad_cam(self:ClassificationInterpretation,
 # %% ../nbs/api/11_interpret.ipynb #51f67356
 @patch
 def plot_top_losses(self:ClassificationInterpretation,
-    k:int,         # How many pictures
+    k,             # How many pictures
     largest=True,  # The worst; False: the best
     figsize=None,  # Inches; None is 2.3 a picture
     heatmap=False, # Lay Grad-CAM over the pictures
@@ -183,7 +183,7 @@ def plot_top_losses(self:ClassificationInterpretation,
     if heatmap: note += f'\nheat map: what speaks for the {of} class'
     cols = math.ceil(len(table)**.5)
     size = figsize or (max(4.2, 2.3*cols), 2.6*math.ceil(len(table)/cols) + .6)
-    font = min(max(6, 4*size[0]/cols), 12) # points: a title is about as wide as its picture
+    font = np.clip(4*size[0]/cols, 6, 12) # points: a title is about as wide as its picture
     fig = show_grid(self.learn.dls.denormalize(self._pictures(table.index)), titles, cols, size,
                     f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
     fig.get_layout_engine().set(h_pad=.12) # inches
@@ -225,7 +225,7 @@ def plot_confusion_matrix(self:ClassificationInterpretation,
 
 # %% ../nbs/api/11_interpret.ipynb #e50bdddf
 def hottest(
-    cam:np.ndarray # (h, w)
+    cam # (h, w)
 )->tuple: # (x, y), each in (0, 1): shares of width and height
     "The middle of the hottest place of a heat map."
     height,width = cam.shape

@@ -10,17 +10,17 @@ import base64, io, json, re, shlex
 from html import escape
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 from pandas import DataFrame
 from .evaluate import (METRICS, NotBinary, apply_temperature, check_predictions, confusion, coverage_risk,
-    curve_band, examine, fit_temperature, has_patients, metrics, patient_scores, per_patient,
+    curve_band, examine, fit_temperature, number_of_patients, metrics, patient_scores, per_patient,
     read_predictions, reliability)
 from .files import read_table, write_atomically
 from .source import NIH, record_for
 
 # %% auto #0
-__all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_history', 'plot_patients', 'plot_reliability', 'plot_coverage',
-           'plot_folds', 'plot_robustness', 'NotARun', 'read_run', 'write_report', 'examine_run']
+__all__ = ['plot_confusion', 'plot_roc', 'plot_pr', 'plot_patients', 'plot_reliability', 'plot_coverage', 'plot_folds',
+           'plot_robustness', 'NotARun', 'read_run', 'write_report', 'examine_run']
 
 # %% ../nbs/api/13_report.ipynb #ec1f4081
 _BLUE,_ORANGE,_GREEN,_RED,_GREY = '#0072B2','#E69F00','#009E73','#D55E00','#888888'
@@ -33,20 +33,16 @@ def _axes(ax, height=3.6, width=4.2):
     ax.spines[['top','right']].set_visible(False)
     return ax
 
-def _diagonal(ax, end=1, label=None):
-    ax.plot([0,end], [0,end], color=_GREY, lw=1, ls=':', label=label)
+def _diagonal(ax, label=None):
+    ax.plot([0,1], [0,1], color=_GREY, lw=1, ls=':', label=label)
 
 # %% ../nbs/api/13_report.ipynb #b743fb63
-def _legend_above(ax):
-    "Put the legend above the axes, where it hides nothing."
+def _share_axes(ax, x, y):
+    "Axes of two shares, with their legend above them, where it hides nothing."
+    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
     ax.legend(frameon=False, loc='lower left', bbox_to_anchor=(-.02,1), ncol=2,
               fontsize=9, borderaxespad=.2, columnspacing=1.2)
     return ax
-
-def _share_axes(ax, x, y):
-    "Axes of two shares, with their legend."
-    ax.set(xlim=(-.01,1.01), ylim=(-.01,1.01), xlabel=x, ylabel=y)
-    return _legend_above(ax)
 
 # %% ../nbs/api/13_report.ipynb #c93bfa80
 def _figure_text(text):
@@ -71,12 +67,11 @@ def _things(labels):
     return 'cells' if record and record.positive==NIH.positive else 'pictures'
 
 # %% ../nbs/api/13_report.ipynb #f8995208
-_SHARES = mpl.colors.LinearSegmentedColormap.from_list( # see-through: readable on white and on black
-    'shares', [(0,(_BLUE,.04)), (1,(_BLUE,.55))])
-
-def _heat_map(ax, table, texts, fontsize, **colours):
-    "A table of coloured fields with a text in each, and the names of its columns and rows."
-    ax.imshow(table, aspect='auto', **colours)
+def _heat_map(ax, table, texts, full, fontsize):
+    "Fields with a text in each, blue above 0 and orange below; see-through, for white and black pages."
+    depth = .6*(table.abs()/full).clip(0, 1).fillna(0)
+    ax.imshow(table, mpl.colors.ListedColormap([_RED, _BLUE]),
+              alpha=depth.to_numpy(), aspect='auto', vmin=-full, vmax=full)
     for (i,j),text in np.ndenumerate(texts):
         ax.text(j, i, text, ha='center', va='center', fontsize=fontsize)
     ax.set_xticks(range(len(table.columns)), table.columns)
@@ -85,8 +80,8 @@ def _heat_map(ax, table, texts, fontsize, **colours):
 
 # %% ../nbs/api/13_report.ipynb #f161c8fc
 def plot_confusion(
-    preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
+    preds, # A predictions table
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
@@ -96,7 +91,7 @@ def plot_confusion(
     shares = table.div(of_class.clip(1), axis=0)
     texts = table.map('{:,}\n'.format)+shares.map(_percent)
     shares.index = ['{}\n(n = {:,})'.format(*row) for row in of_class.items()]
-    _heat_map(ax, shares, texts, 12, cmap=_SHARES, vmin=0, vmax=1)
+    _heat_map(ax, shares, texts, 1, 12)
     ax.set(xlabel=f'decision of the model (p from {float(threshold):.3g} is positive)',
            ylabel='true class')
     return ax
@@ -104,58 +99,51 @@ def plot_confusion(
 # %% ../nbs/api/13_report.ipynb #e26e03f6
 def _plot_band(ax, band, preds, name):
     "A line with its band; the label says what was drawn for it."
-    who = ('patients' if has_patients(preds)
+    who = ('patients' if number_of_patients(preds)
            else f"{_things(preds.label)}, patients unknown")
     ax.fill_between(band.x, band.lo, band.hi, color=_BLUE, alpha=.2, lw=0,
                     label=f'95 % band, by {who}')
     ax.plot(band.x, band.y, color=_BLUE, lw=1.8, label=name)
 
 # %% ../nbs/api/13_report.ipynb #a991010b
-def _plot_curve(ax, kind, preds, positive, threshold, draws, name, metric):
-    "Draw a curve with its band; returns the axes, the metrics, and the number of positive rows."
+def _plot_curve(ax, kind, preds, positive, threshold, draws, metric, x, y):
+    "Draw a curve with its band, and mark the rates `x` and `y`; returns the axes and the number of positive rows."
     ax,found = _axes(ax),metrics(preds, positive, .5 if threshold is None else threshold)
     _plot_band(ax, curve_band(preds, positive, kind, draws),
-               preds, f'{name} {_three_digits(found[metric])}')
-    return ax, found, int((preds.label==positive).sum())
-
-# %% ../nbs/api/13_report.ipynb #f12e5551
-def _mark(ax, x, y, threshold):
-    "Mark the operating point."
-    if None not in (x, y, threshold):
-        ax.plot(x, y, 'o', color=_RED, ms=5,
-                label=f'threshold {float(threshold):.3g}')
+               preds, f'{_metric_name(metric)} {_three_digits(found[metric])}')
+    rates = pd.Series(found, dtype=float)
+    rates['false alarms'] = 1-rates.specificity
+    if threshold is not None:
+        ax.plot(rates[x], rates[y], 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
+    return ax, int((preds.label==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #0b7a4440
 def plot_roc(
-    preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
+    preds, # A predictions table
+    positive, # Name of the positive class
     threshold=.5, # Operating point to mark; None marks none
     draws=2000, # Bootstrap draws of the band
-    unit:str=None, # What a row of `preds` is, for the labels; None asks the record of the data set
+    unit=None, # What a row of `preds` is, for the labels; None asks the record of the data set
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax,found,n = _plot_curve(ax, 'roc', preds, positive,
-                             threshold, draws, 'AUC', 'auc')
+    ax,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, 'auc', 'false alarms', 'sensitivity')
     unit = unit or _things(preds.label)
-    if found['specificity'] is not None:
-        _mark(ax, 1-found['specificity'], found['sensitivity'], threshold)
     _diagonal(ax, label='a coin')
     return _share_axes(ax, f'false positive rate (of {len(preds)-n:,} negative {unit})',
                        f'sensitivity (of {n:,} positive {unit})')
 
 # %% ../nbs/api/13_report.ipynb #433c6fc8
 def plot_pr(
-    preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
+    preds, # A predictions table
+    positive, # Name of the positive class
     threshold=.5, # Operating point to mark
     draws=2000, # Bootstrap draws of the band
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw precision against sensitivity with a 95 % band."
-    ax,found,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws,
-                             'mean precision', 'average_precision')
-    _mark(ax, found['sensitivity'], found['precision'], threshold)
+    ax,n = _plot_curve(ax, 'pr', preds, positive, threshold, draws,
+                       'average_precision', 'sensitivity', 'precision')
     base,things = n/len(preds),_things(preds.label)
     ax.axhline(base, color=_GREY, lw=1, ls=':', label=f'base rate {base:.3f}')
     return _share_axes(ax, f'sensitivity, or recall (of {n:,} positive {things})',
@@ -172,34 +160,19 @@ def _curves(history):
     return [curve for curve in curves if curve[1].size]
 
 # %% ../nbs/api/13_report.ipynb #b4c21438
-def _plot_epochs(history, columns, ylabel, ax=None):
+def _plot_epochs(history, columns, ylabel):
     "Draw columns of a history by epoch, counted from 0 over all stages; a line marks where a new stage begins."
-    ax = _axes(ax)
+    ax = _axes(None)
     ax.set_prop_cycle(color=_PALETTE, marker=[*'os^Dv<'])
     ax.plot(columns.to_numpy(), ms=4, lw=1.5, label=[_figure_text(name) for name in columns])
     stage = history.reset_index().get('stage', pd.Series(dtype=str)).astype(str)
     for i,name in stage[stage!=stage.shift()][1:].items():
-        ax.axvline(i-.5, color=_GREY, ls='--', lw=1)
-        ax.annotate(_figure_text(name), (i-.5,1),
-                    xycoords=('data','axes fraction'), xytext=(3,-3),
-                    textcoords='offset points', va='top', fontsize=8, color=_GREY)
-    ax.set(xlabel='epoch', ylabel=ylabel, xlim=(-.2, max(len(history)-1, 1)+.2))
+        ax.axvline(i-.5, color=_GREY, ls='--', lw=1, label=f'here begins {_figure_text(name)}')
+    ax.set(xlabel='epoch', ylabel=ylabel)
     if ylabel=='loss': ax.set_ylim(0)
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=8))
+    ax.locator_params('x', integer=True)
     ax.legend(frameon=False, fontsize=9)
     return ax
-
-# %% ../nbs/api/13_report.ipynb #6e519aa4
-def plot_history(
-    history:DataFrame, # One row per epoch: epoch, train_loss, valid_loss, metrics, time, maybe stage
-): # Array of one or two axes
-    "Draw the learning curves: losses on the left, metrics on the right, as far as there are any."
-    curves = _curves(history)
-    axes = plt.subplots(1, len(curves), figsize=(8.4,3.2), layout='constrained',
-                        squeeze=False)[1][0]
-    for ax,(_,columns,ylabel) in zip(axes, curves):
-        _plot_epochs(history, columns, ylabel, ax)
-    return axes
 
 # %% ../nbs/api/13_report.ipynb #fbe3fede
 def _jitter(n): return (np.arange(n)*.618034%1-.5)*.5
@@ -214,67 +187,42 @@ def _row_axes(ax, ylim, xlabel):
 
 # %% ../nbs/api/13_report.ipynb #d162e75f
 def plot_patients(
-    preds:DataFrame, # A predictions table with patients
-    positive:str, # Name of the positive class
+    preds, # A predictions table with patients
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rates of each patient; the area of a dot grows with its cells, a bar marks the median."
     ax,table = _axes(ax),per_patient(preds, positive, threshold)
     sick,well = table[table.infected],table[~table.infected]
-    strips = (
-        ('missed: positive ones of patients who have any', _BLUE,
-         1-sick.sensitivity, sick.positives),
-        ('false alarms: negative ones of the same patients', _ORANGE,
-         sick.fpr, sick.cells-sick.positives),
-        ('false alarms: controls, who have no positive one', _GREEN,
-         well.fpr, well.cells))
-    for i,(name,color,rate,n) in enumerate(strips):
+    strips = {
+        'missed: positive ones of patients who have any': 1-sick.sensitivity,
+        'false alarms: negative ones of the same patients': sick.fpr,
+        'false alarms: controls, who have no positive one': well.fpr}
+    for i,(name,rate) in enumerate(strips.items()):
         x = 100*rate.dropna()
-        ax.scatter(x, i+_jitter(len(x)), s=6+n[x.index]/4,
-                   color=color, alpha=.65, lw=0)
+        ax.scatter(x, i+_jitter(len(x)), s=6+table.cells[x.index]/8,
+                   color=_PALETTE[i], alpha=.65, lw=0)
         ax.plot([x.median()]*2, [i-.3,i+.3], color=_RED, lw=2)
         ax.text(0, i-.36, f'{name} (n = {len(x)})', fontsize=9, va='bottom')
     return _row_axes(ax, (2.45,-.62),
                      f"called wrongly, % of the patient's {_things(preds.label)} of that kind")
 
-# %% ../nbs/api/13_report.ipynb #27ecbe92
-def plot_shares(
-    preds:DataFrame, # A predictions table with patients
-    positive:str, # Name of the positive class
-    threshold=.5, # A cell with `p` at or above it is called positive
-    ax=None, # matplotlib axes; None makes a figure
-): # The axes
-    "Draw, for each patient, the share of cells called positive against the true share."
-    ax,table = _axes(ax),per_patient(preds, positive, threshold)
-    _diagonal(ax, 100)
-    for infected,group in table.groupby('infected', sort=False):
-        ax.scatter(100*group.share_true, 100*group.share_called, s=22, alpha=.65, lw=0,
-                   color=_BLUE if infected else _GREEN,
-                   marker='o' if infected else '^',
-                   label=f"patients {'with' if infected else 'without'} positive ones (n = {len(group)})")
-    things = _things(preds.label)
-    note = '\n(balanced by hand: no parasitaemia)' if things=='cells' else ''
-    ax.set(xlabel=f"truly positive, % of the patient's {things}{note}",
-           ylabel=f"called positive, % of the patient's {things}")
-    return _legend_above(ax)
-
 # %% ../nbs/api/13_report.ipynb #0b74b8a8
 def plot_reliability(
-    preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
-    after:DataFrame=None, # The same predictions after a temperature
+    preds, # A predictions table
+    positive, # Name of the positive class
+    after=None, # The same predictions after a temperature
     draws=2000, # Bootstrap draws of the intervals
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the share of positive cells against `p`, bin by bin, with 95 % intervals."
     ax = _axes(ax)
-    for name,table,color,marker in (('as trained', preds, _BLUE, 'o'), ('after temperature', after, _ORANGE, 's')):
+    for name,table,color in (('as trained', preds, _BLUE), ('after temperature', after, _ORANGE)):
         if table is None: continue
         bins = reliability(table, positive, draws=draws).query('n>0')
         ax.vlines(bins.p_mean, bins.lo, bins.hi, color=color, alpha=.5, lw=2)
-        ax.plot(bins.p_mean, bins.share, color=color, marker=marker,
-                lw=1.2, ms=5, label=name)
+        ax.plot(bins.p_mean, bins.share, 'o-', color=color, lw=1.2, ms=5, label=name)
     n,edges = np.histogram(preds.p, 10, (0,1))
     ax.bar(edges[:-1], .18*n/n.max(), width=.1, align='edge', color=_GREY, alpha=.35, lw=0,
            label=f"{_things(preds.label)} (most in a bin: {n.max():,})")
@@ -285,15 +233,15 @@ def plot_reliability(
 
 # %% ../nbs/api/13_report.ipynb #baee3378
 def plot_coverage(
-    preds:DataFrame, # A predictions table
-    positive:str, # Name of the positive class
+    preds, # A predictions table
+    positive, # Name of the positive class
     threshold=.5, # A cell with `p` at or above it is called positive
     draws=2000, # Bootstrap draws of the band
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw the error rate among the surest cells against how many are kept."
     ax,things = _axes(ax),_things(preds.label)
-    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws, points=51),
+    _plot_band(ax, 100*coverage_risk(preds, positive, threshold, draws),
                preds, 'errors')
     ax.set(xlim=(0,100.5), ylim=(0,None),
            xlabel=f'coverage: surest {things} kept, % of {len(preds):,}',
@@ -314,28 +262,22 @@ def plot_folds(
     rows = []
     for name,each in found.items():
         test = each['test']
-        rows += [(name, test, each['by_fold'], _BLUE), (f'{name}, undisputed', test.get('undisputed'), [], _BLUE),
-                 (f'{name}, colours alone', each.get('colour_floor'), [], _GREY)]
+        rows += [(name, test, each['by_fold']), (f'{name}, undisputed', test.get('undisputed'), []),
+                 (f'{name}, colours alone', each.get('colour_floor'), [])]
     rows = [row for row in rows if row[1]]
     ax = _axes(ax, 1+.55*len(rows), 5)
-    for i,(name,block,folds,color) in enumerate(rows):
-        values = np.array([fold[metric] for fold in folds], float)
+    for i,(name,block,folds) in enumerate(rows):
         value,ci = block[metric],block[f'{metric}_ci']
-        ax.scatter(values, i+_jitter(len(values))*.5,
-                   s=16, color=color, alpha=.5, lw=0)
-        if ci: ax.plot(ci, [i,i], color=color, lw=2.5, alpha=.8)
-        ax.plot([value], [i], 'D', color=color, ms=6, mec='white')
-        said = _three_digits(value) + (f' ({_range(ci)})' if ci else '')
-        who = f"{block['patients']} patients" if block['patients'] else 'patients unknown'
-        ax.text(0, i-.24, f"{name}: {said}, n = {block['n']:,}, {who}",
+        ax.plot([fold[metric] for fold in folds], i+_jitter(len(folds))*.5, 'o', ms=4, color=_BLUE, alpha=.5)
+        if ci: ax.plot(ci, [i,i], color=_BLUE, lw=2.5, alpha=.8)
+        ax.plot([value], [i], 'D', color=_BLUE, ms=6, mec='white')
+        ax.text(0, i-.24, f"{name}: {_three_digits(value)} ({_range(ci)}), n = {block['n']:,}, "
+                f"patients: {block['patients'] or 'unknown'}",
                 fontsize=9, va='bottom', transform=ax.get_yaxis_transform())
     return _row_axes(ax, (len(rows)-.45,-.65),
                      f'{_metric_name(metric)} (small dots: folds; bars: 95 % intervals)')
 
 # %% ../nbs/api/13_report.ipynb #948968a7
-_CHANGES = mpl.colors.LinearSegmentedColormap.from_list( # orange for a loss, nothing at 0, blue for a gain
-    'changes', [(0,(_RED,.75)), (.5,(_RED,0)), (.5,(_BLUE,0)), (1,(_BLUE,.75))])
-
 def _signed(x, digits=0): return f'{x:+.{digits}f}'.replace('-', '−')
 
 # %% ../nbs/api/13_report.ipynb #04c1866c
@@ -351,8 +293,7 @@ def plot_robustness(
     ax = _axes(ax, 1+.27*len(kinds))
     texts = points.map(_signed).replace({'+nan': '', '+0': '0', '−0': '0'})
     points.index = [_figure_text(kind.replace('_', ' ')) for kind in kinds]
-    _heat_map(ax, points, texts, 8, cmap=_CHANGES, vmin=-40, vmax=40)
-    ax.tick_params(length=0)
+    _heat_map(ax, points, texts, 40, 8)
     ax.set(xlabel=f'strength ({table.n.iloc[0]:,} pictures each)',
            title=f'{rate}, points')
     return ax
@@ -395,7 +336,7 @@ def _read_object(file):
 
 # %% ../nbs/api/13_report.ipynb #ceefa6ea
 def read_run(
-    folder:str|Path, # Folder of the run
+    folder, # Folder of the run
 )->dict: # folder, metrics (dict), environment (dict); history, preds, robustness and review (tables or None)
     "Read what a run left behind."
     folder = Path(folder)
@@ -419,26 +360,18 @@ def _rate(value, ci=None):
     if value is None: return 'undefined'
     return _percent(value) + (f" ({' to '.join(map(_percent, ci))})" if ci else '')
 
-def _spans(ci, value): return ci[0]<=value<=ci[1]
-
 # %% ../nbs/api/13_report.ipynb #19de80d7
 _PAGES = Environment(loader=PackageLoader('malaria_fastai', 'templates'), trim_blocks=True, lstrip_blocks=True,
-                     autoescape=lambda name: name is None or '.html.' in name)
+                     autoescape=select_autoescape(['html.jinja']))
 _PAGES.globals['METRICS'] = METRICS
-_PAGES.tests['spanning'] = _spans
 _PAGES.filters |= dict(
     name=_metric_name, command=shlex.join, number='{:,.0f}'.format,
     percent=_percent, range=_range, rate=_rate, signed=_signed)
 
 # %% ../nbs/api/13_report.ipynb #a0e1ab6a
 def _blocks(found):
-    "The parts that were evaluated, 'valid' and 'test' first: name -> metrics."
-    blocks = {}
-    for name in ('valid', 'test', *sorted(found)):
-        block = found.get(name)
-        if isinstance(block, dict) and not isinstance(block.get('accuracy', []), list):
-            blocks[name] = block
-    return blocks
+    "The parts that were evaluated: name -> metrics."
+    return {name: found[name] for name in ('valid', 'test', 'colour_floor') if found.get(name)}
 
 # %% ../nbs/api/13_report.ipynb #a3a4a9ae
 def _things_of(found): return _things((found.get('data') or {}).get('labels') or ())
@@ -493,10 +426,7 @@ def _figures(draws, metrics, preds, **other):
 def _patient_figures(examined, preds, positive, threshold, draws):
     "Figures of which each dot or each step is a patient."
     shown = preds[preds.patient.notna()], positive, threshold
-    figures = [
-        _figure('Error rates of each patient; a bar marks the median',
-                plot_patients, *shown),
-        _figure('Share of positive ones of each patient', plot_shares, *shown)]
+    figures = [_figure('Error rates of each patient; a bar marks the median', plot_patients, *shown)]
     scores = patient_scores(*shown)
     if scores.label.nunique()==2:
         shown = scores, 'infected', (examined['rule'] or {}).get('share'), draws, 'patients'
@@ -511,26 +441,23 @@ def _trials(folder, metrics, history, robustness, review, **other):
         trials['learning'] = [_figure(about, _plot_epochs, history, *curve)
                               for about,*curve in _curves(history)]
     if metrics.get('by_fold'):
-        name = 'random split' if str(metrics.get('split')).startswith('random') else 'by patient'
-        trials['folds'] = [_figure('Each fold, and all together', plot_folds, {name: metrics})]
+        trials['folds'] = [_figure('Each fold, and all together', plot_folds, {'all folds': metrics})]
     if robustness is not None:
-        trials['damages'] = robustness.astype(object).where(
-            robustness.notna(), None).to_dict('records')
+        trials['damages'] = robustness.replace({np.nan: None}).to_dict('records')
         trials['robustness'] = [
             _figure(f'Change of {rate} in percentage points',
                     plot_robustness, robustness, rate)
             for rate in ('sensitivity', 'specificity')]
     if review is not None:
         file = folder/'verdicts.csv'
-        trials['review'] = dict(n=len(review),
-                                suspected=int(review.suspected.sum()))
+        trials['review'] = review
         if file.is_file():
-            trials['review']['verdicts'] = dict(read_table(file, ('verdict',)).verdict.fillna('').value_counts())
+            trials['verdicts'] = read_table(file, ('verdict',)).verdict.fillna('').value_counts()
     return trials
 
 # %% ../nbs/api/13_report.ipynb #79017386
 def write_report(
-    folder:str|Path, # Folder of a run; needs metrics.json, uses what else is there
+    folder, # Folder of a run; needs metrics.json, uses what else is there
     draws=2000, # Bootstrap draws of the bands
 )->Path: # The file: folder/report.html
     "Write one self-contained page about a run."
@@ -548,7 +475,7 @@ def write_report(
 
 # %% ../nbs/api/13_report.ipynb #83ed4b3d
 def examine_run(
-    folder:str|Path, # Folder of a run with predictions.csv
+    folder, # Folder of a run with predictions.csv
     draws=2000, # Bootstrap draws
 )->Path: # The report
     "Add the closer look to the metrics.json of a run and write its report anew."

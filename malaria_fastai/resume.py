@@ -35,7 +35,7 @@ from fastcore.basics import attrdict, filter_keys, nested_attr, patch
 from fastcore.foundation import L
 
 from .files import digest, file_digest, replacing
-from .learner import _BETTER, _by_name, CNNLearner, checkpoint, differences, is_writer, learner_facts, set_opt_state
+from .learner import _BETTER, _by_name, checkpoint, differences, is_writer, learner_facts, set_opt_state
 
 # %% ../nbs/api/10_resume.ipynb #5c7562e1
 class StateDamaged(ValueError):
@@ -184,9 +184,9 @@ class AnotherRun(ValueError):
 
 # %% ../nbs/api/10_resume.ipynb #083ecce0
 def check_config(
-    then:dict, # The configuration in the state
-    now:dict,  # That of the learner
-    stem:str='this state' # What to call the state
+    then, # The configuration in the state
+    now,  # That of the learner
+    stem='this state' # What to call the state
 ):
     "Refuse a state of another run, and say what differs."
     if lines := differences(then, now):
@@ -200,12 +200,12 @@ class SaveModelCallback(TrackerCallback):
     "Save the model after every epoch, every n batches, or when it improves; and bring a run back exactly."
     done = pct = config = None
     def __init__(self,
-        learn:CNNLearner|None=None,   # The learner that trains; another one is an error
+        learn=None,                   # The learner that trains; another one is an error
         monitor='valid_loss',         # What 'improvement' is measured by: a name in the table of epochs
         mode='auto',                  # 'min', 'max', or 'auto': min for losses and errors
-        every:str|int='improvement',  # 'epoch', 'improvement', or a number of batches
+        every='improvement',  # 'epoch', 'improvement', or a number of batches
         name='bestmodel',             # Files: `models/{name}_{epoch}.pth`, or `models/{name}.pth` for 'improvement'
-        keep:int|None=None            # Weights of so many last epochs are kept, at least 2; None keeps all
+        keep=None            # Weights of so many last epochs are kept, at least 2; None keeps all
     ):
         if every not in ('epoch', 'improvement') and (
             type(every) is not int or every < 1):
@@ -423,8 +423,8 @@ def _checked(self:SaveModelCallback, name):
 # %% ../nbs/api/10_resume.ipynb #e073365e
 @patch
 def jump_to_epoch(self:SaveModelCallback,
-    epoch:int|str # The epoch that comes next, or 'last'
-)->bool|None: # Whether it brought anything back; None if it keeps no states
+    epoch # The epoch that comes next, or 'last'
+): # Whether it brought anything back; None if it keeps no states
     "Bring the run back to where `epoch` begins, or, for 'last', to the last state; says what it loaded."
     if not self.saves_state: return None
     learn,states = self.learn,self._found('state')

@@ -61,7 +61,7 @@ FAULTS = [
     Fault('interpret', 'the smallest losses come first', 'largest=largest)', 'largest=not largest)', INTERPRET),
     Fault('evaluate', 'sensitivity and specificity change places', 'sensitivity=sens, specificity=spec,\n', 'sensitivity=spec, specificity=sens,\n', EVALUATE),
     Fault('evaluate', 'a wrong sign in MCC', 'a*n-b*p', 'a*n+b*p', EVALUATE),
-    Fault('report', 'a loss beyond chance is called chance', 'ci[0]<=value<=ci[1]', 'ci[0]<=value', REPORT),
+    Fault('report', 'a loss is written as a gain', "replace('-', '−')", "replace('-', '+')", REPORT),
     Fault('recipes', 'cells that were left out are not told', 'if here < there', 'if here > there', RECIPES),
     Fault('run', 'one cell more than the limit', 'permutation(len(cells))[:n]', 'permutation(len(cells))[:n+1]', STUDY),
     Fault('predict', 'probabilities add up over cells', 'return e/e.sum(-1, keepdims=True)', 'return e/e.sum(0, keepdims=True)', PREDICT),

@@ -7,7 +7,8 @@ from sklearn import metrics as sk
 from properties import cases
 from malaria_fastai import cells,evaluate as ev,split
 from malaria_fastai.extra import audit
-from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples, simulate_predictions
+from malaria_fastai.evaluate import METRICS, bootstrap, evaluate, metrics, resamples
+from malaria_fastai.extra.simulate import simulate_predictions
 
 POS = 'Parasitized'
 
@@ -345,7 +346,7 @@ def uses(t, cut, temperature):
     "Everything that takes a threshold, a temperature, or two tables."
     number = cut.value
     yield from (lambda f=f, given=given: f(t, POS, given) for given in (cut, number) for f in (metrics, ev.confusion, ev.per_patient, ev.patient_scores))
-    yield from (lambda given=given: f(t, POS, threshold=given, draws=3) for given in (cut, number) for f in (evaluate, bootstrap, ev.coverage_risk, ev.with_and_without_disputed))
+    yield from (lambda given=given: f(t, POS, threshold=given, draws=3) for given in (cut, number) for f in (evaluate, bootstrap, ev.coverage_risk))
     yield lambda: ev.paired_difference(t, t, POS, number, draws=3)
     yield lambda: ev.apply_threshold(t, cut)
     yield lambda: ev.apply_threshold(t[['path','p','p_is']] if 'p_is' in t else t[['path','p']], cut)
@@ -409,7 +410,7 @@ def test_several_parts_are_not_one_answer(split):
     t = simulate_predictions(patients=10, cells=10)
     t = t.assign(split=[split[i%len(split)] for i in range(len(t))])
     for f in (metrics, evaluate, bootstrap, ev.confusion, ev.per_patient, ev.reliability, ev.coverage_risk, ev.curve_band, ev.patient_scores,
-              ev.with_and_without_disputed, ev.fit_temperature, ev.log_loss, ev.ece, lambda t,pos: ev.choose_threshold(t, pos, sensitivity=.9),
+              ev.fit_temperature, ev.log_loss, ev.ece, lambda t,pos: ev.choose_threshold(t, pos, sensitivity=.9),
               lambda t,pos: ev.paired_difference(t, t, pos, draws=3), lambda t,pos: ev.operating_points(t, t, pos, draws=3)):
         with pytest.raises(ev.BadPredictions, match='judge one part at a time'): f(t, POS)
     with pytest.raises(ev.BadPredictions, match='another split'): ev.paired_difference(t.assign(split='test'), t.assign(split='valid'), POS)
@@ -503,9 +504,9 @@ def test_paired_difference_sees_what_two_intervals_cannot(parts):
 def test_disputed_labels_are_left_out_and_unknown_ones_kept(parts):
     t = parts[1].copy()
     t.loc[t.index[:7], 'disputed'] = pd.NA
-    found = ev.with_and_without_disputed(t, POS, draws=5)
+    found = evaluate(t, POS, draws=5)
     n = int((t.disputed==True).fillna(False).sum())
-    assert found['disputed']==n and found['unknown']==7 and found['undisputed']['n']==len(t)-n
+    assert n and found['n']==len(t) and found['undisputed']['n']==len(t)-n
 
 # --- label audit
 
@@ -644,7 +645,7 @@ def test_examine_is_json_and_refuses_to_choose_on_a_leaky_split():
     assert fine['refused'] is None and len(fine['thresholds'])==len(ev.AIMS)
     for f in (found, fine): assert json.loads(json.dumps(f, allow_nan=False))==f
     nameless = ev.examine(t.drop(columns=['patient','disputed']), POS, draws=20)
-    assert nameless['patients'] is None and nameless['disputed'] is None and nameless['thresholds']
+    assert nameless['patients'] is None and nameless['thresholds']
 
 def test_read_predictions_gives_back_every_bit(tmp_path):
     t = simulate_predictions(patients=5, cells=40).assign(patient=pd.array(['007','NA','None','1e5','P1']*40, 'string'))

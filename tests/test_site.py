@@ -447,7 +447,7 @@ def unexplained(columns):
 def test_every_column_that_a_command_writes_is_explained(sample_root, made_once):
     from functools import partial
     import pandas as pd
-    from malaria_fastai.evaluate import simulate_predictions
+    from malaria_fastai.extra.simulate import simulate_predictions
     from malaria_fastai.extra.audit import ask_verdicts, review_list
     from malaria_fastai.predict import Predictor
     from test_export import small_run
