@@ -19,6 +19,7 @@ from malaria_fastai.split import split_by
 from malaria_fastai.transforms import get_transforms
 from fastai.metrics import accuracy
 
+SMALL = 'test_resnet' # of timm: a ResNet whose state is small, as quick to write as to compare
 TFMS = dict(flip_vert=True, max_rotate=None, max_warp=None, max_zoom=1.)
 
 @pytest.fixture(scope='module')
@@ -36,8 +37,8 @@ def bunch(sample_root, cells, tmp_path):
 
 @pytest.fixture
 def learner(bunch, tmp_path):
-    def make(name='a', data=None, **options):
-        return cnn_learner(data or bunch(), 'resnet18', pretrained=False, path=tmp_path/name, metrics=[accuracy], **options)
+    def make(name='a', data=None, arch='resnet18', **options):
+        return cnn_learner(data or bunch(), arch, pretrained=False, path=tmp_path/name, metrics=[accuracy], **options)
     return make
 
 class Phases(Callback):
@@ -177,7 +178,7 @@ def test_resume_is_exact(learner, half, every, at, tmp_path):
     ends = []
     for stopped in (False, True):
         with SimulatedGPU() as gpu:
-            learn = learner('run')
+            learn = learner('run', arch=SMALL)
             stop = [Stop(*at)]*stopped
             try: fit(learn, 2, [SaveModelCallback(learn, every=every, name='run'), *stop, *precision()])
             except KeyboardInterrupt: pass
@@ -185,7 +186,7 @@ def test_resume_is_exact(learner, half, every, at, tmp_path):
             torch.manual_seed(998)
             with SimulatedGPU() as gpu:
                 gpu.generator.manual_seed(999)
-                learn = learner('run')
+                learn = learner('run', arch=SMALL)
                 fit(learn, 2, [SaveModelCallback(learn, every=every, name='run'), *precision()], start_epoch='last')
         ends.append(weights_hash(learn.model))
         shutil.rmtree(tmp_path/'run')
@@ -210,7 +211,7 @@ def test_batches_lie_on_the_gpu(bunch, options, method):
 def test_the_path_of_2019(learner, bunch, tmp_path):
     "Rate finder, frozen, thawed, answers, errors with heat maps, export, and the model read where there is no GPU."
     with SimulatedGPU() as gpu:
-        learn = learner('path', bunch(size=64))
+        learn = learner('path', bunch(size=64), SMALL)
         before = weights_hash(learn.model)
         learn.lr_find(num_it=12)
         assert weights_hash(learn.model)==before
@@ -232,7 +233,7 @@ def test_the_path_of_2019(learner, bunch, tmp_path):
 def test_losses_with_weights(learner):
     from fastai.losses import CrossEntropyLossFlat,LabelSmoothingCrossEntropyFlat
     for loss in (CrossEntropyLossFlat(weight=torch.tensor([1., 2.])), LabelSmoothingCrossEntropyFlat()):
-        with SimulatedGPU(): fit(learner(loss_func=loss)).get_preds(with_loss=True)
+        with SimulatedGPU(): fit(learner(arch=SMALL, loss_func=loss)).get_preds(with_loss=True)
 
 # ---- faults that must be seen
 
