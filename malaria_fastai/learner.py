@@ -25,7 +25,6 @@ from io import StringIO
 from pathlib import Path
 from threading import Lock
 
-import fastai.callback.progress  # noqa: F401  (gives Learner.no_bar)
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -46,7 +45,7 @@ from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLoss, LabelSmooth
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import SGD, OptimWrapper, pytorch_hp_map, set_item_pg
 from fastai.torch_core import TensorImage, distrib_barrier, maybe_gather, num_distrib, rank_distrib, to_float
-from fastcore.basics import camel2snake, patch, risinstance
+from fastcore.basics import attrdict, camel2snake, patch, risinstance
 from fastcore.foundation import L
 from fasttransform import Transform
 from safetensors import SafetensorError, safe_open
@@ -68,7 +67,8 @@ from .v1 import unmeant, v1_hint
 # %% ../nbs/api/09_learner.ipynb #34dabf34
 class OneCycle(Callback):
     "v1's one-cycle schedule over `tot_epochs` epochs, wherever in them the training starts."
-    order,run_valid = 60,False
+    order = 60
+    run_valid = False
     def __init__(self,
         lr_max,          # float (groups,): peak rate of each layer group
         div_factor=25.,  # The first rate is lr_max/div_factor
@@ -78,19 +78,17 @@ class OneCycle(Callback):
         tot_epochs=1     # Length of the whole cycle
     ):
         if final_div is None: final_div = div_factor*1e4
-        if not 0 < pct_start < 1:
-            raise ValueError("pct_start is a share of the batches, in (0, 1)")
-        if min(div_factor, final_div) <= 0:
-            raise ValueError("div_factor and final_div must be positive")
-        if np.shape(moms) not in ((), (2,), (3,)):
-            raise ValueError("moms: momentum at the ends and at the peak")
+        if not 0 < pct_start < 1 or min(div_factor, final_div) <= 0 or np.shape(moms) not in ((), (2,), (3,)):
+            raise ValueError("a cycle needs pct_start, a share of the batches, in (0, 1); div_factor and final_div "
+                             "above 0; and moms, momentum at the ends and at the peak")
         rates = np.array(lr_max)/[[div_factor], [1.], [final_div]]
         self.points = np.column_stack([rates, np.resize(moms, 3)]) # start, peak and end: rates, then momentum
-        self.pct_start,self.tot_epochs = pct_start,tot_epochs
+        self.pct_start = pct_start
+        self.tot_epochs = tot_epochs
 
     def at(self,
-        i:int, # Batch, counted from the start of the cycle
-        n:int  # Batches in the cycle
+        i, # Batch, counted from the start of the cycle
+        n  # Batches in the cycle
     )->tuple: # (list of the groups' rates, momentum)
         "Rates and momentum of batch `i` of `n`, between two points along half a cosine."
         up = int(n*self.pct_start)
@@ -99,7 +97,7 @@ class OneCycle(Callback):
         *rates,mom = (start + (end - start)/2*(1 - np.cos(np.pi*share))).tolist() # exactly `start` at 0
         return rates,mom
 
-    def config(self)->dict:
+    def config(self):
         "What a continued run must have in common with its beginning."
         return dict(kind='one cycle', rates_and_momenta=self.points,
                     pct_start=self.pct_start, tot_epochs=self.tot_epochs)
@@ -121,37 +119,35 @@ class _SmoothLoss(AvgSmoothLoss):
 # %% ../nbs/api/09_learner.ipynb #e9a668ed
 class Recorder(_Recorder):
     "Rates, momenta, losses and metrics of the whole training, stage after stage."
-    kept = 'lrs', 'momenta', 'losses', 'iters', 'values', 'history', 'stages'
+    kept = 'lrs momenta losses iters values history stages'.split()
     empty = () # metrics that had no value in the last epoch
     _stateattrs = () # what fastai leaves out of copies: nothing here
     def __init__(self):
         super().__init__()
-        self.loss,self.smooth_loss = _WholeLoss(None),_SmoothLoss()
+        self.loss = _WholeLoss(None)
         self.clear()
 
     def clear(self):
         "Forget everything."
         for name in self.kept: setattr(self, name, [])
+        self.smooth_loss = _SmoothLoss()
 
     def before_fit(self):
-        names = [metric.name for metric in self.learn.metrics]
-        self.metric_names = L('epoch', 'train_loss', 'valid_loss', *names, 'time')
-        if not self.learn.fitting: return
-        for cb in self.learn._grab_cbs(tracker.TrackerCallback):
+        self.metric_names = L('epoch', 'train_loss', 'valid_loss', *self.learn.metrics.attrgot('name'), 'time')
+        if not self.fitting: return
+        names = self._grab_cbs(tracker.SaveModelCallback).attrgot('fname')
+        if len({*names}) < len(names):
+            raise ValueError(f"two callbacks would save under the name {names[-1]}: give each its own fname=")
+        for cb in self._grab_cbs(tracker.TrackerCallback):
             if not hasattr(cb, 'jump_to_epoch'): cb.monitor = self.column(cb.monitor) # that one looks for itself
-
-    def begin_stage(self):
-        "From here on, epochs are counted from 0 again."
-        self.stages.append(len(self.losses))
-        self.smooth_loss.reset()
 
     def after_batch(self):
         super().after_batch()
         if self.training: self.momenta.append(self.opt.hypers[-1]['mom'])
 
     def after_epoch(self):
-        self.learn.final_record = self.log[1:].copy()
-        if not self.learn.fitting: return
+        self.learn.final_record = self.log[1:]
+        if not self.fitting: return
         measured = dict(zip(self.metric_names[1:-1], self.log[1:]))
         empty = [name for name,value in measured.items() if value != value]
         if empty and not self.empty:
@@ -182,8 +178,8 @@ class Recorder(_Recorder):
 # %% ../nbs/api/09_learner.ipynb #c01a7e5d
 @patch
 def column(self:Recorder,
-    monitor:str # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
-)->str:
+    monitor # A column of the table, or what it begins with: `recall` is `recall_Parasitized`
+):
     "The column that a callback shall watch."
     if monitor == 'val_loss': monitor = 'valid_loss' # what v1 called it until 1.0.52
     names = self.metric_names[1:-1]
@@ -209,17 +205,17 @@ class _WholeLoss(_WholePart):
 
 # %% ../nbs/api/09_learner.ipynb #745c1af4
 def accuracy(
-    input:torch.Tensor, # float (n, classes): what a network says
-    targs:torch.Tensor  # int (n,)
+    input, # float (n, classes): what a network says
+    targs  # int (n,)
 )->torch.Tensor: # A plain tensor with one number
     "The share of pictures whose largest output is their class."
     return (input.argmax(-1) == targs).float().mean().as_subclass(torch.Tensor)
 
 # %% ../nbs/api/09_learner.ipynb #9cdbf9dc
 def error_rate(
-    input:torch.Tensor, # As for `accuracy`
-    targs:torch.Tensor  # As for `accuracy`
-)->torch.Tensor:
+    input, # As for `accuracy`
+    targs  # As for `accuracy`
+):
     "The share of the others."
     return 1 - accuracy(input, targs)
 
@@ -260,21 +256,24 @@ def _fitting_metric(metric, data):
     metric = mk_metric(metric)
     if type(metric) is AvgMetric: return _WholePart(metric.func)
     if not isinstance(metric, AccumMetric) or hasattr(metric, 'fitted'): return metric
-    words = {word: getattr(metric, word, value) for word,value in metric.kwargs.items()} # set later, as in v1
     metric = copy(metric)
-    ranks,which = metric.activation == ActivationType.BinarySoftmax,words.get('average')
+    words = {word: getattr(metric, word, value) for word,value in metric.kwargs.items()} # set later, as in v1
+    metric.kwargs = words
+    metric.fitted = True
+    ranks = metric.activation == ActivationType.BinarySoftmax
+    which = words.get('average')
     if ranks or which == 'binary':
-        usual,record = None if isinstance(metric, _Score) else 1,record_for(data.classes)
-        positive = None if data.c > 2 else data.classes.index(record.positive) if record else 1
-        asked = words.pop('pos_label', usual)
-        if asked != usual: positive = asked
+        record = record_for(data.classes)
+        positive = words.pop('pos_label', None)
+        if positive == 1 and not isinstance(metric, _Score): positive = None # fastai's default
+        if positive is None and data.c == 2: positive = data.classes.index(record.positive) if record else 1
         if positive is not None:
-            metric.func,which = partial(_of_class, metric.func, positive),data.classes[positive]
+            metric.func = partial(_of_class, metric.func, positive)
+            which = data.classes[positive]
         elif not ranks: which = words['average'] = 'macro'
         elif 'multi_class' not in words:
             raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
         else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
-    metric.kwargs,metric.fitted = words,True
     if which is not None: metric.name = f'{metric.name}_{which}'
     return metric
 
@@ -284,10 +283,10 @@ class _Progress(Callback):
     order,name,bar = 70,'progress',None
     def before_fit(self):
         self._stop() # a bar that an interrupted fit left behind
-        if self.learn.fitting: self.learn.logger = self._write_row # until the fit ends, however it ends
+        if self.fitting: self.learn.logger = self._write_row # until the fit ends, however it ends
 
     def before_epoch(self): # not before the fit: one that is refused prints no table
-        if self.learn.fitting and self.epoch == self.learn.first_epoch:
+        if self.fitting and self.epoch == self.first_epoch:
             self._write_row(self.recorder.metric_names)
 
     def _write_row(self, row):
@@ -297,7 +296,7 @@ class _Progress(Callback):
         tqdm.write('  '.join(padded).rstrip(), file=sys.stdout)
 
     def before_train(self):
-        label = f'epoch {self.epoch}/{self.n_epoch-1}' if self.learn.fitting else 'predict'
+        label = f'epoch {self.epoch}/{self.n_epoch-1}' if self.fitting else 'predict'
         self.bar = tqdm(total=len(self.dl), desc=label,
                         leave=False, mininterval=.5, disable=None)
 
@@ -314,24 +313,28 @@ class _Draws(Callback):
     order = -20
     def before_train(self):
         loader = self.dls.train
-        loader.stage,loader.epoch = self.learn.stage,self.epoch
-        loader.first_batch,self.learn.first_batch = self.learn.first_batch,0 # the next epoch begins with its first
+        loader.stage = self.stage
+        loader.epoch = self.epoch
+        loader.first_batch = self.first_batch
+        self.learn.first_batch = 0 # the next epoch begins with its first
 
     def before_batch(self):
         if not self.training: return
-        seed_torch(derive_seed(self.learn.seed, self.learn.stage, self.epoch, self.iter, 1 + self.dl.share[0]))
+        self.learn.iter += self.dl.first_batch # an epoch that goes on counts from where it was
+        seed_torch(derive_seed(self.seed, self.stage, self.epoch, self.iter, 1 + self.dl.share[0]))
 
 # %% ../nbs/api/09_learner.ipynb #1a114fd5
 _WRAPPERS = {'DataParallel', 'DistributedDataParallel', 'AveragedModel', 'OptimizedModule'} # the last: torch.compile
 
 
 def named_weights(
-    model:nn.Module # Any network
+    model # Any network
 )->dict: # {name: tensor}
     "Weights and buffers by name; refused where something is wrapped around a network."
-    if wrapped := _WRAPPERS & {type(part).__name__ for part in model.modules()}:
-        raise ValueError(f"{min(wrapped)} around a network changes the names of its weights: take it off. "
-                         "To compile, call learn.model.compile(); for several GPUs there is learn.distributed()")
+    if _WRAPPERS & {type(part).__name__ for part in model.modules()}:
+        raise ValueError("DataParallel, torch.compile or an average around a network changes the names of its "
+                         "weights: take it off. To compile, call learn.model.compile(); for several GPUs there is "
+                         "learn.distributed()")
     return model.state_dict()
 
 # %% ../nbs/api/09_learner.ipynb #38ecb847
@@ -339,8 +342,8 @@ class CNNLearner(Learner):
     "fastai 2's `Learner` with v1's words, a history that is kept, and epochs that can start anywhere."
     stage,first_epoch,first_batch,pretrained,fitting = -1,0,0,False,False
     def __init__(self,
-        data:ImageDataBunch, # Where batches come from
-        model:nn.Module,     # The network: (body, head)
+        data,                # Where batches come from
+        model,               # The network: (body, head)
         spec=None,           # How to build `model` again; None: it cannot be exported
         cbs=None,            # More callbacks
         callbacks=None,      # The same, by v1's name
@@ -348,15 +351,22 @@ class CNNLearner(Learner):
         opt_func='adam',     # As in `cnn_learner`
         **kwargs             # As in fastai's `Learner`, or v1's
     ):
-        self.spec,self.seed = spec,data.seed
-        words = {'wd': 1e-2, **_in_new_words(kwargs)}
+        self.spec = spec
+        self.seed = data.seed
+        if 'bn_wd' in kwargs: kwargs['wd_bn_bias'] = kwargs.pop('bn_wd')
+        if not kwargs.pop('true_wd', True):
+            raise ValueError("true_wd=False: weight decay is kept apart from the gradient here; for the other way pass "
+                             "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
+        known = kwargs.keys() & signature(Learner.__init__).parameters.keys()
+        words = {'wd': 1e-2, **{word: kwargs.pop(word) for word in known}}
+        unmeant('a learner', kwargs)
         cbs = L(TrainEvalCallback, Recorder, CastToTensor, _Progress, _Draws) + L(cbs) + L(callbacks)
         super().__init__(data, model, cbs=cbs, default_cbs=False, opt_func=_optimizer(opt_func), **words)
         self.add_cbs([make(self) for make in L(callback_fns)])
         if spec or not data.rule.size: return
         with torch.no_grad(): out = self.model.eval()(torch.zeros(1, 3, *data.rule.size, device=data.device))
         if (shape := [*getattr(out, 'shape', ())]) != [1, data.c]:
-            raise ValueError(f"a classifier of {data.c} classes gives so many numbers for a picture, this one {shape}")
+            raise ValueError(f"a classifier gives a number for each class, of one picture this network gives {shape}")
 
     @property
     def data(self): return self.dls
@@ -373,6 +383,7 @@ class CNNLearner(Learner):
         if name == 'model' and not self.fitting:
             named_weights(value)
             if value is not vars(self).get('model'): self.opt = None # it would train the other network
+        if name == 'opt' and type(value) is OptimWrapper: value.__class__ = _Wrapper # with settings that can be set
         if name == 'loss_func' and not self.fitting: value,self.activation = _checked_loss(value, self.spec)
         super().__setattr__(name, value)
 
@@ -393,28 +404,9 @@ def add_cb(self:CNNLearner, cb):
 
 
 @patch
-def all_batches(self:CNNLearner):
-    "As fastai's; an epoch that goes on counts from where it was."
-    self.n_iter = len(self.dl)
-    for numbered in enumerate(self.dl, getattr(self.dl, 'first_batch', 0)): self.one_batch(*numbered)
-
-
-@patch
 def no_bar(self:CNNLearner):
     "Train and predict without showing progress, in a `with` block."
     return self.removed_cbs(self._grab_cbs(_Progress))
-
-# %% ../nbs/api/09_learner.ipynb #40536351
-def _in_new_words(given):
-    "A learner's arguments in fastai 2's words; what changes nothing here is named, and what is no word refused."
-    if 'bn_wd' in given: given['wd_bn_bias'] = given.pop('bn_wd')
-    if not given.pop('true_wd', True):
-        raise ValueError("true_wd=False: weight decay is kept apart from the gradient here; for the other way pass "
-                         "opt_func=partial(SGD, mom=.9, decouple_wd=False) with SGD of fastai.optimizer")
-    known = given.keys() & signature(Learner.__init__).parameters.keys()
-    words = {word: given.pop(word) for word in known}
-    unmeant('a learner', given)
-    return words
 
 # %% ../nbs/api/09_learner.ipynb #32b51b50
 @patch
@@ -425,22 +417,12 @@ def rate(self:CNNLearner,
     if lr is not None: return lr
     return slice(3e-3) if self.pretrained else 3e-3
 
-# %% ../nbs/api/09_learner.ipynb #0b45bde1
-def _cycle(cbs, lr, n_epoch):
-    "What the rates follow: our cycle, fastai's schedules, or nothing, and then the fit has no end."
-    schedules = {}
-    for cb in cbs:
-        if isinstance(cb, OneCycle): return cb.config()
-        for name,schedule in getattr(cb, 'scheds', {}).items():
-            schedules[name] = [*map(schedule, np.linspace(0, 1, 9))]
-    return dict(kind='fit', lr=str(lr), schedules=schedules, tot_epochs=n_epoch if schedules else None)
-
 # %% ../nbs/api/09_learner.ipynb #3370a00c
 @contextmanager
 def _session(learn):
     "A training or a prediction; however it ends, precision, network, loss, metrics and callbacks are as they were."
-    names = 'model', 'loss_func', 'activation', 'logger', 'fitting', '_metrics'
-    kept,cbs = {name: getattr(learn, name) for name in names},{*learn.cbs}
+    kept = attrdict(learn, 'model', 'loss_func', 'activation', 'logger', 'fitting', '_metrics')
+    cbs = {*learn.cbs}
     halves = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
               for kind in ('cpu', 'cuda')]
     depth = torch.autocast_increment_nesting()
@@ -481,43 +463,36 @@ def fit(self:CNNLearner, n_epoch=None, lr=None, wd=None, cbs=None, reset_opt=Fal
     if start_epoch not in ['last', *range(n_epoch)]:
         raise ValueError(f"start_epoch is 'last' or 0…{n_epoch-1}")
     cbs = L(cbs) + L(callbacks)
-    self.cycle = _cycle([*self.cbs, *cbs], lr, n_epoch)
+    # what the rates follow: our cycle, fastai's schedules, or nothing, and then the fit has no end
+    schedules = {}
+    for cb in self.cbs + cbs:
+        for name,schedule in getattr(cb, 'scheds', {}).items():
+            schedules[name] = [*map(schedule, np.linspace(0, 1, 9))]
+    self.cycle = dict(kind='fit', lr=str(lr), schedules=schedules, tot_epochs=n_epoch if schedules else None)
+    for cb in cbs:
+        if isinstance(cb, OneCycle): self.cycle = cb.config()
     with _session(self):
-        self.first_epoch,self.first_batch,self.fitting,self.unseen = start_epoch,0,True,[]
+        self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
         try: Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
         finally: self.dls.train.first_batch = 0
 
-# %% ../nbs/api/09_learner.ipynb #93face53
-@patch
-def begin_stage(self:CNNLearner):
-    "Count epochs from 0 again; chance is drawn anew."
-    self.first_epoch = 0
-    self.stage += 1
-    self.model.zero_grad()
-    self.recorder.begin_stage()
-
 # %% ../nbs/api/09_learner.ipynb #2987cb7c
 @patch
-def check_losses(self:CNNLearner):
-    "Stop at the first loss that is no number."
-    unseen,self.unseen = self.unseen,[]
-    if not unseen: return
-    finite = torch.stack([loss for _,loss in unseen]).isfinite().tolist()
-    if all(finite): return
+def check_loss(self:CNNLearner, loss, place):
+    "Stop where the loss is no number."
+    if np.isfinite(loss): return
     if hasattr(self, 'lr_finder'): raise CancelFitException() # it has seen enough
-    place,loss = unseen[finite.index(False)]
     raise FloatingPointError(
-        f"the loss is {float(loss)} in {place}: the training has diverged, and was stopped. "
+        f"the loss is {loss} in {place}: the training has diverged, and was stopped. "
         "Load weights of before with learn.load(name), or make a new learner, and train at a lower rate")
 
 
 @patch
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
-    lr = self.opt.hypers[-1]['lr']
-    place = f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}'
-    self.unseen.append((place, self.loss.detach()))
-    if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
+    if self.dls.device.type == 'cpu' or self.iter % 32 == 31: # a GPU would be waited for
+        lr = self.opt.hypers[-1]['lr']
+        self.check_loss(float(self.loss), f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}')
     if self.spec is None and self.train_iter == 0: # a head of one's own
         self._probabilities(self.pred.detach())
     Learner._do_grad_opt(self)
@@ -527,22 +502,25 @@ def _do_grad_opt(self:CNNLearner):
 def _do_epoch(self:CNNLearner):
     "Train and validate, as long as losses are numbers."
     self._do_epoch_train()
-    self.check_losses()
+    self.check_loss(float(self.recorder.smooth_loss.val), f'epoch {self.epoch}') # one that was none stays in the mean
     self._do_epoch_validate()
-    place = f'the validation after epoch {self.epoch}'
-    self.unseen = [(place, torch.tensor(loss)) for loss in self.recorder.log[2:3]]
-    self.check_losses()
+    for loss in self.recorder.log[2:3]: self.check_loss(loss, f'the validation after epoch {self.epoch}')
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
 @patch
 def _do_fit(self:CNNLearner):
     "The epochs of a fit, from the first that is to be trained: a stage begins, or what was reached comes back."
-    rec,first = self.recorder,self.first_epoch
-    savers = [cb for cb in self.cbs.sorted('order') if first != 0 and hasattr(cb, 'jump_to_epoch')]
-    back = [cb.jump_to_epoch(first) for cb in savers]
+    rec = self.recorder
+    first = self.first_epoch
+    back = [cb.jump_to_epoch(first) for cb in self.ordered_cbs('jump_to_epoch') if first != 0]
     distrib_barrier() # no process writes while another one looks
     done = [(row['stage'], row['epoch'] + 1, rec.iters[-1]) for row in rec.history[-1:]]
-    if first == 0 or (first == 'last' and back and not any(back)): self.begin_stage()
+    if first == 0 or (first == 'last' and back and not any(back)): # epochs count from 0 again; chance is drawn anew
+        self.first_epoch = 0
+        self.stage += 1
+        self.model.zero_grad()
+        rec.stages.append(len(rec.losses))
+        rec.smooth_loss.reset()
     elif not any(back) and done != [(self.stage, first, len(rec.losses))]:
         raise ValueError(f"start_epoch={first}: nothing to continue from. Pass callbacks=[SaveModelCallback("
                          "learn, every='epoch', name=…)] with the name the run was saved under")
@@ -554,7 +532,8 @@ class _Hypers(dict):
     "Settings of a group by fastai's words: what is set here, as fastai's callbacks do, is set in torch's optimizer."
     def __init__(self, wrapper, group, words):
         super().__init__(words)
-        self.wrapper,self.group = wrapper,group
+        self.wrapper = wrapper
+        self.group = group
 
     def __setitem__(self, word, value):
         super().__setitem__(word, value)
@@ -567,13 +546,6 @@ class _Wrapper(OptimWrapper):
     def hypers(self):
         return [_Hypers(self, *pair) for pair in zip(self.opt.param_groups, super().hypers)]
 
-# %% ../nbs/api/09_learner.ipynb #f0a70103
-@patch
-def create_opt(self:CNNLearner):
-    "As fastai's; also an `OptimWrapper` of one's own gets settings that can be set."
-    Learner.create_opt(self)
-    if type(self.opt) is OptimWrapper: self.opt.__class__ = _Wrapper
-
 # %% ../nbs/api/09_learner.ipynb #70102f14
 class _FusedAdam(_Wrapper):
     "torch's fused AdamW in fastai's words; batch norm and biases do not decay where the learner says so."
@@ -583,7 +555,8 @@ class _FusedAdam(_Wrapper):
 
     def step(self, closure=None):
         "One step of all groups, each in two parts: what decays, and the others."
-        whole,parts = self.opt.param_groups,[]
+        whole = self.opt.param_groups
+        parts = []
         for group in whole:
             for decays in (True, False):
                 params = [p for p in group['params'] if self.state[p].get('do_wd', True) == decays]
@@ -604,7 +577,7 @@ _USUAL = 'cross_entropy', 'nll' # for a network of logits, of log-probabilities
 _LOGITS = nn.CrossEntropyLoss, F.cross_entropy, FocalLoss, LabelSmoothingCrossEntropy
 _ACTIVATIONS = {**dict.fromkeys(_LOGITS, partial(torch.softmax, dim=-1)),
                 nn.NLLLoss: torch.exp, F.nll_loss: torch.exp}
-_OPT_FUNCS = dict(adam=partial(_FusedAdam, eps=1e-5), adam_v1=partial(_FusedAdam, eps=1e-8),
+_OPT_FUNCS = dict(adam=_FusedAdam, adam_v1=partial(_FusedAdam, eps=1e-8),
                   sgd=partial(SGD, mom=.9))
 
 
@@ -612,7 +585,7 @@ def _by_name(what, table, word):
     "What stands in a table under a name; anything else is returned as it is."
     if not isinstance(what, str): return what
     if what in table: return table[what]
-    raise ValueError(f"{word}={what!r}: by name there is {', '.join(table)}")
+    raise ValueError(f"{word}: by name there is {', '.join(table)}")
 
 # %% ../nbs/api/09_learner.ipynb #7931d440
 def _activation(loss):
@@ -645,7 +618,7 @@ def _probabilities(self:CNNLearner, out):
     if sums.isnan().any():
         raise FloatingPointError("the network gives out no numbers: its training has diverged. "
                                  "Load weights of before with learn.load(name)")
-    raise ValueError(f"the outputs are no probabilities with this loss: they sum to {sums[0]:.3g}. "
+    raise ValueError("the outputs are no probabilities with this loss: they sum to something else than 1. "
                      "A loss of log-probabilities needs a head that ends in a log-softmax")
 
 # %% ../nbs/api/09_learner.ipynb #b913401d
@@ -668,26 +641,26 @@ class _TorchOptimizer(_Wrapper):
 def _optimizer(what):
     "How to make an optimizer: a name, a function of fastai 2's, or a class of torch's, also in a `partial`."
     made = getattr(what, 'func', what)
-    if not isinstance(made, type) or not issubclass(made, torch.optim.Optimizer):
+    if torch.optim.Optimizer not in getattr(made, '__mro__', ()):
         return _by_name(what, _OPT_FUNCS, 'opt_func')
     return partial(_TorchOptimizer, opt=made, **getattr(what, 'keywords', {}))
 
 # %% ../nbs/api/09_learner.ipynb #c0069230
 FASTAI_V1 = dict(opt_func='adam_v1', wd_bn_bias=True,
-                 head_bias=True, normalize=False)
+                 normalize=False)
 
 # %% ../nbs/api/09_learner.ipynb #c4a11a58
 def _lay_out(model, device, channels_last=None):
     "Move a network to its device, channels last or first; None: as was seen to be faster."
     if channels_last is None:
-        depthwise = any(layer.groups > 1 for layer in model.modules() if isinstance(layer, nn.Conv2d))
+        depthwise = any(getattr(layer, 'groups', 1) > 1 for layer in model.modules())
         channels_last = device.type == 'cpu' or (
             torch.cuda.get_device_capability(device) >= (8, 0) and not depthwise)
     model.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 # %% ../nbs/api/09_learner.ipynb #807d1f0f
 def cnn_learner(
-    data:ImageDataBunch, # Where batches come from
+    data,                # Where batches come from
     base_arch,           # A torchvision function, a name of torchvision's or timm's, or a function of your own
     pretrained=True,     # Start from ImageNet weights, the body frozen; False: from random ones, all trained
     lin_ftrs=None,       # Widths of the head's hidden layers; None is [512]
@@ -713,7 +686,7 @@ def cnn_learner(
     cbs=None,            # The same, by fastai 2's name
     callback_fns=None,   # What makes a callback of a learner, such as `ShowGraph` or a `partial` (v1)
     **kwargs             # `wd_bn_bias=True`, v1's `bn_wd`: decay batch norm and biases too
-)->CNNLearner:
+):
     "A learner with a new head on a body of `base_arch`."
     if not isinstance(pretrained, (bool, np.bool_)):
         raise ValueError("pretrained is True or False; v1's third argument goes by its name: cut=")
@@ -721,7 +694,7 @@ def cnn_learner(
     spec = ModelSpec(arch_name(base_arch), data.c, lin_ftrs, ps, concat_pool, bn_final, head_bias, head,
                      log_softmax, cut)
     model = spec.build(pretrained, weights, data.seed)
-    if custom_head is not None: model = nn.Sequential(model[0], custom_head)
+    if custom_head is not None: model[1] = custom_head
     if custom_head is not None or callable(spec.arch): spec = None
     learn = CNNLearner(
         data, model, spec, cbs=L(cbs) + ([] if train_bn else [BnFreeze]),
@@ -756,43 +729,30 @@ def fit_one_cycle(self:CNNLearner,
     *, n_epoch=None, lr_max=None, div=None, div_final=None, cbs=None, reset_opt=False # fastai 2's names
 ):
     "Train with v1's one-cycle schedule."
-    n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch)
-    if n is None: raise TypeError("fit_one_cycle needs a number of epochs")
-    if tot_epochs is None: tot_epochs = n
-    if tot_epochs < n:
+    n = _one_of(cyc_len=cyc_len, n_epoch=n_epoch) or 0
+    whole = tot_epochs or n
+    if whole < n:
         raise ValueError("tot_epochs, the whole cycle, is shorter than this fit")
     first = _one_of(div_factor=div_factor, div=div)
-    last = _one_of(final_div=final_div, div_final=div_final)
     if self.opt is None or reset_opt: self.create_opt()
     self.opt.set_hyper('lr', self.rate(_one_of(max_lr=max_lr, lr_max=lr_max)))
     rates = [group['lr'] for group in self.opt.hypers] # of each layer group
-    cycle = OneCycle(rates, 25. if first is None else first, pct_start, last, moms, tot_epochs)
+    cycle = OneCycle(rates, 25. if first is None else first, pct_start,
+                     _one_of(final_div=final_div, div_final=div_final), moms, whole)
     self.fit(n, rates, wd, L(cycle) + L(cbs),
              start_epoch=start_epoch or 0, callbacks=callbacks)
 
 # %% ../nbs/api/09_learner.ipynb #0cb37ce2
-def _row_of_axes(rec, n=1):
-    "A figure of `n` axes that says when the cells are drawn."
-    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8),
-                            layout='constrained', squeeze=False)
+def _draw_curves(rec, table, skip_start, skip_end, xlabel='Batches processed', **style):
+    "Each column of a table on axes of its own, a dotted line where a stage began; it says when the cells are drawn."
+    rows = table.iloc[skip_start:max(0, len(table)-skip_end)]
+    n = table.shape[1]
+    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8), layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
-    leave_open(fig)
-    return axes[0]
-
-
-def _shown(values, skip_start, skip_end):
-    "Rows of a table without some at its ends."
-    return values.iloc[skip_start:max(0, len(values)-skip_end)]
-
-
-def _draw_curves(rec, table, skip_start, skip_end, **style):
-    "Each column of a table on axes of its own, over the batches in its index; a dotted line where a stage began."
-    axes,rows = _row_of_axes(rec, len(table.columns)),_shown(table, skip_start, skip_end)
-    for ax,name in zip(axes, table):
-        for start in rec.stages[1:]: ax.axvline(start, color='0.6', ls=':', lw=1)
-        rows[name].plot(ax=ax, xlabel='Batches processed', ylabel=name, color='#0072B2',
-                        grid=True, **style)
-    return axes[0].figure
+    for ax,name in zip(axes[0], table):
+        for start in rec.stages[1:]*('logx' not in style): ax.axvline(start, color='0.6', ls=':', lw=1)
+        rows[name].plot(ax=ax, xlabel=xlabel, ylabel=name, color='#0072B2', grid=True, **style)
+    return leave_open(fig)
 
 # %% ../nbs/api/09_learner.ipynb #f28870e3
 @patch
@@ -804,11 +764,11 @@ def plot_losses(self:Recorder,
     "Plot the smoothed training loss of every batch, and the validation loss of every epoch."
     unmeant('plot_losses', v1)
     losses = pd.DataFrame({'Loss': [*map(float, self.losses)]}, dtype=float)
-    fig = _draw_curves(self, losses, skip_start, skip_end, label='Train')
+    ax, = _draw_curves(self, losses, skip_start, skip_end, label='Train').axes
     valid = pd.Series(self.val_losses, self.iters, float).loc[skip_start:len(losses)-skip_end]
-    fig.axes[0].plot(valid, label='Validation', color='#D55E00', marker='.')
-    fig.axes[0].legend()
-    return fig
+    ax.plot(valid, label='Validation', color='#D55E00', marker='.')
+    ax.legend()
+    return ax.figure
 
 # %% ../nbs/api/09_learner.ipynb #3c055f1b
 @patch
@@ -838,41 +798,39 @@ def plot_metrics(self:Recorder,
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd
 class StepDecay(Callback):
-    "A rate that drops to `factor` of itself after each `every` epochs."
-    order,run_valid = 60,False
+    "A rate that drops to a tenth of itself after each `every` epochs."
+    order = 60
+    run_valid = False
     def __init__(self,
         lr,       # Rate of the first epochs: a number or a slice
-        every=7,  # Epochs between two drops
-        factor=.1 # What is left of the rate after a drop
+        every=7   # Epochs between two drops
     ):
-        self.lr,self.every,self.factor = lr,every,factor
+        self.lr = lr
+        self.every = every
 
     def before_epoch(self):
         self.opt.set_hyper('lr', self.lr)
-        for group in self.opt.hypers: group['lr'] *= self.factor**(self.epoch//self.every)
+        for group in self.opt.hypers: group['lr'] *= .1**(self.epoch//self.every)
 
 # %% ../nbs/api/09_learner.ipynb #a7e0c3d2
 class AverageWeights(Callback):
     "Leave the network with the mean of its weights, and statistics of batch norm, over the batches at the end."
-    order,mean = 60,None
+    order = 60
     def __init__(self,
-        share:float=1/3 # Share of the batches, at the end, over which the mean is taken
+        share=1/3 # Share of the batches, at the end, over which the mean is taken
     ): self.share = share
 
-    def before_fit(self): self.mean = None
+    def before_fit(self): self.mean = AveragedModel(self.model, use_buffers=True)
     def after_batch(self):
-        done = self.epoch + (self.iter + 1)/self.n_iter
-        if not self.training or done <= (1 - self.share)*self.n_epoch: return
-        if self.mean is None: self.mean = AveragedModel(self.model, use_buffers=True)
-        self.mean.update_parameters(self.model)
+        # epochs that are done, and those before the share
+        if self.training and self.epoch + (self.iter + 1)/self.n_iter > (1 - self.share)*self.n_epoch:
+            self.mean.update_parameters(self.model)
 
     def after_fit(self):
-        if self.mean is not None: self.model.load_state_dict(self.mean.module.state_dict())
+        if self.mean.n_averaged: self.model.load_state_dict(self.mean.module.state_dict())
 
-    def state_dict(self): return self.mean and self.mean.state_dict()
-    def load_state_dict(self, state):
-        self.mean = state and AveragedModel(self.model, use_buffers=True)
-        if state: self.mean.load_state_dict(state)
+    def state_dict(self): return self.mean.state_dict()
+    def load_state_dict(self, state): self.mean.load_state_dict(state)
 
 # %% ../nbs/api/09_learner.ipynb #4f1790cf
 _BETTER = dict(auto=None, min=np.less, max=np.greater)
@@ -899,7 +857,7 @@ class ReduceLROnPlateauCallback(tracker.ReduceLROnPlateau):
 # %% ../nbs/api/09_learner.ipynb #bc61ccd0
 @contextmanager
 def writing(
-    file:Path # What is to be written
+    file # What is to be written
 ):
     "Say of a folder that cannot be written to how to name another."
     try: yield
@@ -912,13 +870,16 @@ def writing(
 class CSVLogger(Callback):
     "Write the table of a fit's epochs to `path/filename.csv` after each; `append` adds them to what is there."
     order = 55 # before an early stop
-    def __init__(self, learn=None, filename='history', append=False): self.filename,self.append = filename,append
+    def __init__(self, learn=None, filename='history', append=False):
+        self.filename = filename
+        self.append = append
+
     def before_fit(self):
-        self.file = Path(self.learn.path)/f'{self.filename}.csv'
+        self.file = Path(self.path)/f'{self.filename}.csv'
         self.before = self.file.read_text() if self.append and self.file.exists() else ''
 
     def after_epoch(self):
-        if not self.learn.fitting or rank_distrib(): return
+        if not self.fitting or rank_distrib(): return
         rows = self.recorder.to_frame().query('stage == stage.max()').drop(columns='stage')
         with writing(self.file):
             write_atomically(self.file,
@@ -932,14 +893,14 @@ class ShowGraph(Callback):
     order = 73
     def __init__(self, learn=None): pass
     def after_fit(self):
-        if self.learn.fitting: self.recorder.plot_losses()
+        if self.fitting: self.recorder.plot_losses()
 
 # %% ../nbs/api/09_learner.ipynb #825daf20
 @patch
 def mixup(self:CNNLearner,
     alpha=.4, # How far from one of the two the mixtures go
     **v1      # `stack_x`, `stack_y`
-)->CNNLearner:
+):
     "Mix pictures and labels of a training batch in pairs."
     unmeant('mixup', v1)
     return self.add_cb(MixUp(alpha))
@@ -953,22 +914,23 @@ def _named_bytes(tensors):
 
 # %% ../nbs/api/09_learner.ipynb #d9df04c4
 def weights_hash(
-    model:nn.Module # Any network
+    model # Any network
 )->str: # 64 hex digits
     "A digest of all weights and buffers: equal exactly when every bit is."
     return digest(*_named_bytes(named_weights(model)))
 
 # %% ../nbs/api/09_learner.ipynb #475154bb
 def learner_facts(
-    learn:Learner # Any learner over an `ImageDataBunch`
+    learn # Any learner over an `ImageDataBunch`
 )->dict: # Plain lists, numbers and names
     "What a file says of the learner that wrote it: what its weights mean, how they lie, and what trains them."
-    data,opt = learn.dls,learn.opt_func
-    made,words = getattr(opt, 'func', opt),getattr(opt, 'keywords', {})
-    steps = f"{getattr(made, '__name__', made)} {words}, layer groups: {len(learn.splitter(learn.model))}"
-    first = all(p.is_contiguous() for p in learn.model.parameters())
-    return dict(data=dict(classes=data.classes, stats=data.stats), optimizer=steps,
-                layout='channels first' if first else 'channels last')
+    opt = learn.opt_func
+    made = getattr(opt, 'func', opt)
+    steps = f"{getattr(made, '__name__', made)} {getattr(opt, 'keywords', {})}"
+    return dict(
+        data=dict(classes=learn.dls.classes, stats=learn.dls.stats),
+        optimizer=f"{steps}, layer groups: {len(learn.splitter(learn.model))}",
+        layout='channels first' if all(p.is_contiguous() for p in learn.model.parameters()) else 'channels last')
 
 
 def differences(
@@ -980,15 +942,14 @@ def differences(
     if then == now: return ''
     if not (isinstance(then, dict) and isinstance(now, dict)):
         return f"\n  {'.'.join(names)}: {then} then, {now} now"
-    inside = [differences(then.get(name), now.get(name), *names, name) for name in sorted(then | now)]
-    return ''.join(inside)
+    return ''.join(differences(then.get(name), now.get(name), *names, name) for name in sorted(then | now))
 
 # %% ../nbs/api/09_learner.ipynb #bc61cccb
 _FACTS = 'malaria_fastai 2' # Where a file of weights has them
 
 
 def checkpoint(
-    learn:Learner, # What is to be saved
+    learn,         # What is to be saved
     with_opt=True  # The state of the optimizer too
 )->dict: # What a file of weights holds, fastai's way
     "Weights, with what they mean, and the state of the optimizer, if there is one."
@@ -1001,8 +962,8 @@ def checkpoint(
 
 
 def set_opt_state(
-    learn:Learner, # Whose optimizer
-    state=None     # What the `state_dict` of one of its kind gave, which it takes over; None begins anew
+    learn,     # Whose optimizer
+    state=None # What the `state_dict` of one of its kind gave, which it takes over; None begins anew
 ):
     "Let an optimizer go on from a state, its averages in the layout of the weights; what is frozen stays so."
     frozen = getattr(learn.opt, 'frozen_idx', 0)
@@ -1012,17 +973,16 @@ def set_opt_state(
     learn.opt.load_state_dict(state)
     for p,averages in getattr(learn.opt, 'opt', learn.opt).state.items():
         for name,value in averages.items():
-            if getattr(value, 'shape', None) != p.shape: continue
-            averages[name] = torch.empty_like(p).copy_(value)
+            if getattr(value, 'shape', None) == p.shape: averages[name] = torch.empty_like(p).copy_(value)
 
 # %% ../nbs/api/09_learner.ipynb #cdcc567c
 @patch
 def save(self:CNNLearner,
-    file:str,            # A name under `models/`, without its ending
+    file,          # A name under `models/`, without its ending
     *,
     with_opt=True, # The state of the optimizer too
     **v1           # Words of v1 that change nothing here, such as `return_path`
-)->Path:
+):
     "Write the weights, whole or not at all."
     unmeant('save', v1)
     target = Path(self.path)/self.model_dir/f'{file}.pth'
@@ -1039,37 +999,38 @@ class _Read:
 # %% ../nbs/api/09_learner.ipynb #7eec2847
 @patch
 def load(self:CNNLearner,
-    file:str,    # A name under `models/`, without its ending
+    file,        # A name under `models/`, without its ending
     device=None, # A word of v1's: weights go where the network is
     *,
     with_opt=None,    # The optimizer too: True says so where there is none; None takes it if it is there
     strict=True,      # Every weight must match
     weights_only=True, # A word of fastai's callbacks: whatever it says, only numbers are read
     **v1               # Words of v1 that change nothing here, such as `purge`
-)->CNNLearner:
+):
     "Load weights that `save` or `SaveModelCallback` wrote; nothing in the file is run."
     unmeant('load', v1)
     path = Path(self.path)/self.model_dir/f'{file}.pth'
     if not path.exists():
-        there = ', '.join(sorted(found.stem for found in path.parent.glob('*.pth')))
-        raise FileNotFoundError(f"{path.name}: no such file in {path.parent}; there is {there or 'none'}")
-    weights,opt = _Read(),_Read() # fastai's reader knows what may stand in a file
+        there = sorted(found.stem for found in path.parent.glob('*.pth'))
+        raise FileNotFoundError(f"{path}: no such file; in its folder there is: " + ', '.join(there))
+    weights = _Read()
+    opt = _Read() # fastai's reader knows what may stand in a file
     distrib_barrier()
     with warnings.catch_warnings():
         if with_opt is None: warnings.simplefilter('ignore')
         load_model(path, weights, opt, with_opt is not False)
-    then,now = getattr(weights.state, '_metadata', {}).get(_FACTS, {}),learner_facts(self)
+    then = getattr(weights.state, '_metadata', {}).get(_FACTS, {})
+    now = learner_facts(self)
     if not then: print(f"{file}.pth does not say for which classes and normalisation: not compared")
     elif lines := differences(then['data'], now['data']):
         raise ValueError(f"{file}.pth was trained for other data, and its answers would be wrong here:{lines}\n"
                          "Make the bunch with the same classes= and normalize=")
     for model in (deepcopy(self.model), self.model): # torch takes those that fit before it complains of the others
         model.load_state_dict(weights.state, strict=strict)
-    steps = then.get('optimizer', 'not named')
-    if opt.state and steps != now['optimizer']:
+    if opt.state and then.get('optimizer') != now['optimizer']:
         if with_opt:
-            raise ValueError(f"{file}.pth holds the averages of another optimizer: {steps}")
-        print(f"{file}.pth: not the averages of this optimizer. They begin anew")
+            raise ValueError("the file holds the averages of another optimizer, or of other layer groups")
+        print("The file holds the averages of another optimizer. Here they begin anew")
         opt.state = None
     set_opt_state(self, opt.state)
     return self
@@ -1078,7 +1039,8 @@ def load(self:CNNLearner,
 class _Finder(LRFinder):
     "fastai's finder without its file: `lr_find` keeps the weights. It says how long all batches will take."
     name = 'lr_finder'
-    before_fit,best_loss = ParamScheduler.before_fit,np.inf
+    before_fit = ParamScheduler.before_fit
+    best_loss = np.inf
     def after_batch(self):
         if self.train_iter == 1: self.began = time.time()
         if self.train_iter == 3 and (seconds := (time.time() - self.began)/2*self.num_it) > 5:
@@ -1090,18 +1052,20 @@ class _Finder(LRFinder):
 # %% ../nbs/api/09_learner.ipynb #b2bbef33
 def _suggested(lrs, losses, beta):
     "The rate of the running loss's fastest fall, and a tenth of that of its minimum; None where no fall is clear."
-    n,width = len(lrs),max(3, len(lrs)//8)
+    n = len(lrs)
+    width = max(3, n//8)
     if n < 4*width: return None
     means = losses*(1 - beta**np.arange(1, n + 1))
     each = (means - beta*np.append(0, means[:-1]))/(1 - beta) # the loss of every batch
-    smooth,first = np.convolve(each, np.ones(width)/width, 'valid'),n//10 # each mean begins at its batch
-    low = smooth[first+width:].argmin() + first + width
-    falls = smooth[first:low-width+1] - smooth[first+width:low+1] # from one mean to the next, which shares no batch
-    noise = np.median(np.abs(np.diff(each[:low+width])))/.954*(2/width)**.5 # deviation of such a difference
+    first = n//10
+    smooth = np.convolve(each, np.ones(width)/width, 'valid')[first:] # each mean begins at its batch
+    end = smooth[width:].argmin() + 1 # behind the lowest
+    falls = smooth[:end] - smooth[width:width+end] # from one mean to the next, which shares no batch
+    noise = np.median(np.abs(np.diff(each[:first+end+2*width-1])))/.954*(2/width)**.5 # deviation of such a difference
     if falls.max() < 4*noise: return None
     begin = first + falls.argmax() # the running loss follows later
     steep = begin + (losses[begin:-width] - losses[begin+width:]).argmax() + width//2
-    return float(lrs[steep]),float(lrs[begin + losses[begin:].argmin()]/10)
+    return lrs.item(steep),lrs.item(begin + losses[begin:].argmin())/10
 
 
 @patch
@@ -1119,15 +1083,15 @@ def lr_find(self:CNNLearner,
     wd=None        # Weight decay; None is the learner's
 )->float|None: # The rate where the loss falls fastest; None where nothing falls clearly
     "Try rising rates and return a good one; `recorder.plot()` shows the curve. Weights and history stay."
-    rec,stage = self.recorder,self.stage
+    rec = self.recorder
+    stage = self.stage
     weights,opt = deepcopy((self.model.state_dict(), self.opt and self.opt.state_dict()))
-    kept = {**vars(rec), 'smooth_loss': copy(rec.smooth_loss)}
-    away = [cb for cb in self.cbs if hasattr(cb, 'jump_to_epoch') or isinstance(cb, (CSVLogger, ShowGraph))]
+    kept = {**vars(rec)}
+    away = self.ordered_cbs('jump_to_epoch') + self._grab_cbs((CSVLogger, ShowGraph))
     rec.clear()
     try:
         with self.no_bar(), self.no_logging(), self.removed_cbs(away), seeded(self.seed, 0):
-            finder = _Finder(start_lr, end_lr, num_it, stop_div)
-            self.fit(num_it//max(1, len(self.dls.train)) + 1, wd=wd, cbs=finder)
+            self.fit(num_it, wd=wd, cbs=_Finder(start_lr, end_lr, num_it, stop_div)) # which ends after so many batches
         kept['found'] = rec.lrs,[*map(float, rec.losses)]
     finally: # weights, optimizer, stage and history are what they were before
         self.model.load_state_dict(weights)
@@ -1150,20 +1114,16 @@ def plot(self:Recorder,
     if not hasattr(self, 'found'):
         raise ValueError("nothing to plot yet: call learn.lr_find() first")
     lrs,losses = self.found
-    curve = _shown(pd.Series(losses, lrs), skip_start, skip_end)
-    if len(curve) < 4:
+    if len(lrs) - skip_start - skip_end < 4:
         raise ValueError("too few rates are left: let skip_start and skip_end leave out fewer")
-    ax, = _row_of_axes(self)
-    curve.plot(ax=ax, logx=True, xlabel='Learning rate',
-               ylabel='Loss', color='#0072B2', grid=True)
+    fig = _draw_curves(self, pd.DataFrame({'Loss': losses}, lrs), skip_start, skip_end, 'Learning rate', logx=True)
     if suggestion:
         self.min_grad_lr,tenth = self.suggested()
         if tenth is None: print("No clear slope: the loss falls at none of these rates by more than chance")
         else:
             print(f"Min numerical gradient: {self.min_grad_lr:.2E}\nMin loss divided by 10: {tenth:.2E}")
-            ax.plot(self.min_grad_lr, np.interp(self.min_grad_lr, lrs, losses),
-                    'o', color='#D55E00')
-    return ax.figure
+            fig.axes[0].plot(self.min_grad_lr, np.interp(self.min_grad_lr, lrs, losses), 'o', color='#D55E00')
+    return fig
 
 # %% ../nbs/api/09_learner.ipynb #09a3296c
 def _steps(dl): return str(dl.after_batch.fs.filter(risinstance(Normalize))) # also its numbers
@@ -1234,16 +1194,17 @@ def predict(self:CNNLearner,
 # %% ../nbs/api/09_learner.ipynb #4349bd6d
 @patch
 def predict_cells(self:CNNLearner,
-    cells:pd.DataFrame, # Rows of `data.cells`; a column `split` is kept
-    positive:str        # The positive class, whose probability becomes `p`
+    cells,   # Rows of `data.cells`; a column `split` is kept
+    positive # The positive class, whose probability becomes `p`
 )->pd.DataFrame: # `cells` with `pred` (class name), `p` in [0, 1] and `loss`
     "The predictions table of some cells."
-    classes,cells = self.dls.classes,cells.reset_index(drop=True)
+    classes = self.dls.classes
     if positive not in classes:
-        raise ValueError(f"positive={positive!r} is none of the classes {classes}")
+        raise ValueError(f"positive= is none of the classes {classes}")
     probs,_,loss = self.get_preds(dl=self.dls.cells_dl(cells), with_loss=True)
-    pred,p = np.take(classes, probs.argmax(1)),probs[:, classes.index(positive)].double()
-    return cells.assign(pred=pred, p=p.numpy(), loss=loss.numpy(), p_is='raw')
+    return cells.reset_index(drop=True).assign(
+        pred=np.take(classes, probs.argmax(1)), p=probs[:, classes.index(positive)].double().numpy(),
+        loss=loss.numpy(), p_is='raw')
 
 # %% ../nbs/api/09_learner.ipynb #b2cbcacd
 class _View(Transform):
@@ -1262,11 +1223,13 @@ def TTA(self:CNNLearner,
     "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
     unmeant('TTA', v1)
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
-    record,views = record_for(self.dls.classes),self.dls.views
+    record = record_for(self.dls.classes)
+    views = self.dls.views
     if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
-    loaders = [dl.new(after_batch=[_View(k), *dl.after_batch.fs]) for k in range(views)]
-    with self.no_bar(): (plain,targets),*others = [self.get_preds(dl=loader) for loader in loaders]
-    mean = torch.stack([plain, *(probs for probs,_ in others)]).mean(0)
+    with self.no_bar():
+        each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(views)]
+    plain,targets = each[0]
+    mean = torch.stack([probs for probs,_ in each]).mean(0)
     return (plain, mean, targets) if beta is None else (beta*plain + (1-beta)*mean, targets)
 
 # %% ../nbs/api/09_learner.ipynb #416544a2
@@ -1285,28 +1248,28 @@ def show_results(self:CNNLearner,
     ds_type=DatasetType.Valid, # Which part
     rows=5,      # Rows, and columns, of the grid
     figsize=None # Inches
-)->plt.Figure:
+):
     "Show pictures with truth and prediction, right in green and wrong in red."
-    data,cells = self.dls,self.dls.dl(ds_type).dataset.cells
-    cells = cells.iloc[np.random.default_rng(self.seed).permutation(len(cells))[:rows**2]]
+    data = self.dls
+    cells = data.dl(ds_type).dataset.cells.sample(frac=1, random_state=self.seed)[:rows**2]
     with self.no_bar(): x,probs,_ = self.get_preds(dl=data.cells_dl(cells), with_input=True)
     pred = np.take(data.classes, probs.argmax(1))
     titles = [f'{label}\npredicted {told}' for label,told in zip(cells.label, pred)]
     fig = show_grid(data.denormalize(x), titles, rows, figsize, data.drawn_note)
-    colours = np.where(cells.label == pred, '#007a55', '#b5120f')
-    for ax,colour in zip(fig.axes, colours): ax.title.set_color(colour)
+    for ax,right in zip(fig.axes, cells.label == pred): ax.title.set_color('#007a55' if right else '#b5120f')
     return fig
 
 # %% ../nbs/api/09_learner.ipynb #a41fp16c
 class HalfPrecision(MixedPrecision):
     "fastai's mixed precision; a fused step takes scale and overflow along, and nobody waits for the GPU."
-    name,looks_on = 'mixed_precision',True # a state holds the scaler by itself
+    name = 'mixed_precision'
+    looks_on = True # a state holds the scaler by itself
     def before_fit(self):
         super().before_fit()
         # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
         if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
         # what the scaler asks of an optimizer: callbacks before the step, such as clipping, read unscaled gradients
-        last = self.learn.ordered_cbs('before_step')[-1]
+        last = self.ordered_cbs('before_step')[-1]
         self._step_supports_amp_scaling = isinstance(self.opt, _FusedAdam) and last is self
 
     def before_step(self):
@@ -1318,7 +1281,8 @@ class HalfPrecision(MixedPrecision):
         "The scaler takes this for the optimizer: what it found is handed on, and used up by the step that follows."
         self.skipped = False
         if not self._step_supports_amp_scaling: return
-        self.opt.opt.grad_scale,self.opt.opt.found_inf = self.grad_scale,self.found_inf
+        self.opt.opt.grad_scale = self.grad_scale
+        self.opt.opt.found_inf = self.found_inf
 
 # %% ../nbs/api/09_learner.ipynb #4f2caf04
 @patch
@@ -1359,13 +1323,13 @@ def half_precision()->list: # [] or one callback for `fit_one_cycle(callbacks=)`
     return [Bfloat16()]*any(getattr(torch.cpu, name, bool)() for name in able)
 
 # %% ../nbs/api/09_learner.ipynb #8098ae42
-def is_writer()->bool:
+def is_writer():
     "Whether this process writes files: the only one, or the first of those that were launched together."
     return rank_distrib() == 0
 
 # %% ../nbs/api/09_learner.ipynb #6ae99856
 def alone(
-    what:str # What is to be done, for the error
+    what # What is to be done, for the error
 ):
     "Refuse what processes cannot share: they would do it side by side, and write over each other."
     if (n := num_distrib()) > 1:
@@ -1397,7 +1361,7 @@ def export(self:CNNLearner,
     file='export.pkl', # Name under `learn.path`
     extra=None,        # More facts for the description, under other names, as plain JSON values
     **v1               # Words of v1 that change nothing here, such as `destroy`
-)->Path:
+):
     "Write the model as one safe file: weights as safetensors, its description as JSON in the header."
     unmeant('export', v1)
     if self.spec is None:
@@ -1409,20 +1373,21 @@ def export(self:CNNLearner,
     tensors = {name: value.cpu().contiguous() for name,value in checkpoint(self, False).items()}
     text = json.dumps(dict(format=_MODEL_FORMAT, spec=asdict(self.spec), data=self.dls.config(),
                            pretrained=self.pretrained, **(extra or {})))
-    header = dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors)))
     target = Path(self.path)/file
-    with writing(target), replacing(target) as part: save_file(tensors, part, metadata=header)
+    with writing(target), replacing(target) as part:
+        save_file(tensors, part, dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors))))
     return target
 
 # %% ../nbs/api/09_learner.ipynb #cc0481f9
 def read_model(
-    file:Path # A file that `learn.export` wrote
+    file # A file that `learn.export` wrote
 )->tuple: # (description, {name: tensor})
     "Read and check a model file; nothing in it is run."
     Path(file).stat() # names the file where it is missing, which safetensors does without a remedy
     try:
         with safe_open(file, 'pt') as opened: header = opened.metadata() or {}
-        tensors,text = load_file(file),header.get('malaria_fastai', '')
+        tensors = load_file(file)
+        text = header.get('malaria_fastai', '')
         if digest(text, *_named_bytes(tensors)) != header.get('sha256'):
             raise ValueError("its header does not describe it, as it is not what was written; copy it again")
         about = json.loads(text)
@@ -1436,33 +1401,34 @@ def read_model(
 
 # %% ../nbs/api/09_learner.ipynb #19b7a066
 def load_learner(
-    path:Path,          # The folder that `learn.export` wrote to, or the file itself
+    path,               # The folder that `learn.export` wrote to, or the file itself
     file='export.pkl',  # Name of the file, where `path` is a folder
     test=None,          # Pictures to predict as the test part, as in v1: an `ImageList`, or a list of paths
     *, trust_pickle=False, # Load a real pickle too: this runs the code it contains
     **kwargs            # As in `ImageDataBunch.from_cells`, such as `bs`
-)->CNNLearner:
+):
     "Load a model; `learn.data = data` then gives it pictures to train on, layer groups and all."
     file = Path(path)/file if Path(path).is_dir() else Path(path)
     try: about,tensors = read_model(file)
     except ModelRefused:
         if trust_pickle: return _load_pickle(file)
         raise
-    said,spec = about['data'],ModelSpec(**about['spec'])
+    said = about['data']
+    spec = ModelSpec(**about['spec'])
     kept = {name: said[name] for name in ('size', 'padding_mode', 'bs', 'val_bs', 'seed')}
     data = ImageDataBunch.single_from_classes(
         file.parent, said['classes'], resize_method=ResizeMethod[said['resize_method']],
         normalize=said['stats'] or False, **{**kept, **kwargs})
-    test = getattr(test, 'items', test)
-    if test is not None:
-        if isinstance(test, str) or not hasattr(test, '__len__'):
-            raise ValueError("test= takes pictures: ImageList.from_folder(folder), "
-                             "or a list of paths")
-        if len(test): data.loaders.append(data.test_dl(test))
+    if isinstance(test, (str, Path)):
+        raise ValueError("test= takes pictures: ImageList.from_folder(folder), "
+                         "or a list of paths")
+    items = L(getattr(test, 'items', test), use_list=test is not None)
+    if items: data.loaders.append(data.test_dl(items))
     model = spec.build()
     model.load_state_dict(tensors)
     learn = CNNLearner(data, model, spec, splitter=split_params,
                        loss_func=_USUAL[spec.log_softmax])
-    learn.pretrained,learn.about = about['pretrained'],about
+    learn.pretrained = about['pretrained']
+    learn.about = about
     _lay_out(learn.model, data.device) # as `cnn_learner` does, for the last bit
     return learn

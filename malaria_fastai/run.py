@@ -27,8 +27,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastai import metrics
 from fastai.callback.tracker import EarlyStoppingCallback
-from fastai.metrics import accuracy, error_rate
 from pandas import DataFrame
 
 import malaria_fastai
@@ -98,12 +98,11 @@ def prepare(
     everything = read_cells(root, on_bad=on_bad)
     cells = limit_cells(everything, limit, seed)
     if split: cells = split_by(cells, split, valid, test, seed)
-    cells.attrs.update(left_out=everything.attrs['left_out'], of=len(everything))
+    cells.attrs['of'] = len(everything)
     return root,cells
 
 # %% ../nbs/api/15_run.ipynb #f72c01cb
 _NORMALIZE = dict(imagenet=True, half=([.5]*3, [.5]*3), none=False)
-_METRICS = dict(accuracy=accuracy, error_rate=error_rate)
 _FIRST_GROUP = dict(nothing=0, early=1, body=2) # What is frozen -> the first layer group that is trained
 
 # %% ../nbs/api/15_run.ipynb #1c205769
@@ -133,7 +132,7 @@ def recipe_learner(
         data, recipe.arch, recipe.pretrained, recipe.lin_ftrs, recipe.ps,
         head=recipe.head, log_softmax=recipe.activation == 'log_softmax',
         weights=recipe.weights, cut=recipe.cut,
-        metrics=[_METRICS[name] for name in recipe.metrics],
+        metrics=[getattr(metrics, name) for name in recipe.metrics],
         loss_func=recipe.loss, opt_func=recipe.opt, wd=recipe.wd,
         wd_bn_bias=recipe.wd_bn_bias, train_bn=recipe.train_bn, **kwargs)
 
@@ -203,7 +202,7 @@ def _filled(words):
     if pretrained == 'no' and recipe.pretrained:
         recipe = from_scratch(recipe) if recipe.name else recipe.but(pretrained=False)
     recipe = recipe.but(**{name: words[name] for name in _FIELDS if words.get(name) is not None})
-    if recipe.network: arch_name(recipe.arch) # refuses a name that nobody knows
+    if recipe.arch: arch_name(recipe.arch) # refuses a name that nobody knows
     if recipe.name: pretrained = 'yes' if recipe.pretrained else 'no'
     else: # the head, then all layers with rates that rise from the first to the head
         recipe = recipe.but(finetune_lr=(recipe.lr/100, recipe.lr/10))
@@ -242,13 +241,6 @@ def _save_json(file, content):
 def _plain_name(source):
     "A source without the folders of this machine."
     return source if '://' in str(source) else Path(source).name
-
-# %% ../nbs/api/15_run.ipynb #0392c89a
-def _call(function, words):
-    "The call that made a run, without the folders of this machine and without what was not given."
-    shown = [f'{name}={value!r}' for name,value in words.items()
-             if value is not None and name not in ('out', 'data_dir', 'resume')]
-    return f"{function}({', '.join(shown)})"
 
 # %% ../nbs/api/15_run.ipynb #4f761df5
 def _is_finished(out, what, resume):
@@ -494,7 +486,7 @@ def train(
     resume:bool=False, # Go on with the run in `out`; start if there is none; change nothing if it is finished
     every:str|int='epoch', # When a state is written: 'epoch', or after so many batches
     recipe:str|Recipe=None,# A recipe, which fills in what is not given
-    command:str=None   # What the report shows as the command; None is this call
+    command:str='train, with the words in run.json' # What the report shows as the command
 )->Path: # The run folder
     "Train on one part of a data set, judge on unseen patients, and write it all down."
     given = dict(locals())
@@ -514,17 +506,16 @@ def train(
     about |= dict(leakage=leakage(cells), data=data)
     what |= dict(data=data['hash'])
     if finished: return _nothing_left(out, what)
-    if recipe.network:
+    if recipe.arch:
         with writer_first():
             learn,recipe = _ready(recipe, root, cells, seed, cache, pretrained, out)
         what |= dict(weights='ImageNet' if learn.pretrained else 'random')
     pictures = Path(os.path.relpath(root, out)).as_posix()
-    run = _begin(out/'run.json', what, pictures=pictures,
-                 command=command or _call('train', dict(given, source=about['source'])))
-    if recipe.network:
+    run = _begin(out/'run.json', what, command=command, pictures=pictures)
+    if recipe.arch:
         with learn.distributed(): fit_recipe(learn, recipe, every, resume)
     if is_writer(): # the first of several processes judges and writes
-        if recipe.network: preds = _finish(learn, recipe, out, about, start)
+        if recipe.arch: preds = _finish(learn, recipe, out, about, start)
         else: preds = _finish_colours(root, cells, about, start)
         _write_numbers(out, preds, about, draws, run['command'])
     return _complete(out)
@@ -536,10 +527,9 @@ def summary(
     "The main numbers of a run, with their 95 % intervals, and where the report lies."
     if not is_writer(): return '' # the first of several processes says it
     found = _read_json(Path(run)/'metrics.json')
-    parts = {part: both_lines(found.get(part, {})) for part in ('valid', 'test')}
     things = 'cells' if has_no_up(found['data']['labels']) else 'pictures'
     return _PAGES.get_template('summary.txt.jinja').render(
-        found, parts=parts, things=things, report=Path(run)/'report.html')
+        found=found, both_lines=both_lines, things=things, report=Path(run)/'report.html')
 
 # %% ../nbs/api/15_run.ipynb #a09c3410
 def probabilities(

@@ -8,12 +8,12 @@ Docs: https://OWNER.github.io/malaria_fastai/api/sample.html.md"""
 __all__ = ['DRAWN_NOTE', 'draw_sample', 'is_drawn']
 
 # %% ../nbs/api/02_sample.ipynb #58fd6d24
-import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 from numpy import angle, clip, cos, exp
 from PIL import Image, ImageColor, ImageFilter
 
@@ -51,7 +51,7 @@ class _Canvas:
         self.rng = rng
         self.uniform = rng.uniform
         self.radius = radius
-        turn = np.linspace(0, 2*np.pi, 361)
+        turn = np.linspace(-np.pi, np.pi, 361)
         # an uneven circle: a few low waves
         heights = rng.normal(size=5)*[.07, .035, .02, .012, .008]
         outline = 1 + cos(np.outer(turn, np.arange(2, 7)) + rng.uniform(0, 7, 5)) @ heights
@@ -61,7 +61,7 @@ class _Canvas:
         self.corner = complex(*border.min(1))
         self.places = self.corner + (columns + 1j*rows)/radius
         away = abs(self.places)
-        self.edge = np.interp(angle(self.places) % (2*np.pi), turn, outline) - away
+        self.edge = np.interp(angle(self.places), turn, outline) - away
         # how much brighter each pixel is than the colour of the cell: a pale centre, a rim, a slope and noise
         pallor = exp(-(away/rng.uniform(.3, .55))**2)*rng.choice([0, 12, 30], p=[.4, .35, .25])
         rim = stain.rim*exp(-clip(self.edge, 0, 1)*16)
@@ -179,15 +179,15 @@ _MARK = 'drawn.json'
 _DRAWING = 3 # Changes when the drawing does
 
 def draw_sample(
-    folder:str|Path='data/drawn-sample', # Where to; an earlier drawing of the same seed is kept
-    seed:int=42                          # Same seed, same pictures
+    folder='data/drawn-sample', # Where to; an earlier drawing of the same seed is kept
+    seed=42                     # Same seed, same pictures
 )->Path: # The folder with `Parasitized`, `Uninfected` and `truth.csv`, which says where the parasites are
     "Draw the sample: 720 cells of 24 patients, in the layout of the NIH set."
     folder = Path(folder)
     mark = folder/_MARK
     about = json.dumps(dict(drawing=_DRAWING, seed=seed, note=DRAWN_NOTE))
     if mark.is_file():
-        whole = len([*folder.glob('*/*.png')]) >= sum(SAMPLE.counts.values())
+        whole = len([*folder.glob('*/*.png')]) >= 720
         if whole and mark.read_text() == about: return folder
     elif any(folder.glob('[!.]*')):
         raise DataNotFound(f"{folder}: it holds other files. "
@@ -206,8 +206,8 @@ def draw_sample(
             with replacing(folder/path) as part:
                 picture.save(part, 'png', compress_level=1) # a third of the time
             rows.append((path, label, *(np.round(where, 1) if where else ['']*3)))
-    with replacing(folder/'truth.csv') as part, open(part, 'w', newline='') as file:
-        csv.writer(file).writerows([('path', 'label', 'x', 'y', 'radius'), *sorted(rows)])
+    truth = pd.DataFrame(sorted(rows), columns=['path', 'label', 'x', 'y', 'radius'])
+    write_atomically(folder/'truth.csv', truth.to_csv(index=False, lineterminator='\r\n'))
     for label in SAMPLE.labels: write_atomically(folder/label/'Thumbs.db', 'not a picture')
     write_atomically(mark, about)
     return folder

@@ -17,13 +17,13 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+
 from unicodedata import normalize
 from urllib.parse import urlsplit
 
@@ -58,11 +58,9 @@ class Record:
                             known=self.patients or 'unknown', **vars(self))
 
 # %% ../nbs/api/01_source.ipynb #2035bcb4
-_NLM = 'https://data.lhncbc.nlm.nih.gov/public/Malaria/'
-
 NIH = Record(
     'nih', 'NIH/NLM malaria cell images', ('Parasitized', 'Uninfected'), 'Parasitized',
-    url=f'{_NLM}cell_images.zip',
+    url='https://data.lhncbc.nlm.nih.gov/public/Malaria/cell_images.zip',
     sha256='0a949556b2414159b5100192609805376654c4266d8d187be9b1922fad43c668',
     nbytes=353_452_851,
     file='cell_images.zip',
@@ -73,7 +71,7 @@ NIH = Record(
     citation='Rajaraman et al. 2018, Pre-trained convolutional neural networks as feature '
              'extractors toward improved malaria parasite detection in thin blood smear '
              'images, PeerJ 6:e4568',
-    page=_NLM)
+    page='https://data.lhncbc.nlm.nih.gov/public/Malaria/')
 
 CXR = Record(
     'cxr', 'Chest X-ray images (pneumonia)', ('NORMAL', 'PNEUMONIA'), 'PNEUMONIA',
@@ -120,17 +118,17 @@ class DataNotFound(ValueError):
 
 # %% ../nbs/api/01_source.ipynb #3939c3dc
 _TRIES = 3 # How often a download is tried
-_WAIT = 30 # Seconds without an answer until a try counts as failed
+
 
 def _fetch_zip(url, file, shelf):
     "A downloader for pooch that also wants a whole zip."
-    pooch.HTTPDownloader(progressbar=True, timeout=_WAIT)(url, file, shelf)
+    pooch.HTTPDownloader(progressbar=True, timeout=30)(url, file, shelf)
     if not zipfile.is_zipfile(file): raise ValueError("what arrived is not a whole zip")
 
 # %% ../nbs/api/01_source.ipynb #61746d58
 def download(
     what:Record|str,         # A record, or an http(s) address
-    folder:str|Path='data'   # Where to keep the archive
+    folder='data'            # Where to keep the archive
 )->Path: # The archive
     "Fetch an archive once, check it, and keep it."
     record = next((record for record in RECORDS.values() if record.url == what), what)
@@ -174,7 +172,7 @@ def _no_picture(name):
     kind = path.suffix.lower()
     if '__MACOSX' in path.parts: return '__MACOSX'
     if path.name in ('Thumbs.db', '.DS_Store'): return path.name
-    if any(part.startswith('.') for part in path.parts): return 'hidden file'
+    if '/.' in f'/{name}': return 'hidden file'
     return None if kind in EXTENSIONS else kind or 'no extension'
 
 # %% ../nbs/api/01_source.ipynb #f8f38e85
@@ -198,22 +196,17 @@ def _is_bomb(size, packed):
     return size > 2**20 and size > _MAX_RATIO*max(1, packed)
 
 # %% ../nbs/api/01_source.ipynb #491833b5
-_LONGEST = 500 # Characters of an entry's name
-_DEEPEST = 20  # Folders of an entry's name; work grows with the square of either
-
 def _refusal(info):
     "Why an entry must not be written, or None. A good one gets a name in order: with slashes, without `//` and `/./`."
     name = info.filename
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if len(name) > _LONGEST or sum(map(name.count, '/\\')) > _DEEPEST:
-        return (f'a name of more than {_LONGEST} characters or {_DEEPEST} folders; '
-                'pack the pictures anew under shorter names')
+    if len(name) > 500 or sum(map(name.count, '/\\')) > 20: # work grows with the square of either
+        return 'a name of more than 500 characters or 20 folders; pack the pictures anew under shorter names'
     name = normalize('NFC', name.replace('\\', '/')) # old programs for Windows write backslashes
     if name.startswith('/') or ':' in name: return 'an absolute name, or one with a colon'
     if '..' in name.split('/'): return 'a name that leaves the folder'
     info.filename = f"{PurePosixPath(name)}{'/'*name.endswith('/')}"
     if info.filename in ('.', './') or min(name) < ' ': return 'without a proper name'
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR): return 'a link or a device'
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR): return 'a link or a device'
     if info.flag_bits & 1: return 'encrypted'
     if _is_bomb(info.file_size, info.compress_size):
         return 'a bomb: it unfolds to far more than its size'
@@ -228,13 +221,13 @@ def _archive_plan(infos, packed):
     total = sum(info.file_size for info in infos)
     if total > _MAX_UNPACKED or _is_bomb(total, packed):
         raise BadArchive(f"entries that unfold to {total/1e6:.0f} MB are a bomb")
-    known = {(info.filename, info.CRC, info.file_size) for info in infos}
+    known = {(info.filename, info.CRC) for info in infos}
     keep = []
     left_out = Counter()
     for info in infos:
         if info.is_dir(): continue
         higher = info.filename.partition('/')[2] # `cell_images/a/1.png` of `cell_images/cell_images/a/1.png`
-        is_copy = '/' in higher and (higher, info.CRC, info.file_size) in known
+        is_copy = '/' in higher and (higher, info.CRC) in known
         reason = _no_picture(info.filename) or 'copy in a nested folder'*is_copy
         if reason: left_out[reason] += 1
         else: keep.append(info)
@@ -249,15 +242,13 @@ def progress(
     items,           # What to go through
     desc:str,        # What is being done
     total=None,      # How many there are, where `items` does not know
-    quiet:bool=False # Show nothing
+    quiet=False      # Show nothing
 ):
     "A progress bar with the time left; none where the environment sets TQDM_DISABLE."
     if quiet: return items
     return tqdm(items, desc=desc, total=total, leave=False, mininterval=.5)
 
 # %% ../nbs/api/01_source.ipynb #489f66b8
-_STALE = 3600 # Seconds after which a half-done extraction is taken for abandoned
-
 def _write_entries(archive, infos, root):
     "Write entries into a folder beside `root`, then give it its name, or fill the gaps of the one that has it."
     above = root.parent
@@ -266,23 +257,17 @@ def _write_entries(archive, infos, root):
     if needed > shutil.disk_usage(above).free:
         raise OSError(f"{above}: {needed:,} bytes needed, and not free; make room or name another folder")
     for path in above.glob(f'.{root.name}.*.part'):
-        if time.time() - path.stat().st_mtime > _STALE: shutil.rmtree(path, ignore_errors=True)
+        if time.time() - path.stat().st_mtime > 3600: shutil.rmtree(path, ignore_errors=True) # abandoned for an hour
     with TemporaryDirectory('.part', f'.{root.name}.', above, ignore_cleanup_errors=True) as part:
         whole = Path(part, 'whole')
-        for info in progress(infos, 'extracting'):
-            file = archive.extract(info, whole)
-            when = time.mktime((*info.date_time, 0, 0, -1))
-            os.utime(file, (when, when)) # its own time, so that caches know the picture again
+        archive.extractall(whole, progress(infos, 'extracting'))
         try: whole.rename(root)
         except OSError: # it is there: a gap is filled, or another process was faster
             shutil.copytree(whole, root, copy_function=os.replace, dirs_exist_ok=True)
 
 # %% ../nbs/api/01_source.ipynb #0fa3b2a7
-class _Extracted(NamedTuple):
-    "What `extract` did."
-    root: Path      # The folder
-    n_files: int    # Pictures in it
-    left_out: dict  # Why entries were left out, and how many
+# What `extract` did: the folder, how many pictures it has, and why entries were left out: reason -> how many
+_Extracted = namedtuple('_Extracted', 'root n_files left_out')
 
 # %% ../nbs/api/01_source.ipynb #3a020f41
 def extract(
@@ -314,7 +299,7 @@ def extract(
     return _Extracted(root, len(keep), left_out)
 
 # %% ../nbs/api/01_source.ipynb #5197a59a
-_PART_FOLDER = re.compile(r'(?:(train(?:ing)?)|(val(?:id|idation)?|dev)|(test(?:ing)?))'
+_PART_FOLDER = re.compile(r'(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id|idation)?|dev)|(?P<test>test(?:ing)?))'
                           r'[\W_\d]*(?:set|data|images|split|folder)?', re.IGNORECASE)
 
 def part_of(
@@ -322,7 +307,7 @@ def part_of(
 )->str|None: # 'train', 'valid' or 'test'; None if it is no such name
     "The part that a folder is meant for."
     match = _PART_FOLDER.fullmatch(name.strip())
-    return match and ('train', 'valid', 'test')[match.lastindex - 1]
+    return match and match.lastgroup
 
 # %% ../nbs/api/01_source.ipynb #a73b8bc4
 def _folders(folder):

@@ -11,6 +11,7 @@ __all__ = ['SplitError', 'split_random', 'split_patient', 'split_folder', 'split
 # %% ../nbs/api/04_split.ipynb #5e6b8e04
 import re
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -29,9 +30,8 @@ _PARTS = 'train', 'valid', 'test'
 
 def _check_shares(valid, test):
     "Refuse shares that leave nothing to learn from."
-    try: fine = min(valid, test) >= 0 and valid + test < 1
-    except TypeError: fine = False
-    if fine: return
+    with suppress(TypeError):
+        if min(valid, test) >= 0 and valid + test < 1: return
     raise SplitError(
         "valid and test are shares of the cells, 0 or more and together below 1; "
         f"got {valid!r} and {test!r}")
@@ -60,10 +60,10 @@ def _together(parts, cells):
 
 # %% ../nbs/api/04_split.ipynb #0594e3cf
 def split_random(
-    cells:pd.DataFrame, # Cells table, in any order
-    valid:float=.2, # Share of cells for validation, in [0,1)
-    test:float=0., # Share of cells for test, in [0,1)
-    seed:int=42 # Same seed, same split
+    cells, # Cells table, in any order
+    valid=.2, # Share of cells for validation, in [0,1)
+    test=0., # Share of cells for test, in [0,1)
+    seed=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Draw cells at random, as fastai v1 did; patients will be on both sides."
     _check_shares(valid, test)
@@ -124,19 +124,16 @@ def _part_sizes(n, shares):
     return [n-sum(sizes), *sizes]
 
 # %% ../nbs/api/04_split.ipynb #918c29ca
-# Draws to choose from: shares of cells come within about a point of those wanted on the NIH set
-_DRAWS = 500
-
 def _best_draw(pools, shares, counts, seed):
     "Draw parts for groups many times; give the best draw: the part of each group, and how many labels are missing."
     rng = np.random.RandomState(seed)
     parts = np.arange(len(shares))
-    draws = np.zeros((_DRAWS, len(counts)), dtype=int)
+    draws = np.zeros((500, len(counts)), dtype=int) # shares of cells come within a point of those wanted on the NIH set
     dealt = [np.repeat(parts, _part_sizes(len(pool), shares)) for pool in pools]
     for draw in draws:
         for pool,some in zip(pools, dealt): draw[rng.permutation(pool)] = some
     got = (draws[:, None] == parts[:, None]) @ counts # (draw, part, label)
-    off_labels = (got/counts.sum(0) - np.array(shares)[:, None])**2
+    off_labels = (got/counts.sum(0) - shares[:, None])**2
     off_cells = (got.sum(-1)/counts.sum() - shares)**2
     none = got == 0 # train needs every label, other parts those with enough groups
     none[:, 1:] &= (counts > 0).sum(0) >= len(shares)
@@ -146,10 +143,10 @@ def _best_draw(pools, shares, counts, seed):
 
 # %% ../nbs/api/04_split.ipynb #fb6c3288
 def split_patient(
-    cells:pd.DataFrame, # Cells table with `patient` known for every cell
-    valid:float=.2, # Share of cells, and of patients, for validation, in [0,1)
-    test:float=.2, # The same for test, in [0,1)
-    seed:int=42 # Same seed, same split
+    cells, # Cells table with `patient` known for every cell
+    valid=.2, # Share of cells, and of patients, for validation, in [0,1)
+    test=.2, # The same for test, in [0,1)
+    seed=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Give every patient to one of train, valid and test, balanced over labels, controls and cells."
     _check_shares(valid, test)
@@ -159,7 +156,7 @@ def split_patient(
     group = _linked(cells)
     counts = pd.crosstab(group, cells.label)
     pools = _pools(cells, group, counts, len(shares))
-    drawn,missing = _best_draw(pools, shares.to_list(), counts.to_numpy(), seed)
+    drawn,missing = _best_draw(pools, shares.to_numpy(), counts.to_numpy(), seed)
     if len(counts) < len(shares) or missing:
         have = [f"{n} with {label}" for label,n in (counts > 0).sum().items()]
         raise SplitError(
@@ -174,12 +171,10 @@ def _with_rest(cells, some, rest):
     return cells.assign(split=some.split.reindex(cells.index).fillna(rest))
 
 # %% ../nbs/api/04_split.ipynb #87ebff1a
-_TINY = .02 # A valid folder below this share of train is warned of
-
 def split_folder(
-    cells:pd.DataFrame, # Cells table whose `folder_split` is known for every cell
-    valid:float=.2, # Share of the training folder's cells for validation, in [0,1), if there is no such folder
-    seed:int=42 # Same seed, same split
+    cells, # Cells table whose `folder_split` is known for every cell
+    valid=.2, # Share of the training folder's cells for validation, in [0,1), if there is no such folder
+    seed=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`
     "Keep the parts that the folders `train`, `valid` and `test` make."
     _check_table(cells, 'path', 'folder_split')
@@ -190,7 +185,7 @@ def split_folder(
     n_valid = sum(split == 'valid')
     if not len(train): raise SplitError("there is no train folder")
     if not n_valid: return _with_rest(cells, split_random(train, valid, seed=seed), split)
-    if n_valid < len(train)*_TINY:
+    if n_valid < len(train)/50:
         warnings.warn(
             f"the valid folder has {n_valid} cells beside {len(train)} in train: "
             "too few to choose a model by. To draw valid from both: "
@@ -204,22 +199,25 @@ def _folds():
     return read_table(facts('folds.csv'), types=dict(fold=int)).set_index('patient').fold
 
 # %% ../nbs/api/04_split.ipynb #b8522d9c
-def _with_test(cells, is_test, valid, seed, rule):
-    "`cells` with these as test, and valid drawn from the others by a rule."
+_DRAWN = dict(random=split_random, patient=split_patient)
+
+def _with_test(cells, folds, fold, valid, seed, rule):
+    "`cells` with one of their folds as test, and valid drawn from the others by a rule."
+    is_test = folds == fold
+    if isinstance(fold, bool) or is_test.nunique() == 1:
+        raise SplitError(f"all cells or none are of fold {fold!r}: nothing to divide; folds are 0, 1, 2 …, counted from 0")
     share = is_test.mean()
     _check_shares(valid, share)
     return _with_rest(cells, rule(cells[~is_test], valid/(1-share), 0, seed), 'test')
 
 # %% ../nbs/api/04_split.ipynb #b8ff9585
 def split_fold(
-    cells:pd.DataFrame, # Cells table of NIH patients
+    cells, # Cells table of NIH patients
     fold:int, # Which fold is the test part, 0 to 4
-    valid:float=.2, # Share of all cells for validation, drawn by patient, in [0,1)
-    seed:int=42 # For the draw of valid
+    valid=.2, # Share of all cells for validation, drawn by patient, in [0,1)
+    seed=42 # For the draw of valid
 )->pd.DataFrame: # `cells` plus column `split`
     "Take one of the five pinned folds as test, and valid from the other four."
-    if isinstance(fold, bool) or fold not in range(5):
-        raise SplitError(f"folds are 0, 1, 2, 3 and 4; got {fold!r}")
     _check_patients(cells)
     folds = cells.patient.map(_folds())
     strangers = cells.patient[folds.isna()].unique()
@@ -227,26 +225,20 @@ def split_fold(
         raise SplitError(
             f"no fold is pinned for {len(strangers)} patients, such as {strangers[0]}. "
             "The folds are for the 200 patients of the NIH set. Use the rule 'patient'")
-    is_test = folds == fold
-    if is_test.nunique() == 1:
-        raise SplitError(f"all cells or none are of fold {fold}: nothing to divide")
-    return _with_test(cells, is_test, valid, seed, split_patient)
+    return _with_test(cells, folds, fold, valid, seed, split_patient)
 
 # %% ../nbs/api/04_split.ipynb #a5ff2cef
 def split_kfold(
-    cells:pd.DataFrame, # Cells table, in any order
+    cells, # Cells table, in any order
     by:str, # What is drawn: 'patient' or 'random' (cells)
     fold:int, # Which fold is the test part, from 0 to folds-1
-    folds:int=5, # How many there are, at least 2
-    valid:float=.2, # Share of all cells for validation, drawn by the same rule, in [0,1)
-    seed:int=42 # Same seed, same folds
+    folds=5, # How many there are, at least 2
+    valid=.2, # Share of all cells for validation, drawn by the same rule, in [0,1)
+    seed=42 # Same seed, same folds
 )->pd.DataFrame: # `cells` plus column `split`: 'train', 'valid' or 'test'
     "Draw folds; one is test, and valid comes from the others."
     from sklearn.model_selection import StratifiedGroupKFold
-    if by not in ('patient', 'random'):
-        raise SplitError(f"folds are drawn by 'patient' or 'random', got {by!r}")
-    if folds < 2 or not 0 <= fold < folds:
-        raise SplitError(f"fold {fold} of {folds}: there must be at least 2, counted from 0")
+    if by not in _DRAWN: raise SplitError(f"folds are drawn by {' or '.join(_DRAWN)}, got {by!r}")
     _check_table(cells, 'path', 'label')
     rows = cells.sort_values('path')
     group = rows.path
@@ -254,24 +246,21 @@ def split_kfold(
         _check_patients(rows)
         group = _linked(rows)
     n = group.nunique()
-    if n < folds: raise SplitError(f"{n} are too few for {folds} folds by {by}")
-    if by == 'random':
-        is_test = pd.Series(np.random.RandomState(seed).permutation(n) % folds == fold,
-                            rows.index)
-        return _with_test(cells, _together(is_test, rows).reindex(cells.index),
-                          valid, seed, split_random)
-    drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # of a label with fewer cells than folds
-        test = [*drawn.split(rows, rows.label.astype(str), group)][fold][1]
-    return _with_test(cells, cells.path.isin(rows.path.iloc[test]),
-                      valid, seed, split_patient)
+    if not 2 <= folds <= n: raise SplitError(f"{folds} folds by {by}: there are at least 2 and at most {n}")
+    parts = pd.Series(np.random.RandomState(seed).permutation(len(rows)) % folds, rows.index)
+    if by == 'random': parts = _together(parts, rows)
+    else:
+        drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # of a label with fewer cells than folds
+            for k,(_,some) in enumerate(drawn.split(rows, rows.label.astype(str), group)): parts.iloc[some] = k
+    return _with_test(cells, parts.reindex(cells.index), fold, valid, seed, _DRAWN[by])
 
 # %% ../nbs/api/04_split.ipynb #11164937
 def fold_rules(
-    cells:pd.DataFrame, # Cells table
-    by:str='patient', # 'patient' or 'random'
-    folds:int=5 # How many folds
+    cells, # Cells table
+    by='patient', # 'patient' or 'random'
+    folds=5 # How many folds
 )->list: # Names of rules for `split_by`, one a fold
     "Name the rules that put every cell into one test part."
     pinned = by == 'patient' and folds == 5 and cells.patient.isin(_folds().index).all()
@@ -279,7 +268,7 @@ def fold_rules(
 
 # %% ../nbs/api/04_split.ipynb #52f32052
 def split_summary(
-    cells:pd.DataFrame # Cells table with column `split`
+    cells # Cells table with column `split`
 )->pd.DataFrame: # One row per part: n, share, one column per label (cells), patients, controls (NA where unknown)
     "Count cells, labels, patients and healthy controls in each part."
     labels = pd.crosstab(cells.split, cells.label)
@@ -306,23 +295,21 @@ def _shared(cells, key):
 
 # %% ../nbs/api/04_split.ipynb #ac18f60e
 def leakage(
-    cells:pd.DataFrame # Cells table with column `split`
+    cells # Cells table with column `split`
 )->dict: # `patients_shared`, `photos_shared`, `pictures_shared`: how many are in several parts; `valid` and `test`
     "Count what the parts of a split have in common: patients, photos and identical pictures."
     found = {f'{what}s_shared': len(_shared(cells, key)) for what,key in _LEAKING.items()}
     train = cells[cells.split == 'train']
     for part in _PARTS[1:]:
-        some = cells[cells.split == part]
-        if len(some): found[part] = dict.fromkeys(_LEAKING)
-        for what,key in _LEAKING.items():
-            if len(some) and key in cells and cells[key].notna().any():
-                found[part][what] = float(some[key].isin(train[key].dropna()).mean())
+        some = cells[cells.split == part].dropna(axis=1, how='all')
+        met = {what: float(some[key].isin(train[key].dropna()).mean()) for what,key in _LEAKING.items() if key in some}
+        if len(some): found[part] = dict.fromkeys(_LEAKING) | met
     return found
 
 # %% ../nbs/api/04_split.ipynb #406923ba
 def check_split(
-    cells:pd.DataFrame, # Cells table with column `split`
-    by_patient:bool=True # Also refuse a patient or a photo on two sides; False for a random split or folders
+    cells, # Cells table with column `split`
+    by_patient=True # Also refuse a patient or a photo on two sides; False for a random split or folders
 )->dict: # What `leakage` counts
     "Raise `Leak` if something is on two sides that must not be."
     _check_table(cells, 'path', 'label', 'split')
@@ -342,15 +329,15 @@ def check_split(
     return leakage(cells)
 
 # %% ../nbs/api/04_split.ipynb #ec695dbb
-_RULES = 'random', 'patient', 'folder', 'fold:0', 'fold:1', 'fold:2', 'fold:3', 'fold:4'
+_RULES = *_DRAWN, 'folder', 'fold:0', 'fold:1', 'fold:2', 'fold:3', 'fold:4'
 
 # %% ../nbs/api/04_split.ipynb #6302592e
 def split_by(
-    cells:pd.DataFrame, # Cells table
-    rule:str='patient', # 'random', 'patient', 'folder', 'fold:K' with K from 0 to 4, 'patient:K/N' or 'random:K/N'
-    valid:float=.2, # Share for validation, in [0,1)
-    test:float=.2, # Share for test, in [0,1); folders and folds bring their own test part
-    seed:int=42 # Same seed, same split
+    cells, # Cells table
+    rule='patient', # 'random', 'patient', 'folder', 'fold:K' with K from 0 to 4, 'patient:K/N' or 'random:K/N'
+    valid=.2, # Share for validation, in [0,1)
+    test=.2, # Share for test, in [0,1); folders and folds bring their own test part
+    seed=42 # Same seed, same split
 )->pd.DataFrame: # `cells` plus column `split`, checked
     "Split by the rule of this name, and check the result."
     drawn = re.fullmatch(r'(patient|random):(\d+)/(\d+)', rule)
@@ -359,7 +346,7 @@ def split_by(
         raise SplitError(f"there is no split rule {rule!r}. Rules: random, patient, folder, fold:0 to fold:4, and "
                          f"patient:K/N or random:K/N, which is fold K of N drawn ones{near(rule, _RULES)}")
     elif rule == 'folder': parts = split_folder(cells, valid, seed)
-    elif rule.startswith('fold:'): parts = split_fold(cells, int(rule[-1]), valid, seed)
-    else: parts = dict(random=split_random, patient=split_patient)[rule](cells, valid, test, seed)
+    elif rule in _DRAWN: parts = _DRAWN[rule](cells, valid, test, seed)
+    else: parts = split_fold(cells, int(rule[-1]), valid, seed)
     check_split(parts, by_patient=rule.startswith(('patient', 'fold:')))
     return parts

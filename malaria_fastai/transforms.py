@@ -163,9 +163,8 @@ def transformed(
     drawn = pipe.fs[first-1].draw(x).tolist() if turns else [0]*len(x)
     values = TensorImage(torch.arange(256, dtype=torch.uint8).expand(len(x), 3, 1, 256))
     found = run(values, pipe.fs[first:last]).squeeze(2)
-    found,pictures = (some.detach().as_subclass(torch.Tensor).numpy() for some in (found, x))
     out = torch.empty(x.shape)
-    for tables,picture,k,filled in zip(found, pictures, drawn, out.numpy()):
+    for tables,picture,k,filled in zip(found.numpy(), x.numpy(), drawn, out.numpy()):
         for table,seen,to in zip(tables, view(picture, k), filled): np.take(table, seen, out=to, mode='clip')
     return run((TensorImage(out), *labels), pipe.fs[last:])
 

@@ -18,7 +18,8 @@ def v1_words(
 )->dict: # (word, class of v1 or '') -> (kind, what it is now)
     "The table of fastai 1's words."
     with (files('malaria_fastai')/'templates/v1_words.csv').open(encoding='utf-8', newline='') as opened:
-        return {(row['word'], row['of']): (row['kind'], row['now']) for row in csv.DictReader(opened)}
+        next(opened) # the names of the columns
+        return {(word, of): (kind, now) for word,of,kind,now in csv.reader(opened)}
 
 # %% ../nbs/api/20_v1.ipynb #8bbb95eb
 _V1_CLASS = dict(ImageDataBunch='DataBunch', CNNLearner='Learner', Picture='Image', ItemLists='ImageList')

@@ -523,7 +523,7 @@ def test_a_start_that_is_no_epoch(data, start):
     with pytest.raises(ValueError, match="start_epoch is 'last' or 0…2"): new(data).fit_one_cycle(3, start_epoch=start)
 
 # v1's parameters that mean nothing here, call by call. Those of the constructors are in test_data and above.
-GONE = dict(save='retrun_path', load='prge', fit='epoch', fit_one_cycle='max_lrs', tta='n', TTA='activ with_loss', show_results='reverse', export='destory', get_preds='n_batches',
+GONE = dict(save='retrun_path', load='prge', fit='epoch', fit_one_cycle='max_lrs', tta='n', TTA='sclae', show_results='reverse', export='destory', get_preds='n_batches',
     predict='return_x batch_first with_dropout')
 NEEDED = dict(save=['x'], load=['x'], fit_one_cycle=[1], fit=[1], predict=[np.zeros((9, 9, 3), np.uint8)])
 
@@ -535,6 +535,15 @@ def test_words_that_are_gone_are_errors(learn, method, name):
 
 # … and those that change nothing, which is said, but for what happens anyway
 UNMEANT = dict(save='return_path', load='purge', TTA='scale', export='destroy return_path', get_preds='n_batch pbar')
+
+@pytest.mark.parametrize('name', ['activ', 'with_loss'])
+def test_words_of_v1_that_another_method_has(learn, name):
+    with pytest.raises(ValueError, match=rf'argument {name} is a word of fastai v1: .*learn.get_preds\({name}='): learn.TTA(**{name: 1})
+
+def test_words_of_apply_tfms_are_named(root, capsys):
+    bunch(root, mode='nearest', mult=32, remove_out=False)
+    said = capsys.readouterr().out
+    assert all(f"a bunch: v1's argument {name} has no meaning here" in said for name in ('mode', 'mult', 'remove_out'))
 
 @pytest.mark.parametrize('method,name', [(k, o) for k,v in UNMEANT.items() for o in v.split()])
 def test_words_of_v1_without_a_meaning_are_named(learn, method, name, capsys):

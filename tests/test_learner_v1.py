@@ -249,6 +249,16 @@ def test_fastais_own_callbacks_watch_what_is_there(cells, tmp_path, kind):
     learn.fit(1, 1e-3, cbs=kind(monitor='recall')) # what the column begins with
     assert len(learn.recorder.history) == 1
 
+def test_two_of_fastais_own_that_would_write_one_file(cells, tmp_path):
+    "Each ends by loading its best epoch: with one name, that of the other."
+    learn = new(cells, metrics=accuracy, path=tmp_path)
+    two = tracker.SaveModelCallback(),tracker.SaveModelCallback(monitor='accuracy')
+    with pytest.raises(ValueError, match='two callbacks would save under the name model: give each its own fname='): learn.fit(1, 1e-3, cbs=two)
+    assert not learn.recorder.history and not (tmp_path/'models').exists()
+    two[0].fname = 'other'
+    learn.fit(1, 1e-3, cbs=two)
+    assert {file.name for file in (tmp_path/'models').iterdir()} == {'model.pth', 'other.pth'}
+
 # --- words of the learner -----------------------------------------------------------------------------------------------------------
 
 SQUEEZE = dict(base_arch='squeezenet1_1', pretrained=False)

@@ -23,7 +23,7 @@ from ..files import check_output
 from ..learner import alone
 from ..recipes import check_words
 from ..report import examine_run, read_run
-from ..run import _begin, _call, _complete, _filled, _is_finished, _nothing_left, _plain_name
+from ..run import _begin, _complete, _filled, _is_finished, _nothing_left, _plain_name
 from ..run import _write_numbers, _write_table, colour_features, colour_floor, positive_class, prepare, train
 from ..split import fold_rules, split_by
 
@@ -104,7 +104,7 @@ def cross_validate(
     folds:int=5,         # How many folds
     seed:int=42,         # As in `train`
     resume:bool=False,   # Go on with what is in `out`; start if there is nothing
-    command:str=None,    # What the report shows as the command
+    command:str='cross_validate, with the words in run.json', # What the report shows as the command
     **kwargs             # More words of `train`
 )->Path: # `out`
     "Train once a fold; every cell is predicted once, by a network that never saw its patient."
@@ -120,7 +120,6 @@ def cross_validate(
         source, None, seed, kwargs.get('limit'), kwargs.get('on_bad', 'raise'),
         kwargs.get('data_dir', 'data'), out=out)
     positive = positive_class(cells.label, kwargs.get('positive'))
-    command = command or _call('cross_validate', what)
     what |= dict(data=data_hash(cells))
     if finished: return _nothing_left(out, what)
     command = _begin(out/'run.json', what, command=command)['command']
@@ -129,7 +128,7 @@ def cross_validate(
     for k,rule in enumerate(fold_rules(cells, split, folds)):
         print(f'Fold {k} of {folds}: {rule}')
         train(
-            source, out/f'fold{k}', split=rule, seed=seed, resume=True,
+            source, out/f'fold{k}', split=rule, seed=seed, resume=resume,
             command=command, **kwargs)
         floors.append(colour_floor(root, split_by(cells, rule, seed=seed), positive, features))
     _gather(out, folds, split, positive, _pooled(floors), kwargs.get('draws', 2000), command)
