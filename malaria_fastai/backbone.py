@@ -34,8 +34,8 @@ def arch_name(
         raise ValueError(
             "base_arch is a network, not what makes one: pass `lambda pretrained: net` "
             "to have its head exchanged, or train it as it is with CNNLearner(data, net)")
-    theirs = 'torchvision.', 'timm.'
-    if callable(arch) and not str(arch.__module__).startswith(theirs): return arch
+    if callable(arch) and not str(arch.__module__).startswith(('torchvision.', 'timm.')):
+        return arch
     name = getattr(arch, '__name__', str(arch))
     timms = timm.list_models()
     known = torchvision.models.list_models() + timms
