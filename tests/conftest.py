@@ -14,14 +14,28 @@ from pathlib import Path
 import pytest
 from filelock import FileLock # torch brings it
 
+LONGEST = 'test_colab', 'test_site', 'test_export', 'test_resume'
+
 def pytest_collection_modifyitems(items):
     """What uses the real cells is marked `real`; what is marked `real` is skipped, with the reason, where there are none. What
-    looks at the built site is slow: the site takes minutes to build."""
+    looks at the built site is slow: the site takes minutes to build. The longest files begin first: one that begins last keeps everybody
+    waiting (`--no-loadscope-reorder`, or xdist begins with those that have the most tests)."""
+    items.sort(key=lambda o: o.path.stem not in LONGEST)
     there = os.environ.get('MALARIA_NIH_ZIP')
     for o in items:
         if 'nih_root' in getattr(o, 'fixturenames', ()): o.add_marker('real')
         if 'site' in getattr(o, 'fixturenames', ()): o.add_marker('slow')
         if o.get_closest_marker('real') and not there: o.add_marker(pytest.mark.skip(reason='MALARIA_NIH_ZIP names no archive'))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays in one process, for its fixtures; but test_colab.py would keep it busy for ten minutes alone, so each lesson that
+    `make test` leaves out goes to the process that is free."""
+    from xdist.scheduler import LoadFileScheduling
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if '::test_tutorial_runs_in_colab[' in nodeid and '[01_' not in nodeid else super()._split_scope(nodeid)
+    return Scheduling(config, log)
 
 def pytest_terminal_summary(terminalreporter):
     "What a test leaves with `record_property('shown', line)` is printed at the end, also where it passes."
@@ -70,7 +84,8 @@ def sample_root(made_once):
     return made_once('sample', draw_sample)
 
 @pytest.fixture(scope='session')
-def nih_root(tmp_path_factory):
+def nih_root(made_once):
     "The folder of the real cells, extracted once. Do not write into it."
     from malaria_fastai.cells import locate
-    return locate(Path(os.environ['MALARIA_NIH_ZIP']), folder=tmp_path_factory.mktemp('nih'))
+    archive = Path(os.environ['MALARIA_NIH_ZIP'])
+    return locate(archive, folder=made_once('nih', lambda folder: locate(archive, folder=folder))) # which finds what is there

@@ -27,9 +27,9 @@ def quick():
     yield [*PYTEST, '-m', f'not ({LEFT_OUT})', *PARALLEL]
 
 def rest():
-    for page in 'index', 'trouble', 'howto/01_your_own_cells': yield [*NBDEV_TEST, f'nbs/{page}.ipynb', '--timing']
+    yield [*NBDEV_TEST, 'nbs', '--n-workers', '2', '--timing', '--skip-folder-re', r'^([_.]|api|extra|tutorials$)', '--file-re', r'^(index|trouble|01_your_own)']
     for path in slow_notebooks(): yield [*NBDEV_TEST, str(path), '--flags', 'slow', '--timing']
-    yield [*PYTEST, '-m', LEFT_OUT, *PARALLEL]
+    yield [*PYTEST, '-m', LEFT_OUT, *PARALLEL, '--no-loadscope-reorder'] # tests/conftest.py says what begins first
 
 def run(what):
     "The exit status of the first step that fails, or 0."
