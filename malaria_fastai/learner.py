@@ -491,8 +491,9 @@ def check_loss(self:CNNLearner, loss, place):
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
     if self.dls.device.type == 'cpu' or self.iter % 32 == 31: # a GPU would be waited for
-        lr = self.opt.hypers[-1]['lr']
-        self.check_loss(float(self.loss), f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}')
+        self.check_loss(
+            float(self.loss),
+            f'epoch {self.epoch}, batch {self.iter}, at the rate {self.opt.hypers[-1]["lr"]:.2g}')
     if self.spec is None and self.train_iter == 0: # a head of one's own
         self._probabilities(self.pred.detach())
     Learner._do_grad_opt(self)
@@ -577,7 +578,7 @@ _USUAL = 'cross_entropy', 'nll' # for a network of logits, of log-probabilities
 _LOGITS = nn.CrossEntropyLoss, F.cross_entropy, FocalLoss, LabelSmoothingCrossEntropy
 _ACTIVATIONS = {**dict.fromkeys(_LOGITS, partial(torch.softmax, dim=-1)),
                 nn.NLLLoss: torch.exp, F.nll_loss: torch.exp}
-_OPT_FUNCS = dict(adam=_FusedAdam, adam_v1=partial(_FusedAdam, eps=1e-8),
+_OPT_FUNCS = dict(adam=partial(_FusedAdam, eps=1e-5), adam_v1=partial(_FusedAdam, eps=1e-8),
                   sgd=partial(SGD, mom=.9))
 
 
