@@ -260,7 +260,10 @@ def _write_entries(archive, infos, root):
         if time.time() - path.stat().st_mtime > 3600: shutil.rmtree(path, ignore_errors=True) # abandoned for an hour
     with TemporaryDirectory('.part', f'.{root.name}.', above, ignore_cleanup_errors=True) as part:
         whole = Path(part, 'whole')
-        archive.extractall(whole, progress(infos, 'extracting'))
+        for info in progress(infos, 'extracting'):
+            file = archive.extract(info, whole)
+            when = time.mktime((*info.date_time, 0, 0, -1))
+            os.utime(file, (when, when)) # its own time, so that caches know the picture again
         try: whole.rename(root)
         except OSError: # it is there: a gap is filled, or another process was faster
             shutil.copytree(whole, root, copy_function=os.replace, dirs_exist_ok=True)
