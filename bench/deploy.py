@@ -27,7 +27,7 @@ MORE = 'resnet50','vgg16_bn','mobilenet_v2' # beside the networks of the recipes
 
 def networks():
     "The different networks of the recipes, each under the first name it has there; and three more, if asked for: name -> how to build it."
-    specs = {k: ModelSpec(r.arch, 2, r.lin_ftrs, r.ps, kind=r.head, log_softmax=r.activation=='log_softmax', cut=r.cut) for k,r in RECIPES.items() if r.network}
+    specs = {k: ModelSpec(r.arch, 2, r.lin_ftrs, r.ps, kind=r.head, log_softmax=r.activation=='log_softmax', cut=r.cut) for k,r in RECIPES.items() if r.arch}
     return {k: o for i,(k,o) in enumerate(specs.items()) if o not in [*specs.values()][:i]} | {o: ModelSpec(o, 2) for o in MORE}
 
 def say(rows, file, a):

@@ -20,10 +20,10 @@ from torch import nn
 from malaria_fastai.backbone import PACKAGED, OwnHead, WeightsUnavailable, create_body, split_params
 from malaria_fastai.cells import read_cells
 from malaria_fastai.cli import main
-from malaria_fastai.extra.compare import compare, comparison_folds
+from malaria_fastai.extra.compare import changed, compare, comparison_folds
 from malaria_fastai.extra.packaged_weights import _FILES, _fold, _read_packaged
 from malaria_fastai.learner import Bfloat16, NLLLossFlat, StepDecay, cnn_learner, half_precision, load_learner
-from malaria_fastai.recipes import RECIPES, UnknownRecipe, changed, find_recipe, from_scratch, recipes_table, shortened
+from malaria_fastai.recipes import RECIPES, UnknownRecipe, find_recipe, from_scratch, recipes_table, shortened
 from malaria_fastai.resume import AnotherRun
 from malaria_fastai.run import fit_recipe, limit_cells, recipe_data, recipe_learner, train
 from malaria_fastai.source import install_command
@@ -31,7 +31,7 @@ from malaria_fastai.split import split_by
 from malaria_fastai.transforms import Dihedral, Flip
 
 REPO = Path(__file__).resolve().parents[1]
-NETWORKS = [k for k,o in RECIPES.items() if o.network]
+NETWORKS = [k for k,o in RECIPES.items() if o.arch]
 
 
 @pytest.fixture(scope='module')
