@@ -205,7 +205,8 @@ def _with_test(cells, folds, fold, valid, seed, rule):
     "`cells` with one of their folds as test, and valid drawn from the others by a rule."
     is_test = folds == fold
     if isinstance(fold, bool) or is_test.nunique() == 1:
-        raise SplitError(f"all cells or none are of fold {fold!r}: nothing to divide; folds are 0, 1, 2 …, counted from 0")
+        raise SplitError(f"all cells or none are of fold {fold!r}: nothing to divide; "
+                         "folds are 0, 1 and so on, counted from 0")
     share = is_test.mean()
     _check_shares(valid, share)
     return _with_rest(cells, rule(cells[~is_test], valid/(1-share), 0, seed), 'test')

@@ -147,7 +147,7 @@ def test_bad_picture_says_file_reason_and_remedy(kind, tmp_path):
 def test_a_giant_header_is_refused_before_decoding():
     ihdr = b'IHDR'+struct.pack('>IIBBBBB', 60000, 60000, 8, 0, 0, 0, 0)
     data = b'\x89PNG\r\n\x1a\n\0\0\0\r'+ihdr+struct.pack('>I', zlib.crc32(ihdr))+b'\0\0\0\0IEND\xaeB`\x82'
-    with pytest.raises(BadPicture, match='far too many pixels'): opened(data)
+    with pytest.raises(BadPicture, match='DecompressionBombError'): opened(data)
 
 def chained_tiff(n):
     "A TIFF whose page comes `n` times more: each says where the next one is, and all show the same pixels."
@@ -370,7 +370,7 @@ def with_bad(root):
 def test_strict_names_the_bad_ones(tmp_path):
     with pytest.raises(BadPicture) as e: read(with_bad(tmp_path))
     text = str(e.value)
-    assert text.startswith(f"{len(BAD)} bad pictures:") and f"and {len(BAD)-10} more" in text and "on_bad='skip'" in text
+    assert text.startswith(f"{len(BAD)} bad pictures:") and text.count('b/bad ') == 10 and "on_bad='skip'" in text
     assert 'b/bad animated.png: animated' in text
 
 def test_skip_counts_and_names_them(tmp_path, capsys):
@@ -426,7 +426,7 @@ def test_changed_bytes_label_extra_and_missing():
     assert (res.same, res.extra, len(res.missing), len(res.changed)) == (47, ['Parasitized/new.png'], 27_558-49, 2)
 
 def test_another_set_is_not_an_error(tmp_path):
-    res = verify(tree(tmp_path, 'a/1.png', 'b/2.png'))
+    res = verify(read(tree(tmp_path, 'a/1.png', 'b/2.png')))
     assert len(res.extra) == 2 and not res.same and 'not the NIH cells' in str(res)
 
 # --- numbers and figure ---------------------------------------------------------------------------------------------------------
