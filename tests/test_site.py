@@ -3,7 +3,7 @@
 Without a browser: every link and anchor. In headless Chromium: what each page says to the console, what it fetches, whether
 it fits a phone, search, dark mode, and accessibility by axe-core. A check is a function that returns complaints; below it
 stand the faults that it must find. `MALARIA_SITE=_docs` examines a site that is built already."""
-import json,os,re,shutil,subprocess,sys
+import ast,builtins,json,os,re,shutil,subprocess,sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler,ThreadingHTTPServer
 from importlib.metadata import version
@@ -239,6 +239,27 @@ def test_a_name_may_go_on_in_the_next_line_and_a_cell_knows_its_heading():
     shown = 'every:<span class="op">&lt;</span>function when at <span class="bn">0x7f1</span><span class="op">&gt;</span>'
     assert signatures(shown)=='every:when'
 
+def test_twins_hold_the_tables(site):
+    "A table that a notebook shows as HTML is a table in the twin, with its numbers, and no `<… object>`."
+    twins = sorted(site.rglob('*.html.md'))
+    assert len(twins)>50 and not [o.name for o in twins if ' object>' in o.read_text(encoding='utf-8')]
+    assert (site/'results.html.md').read_text(encoding='utf-8').count('|---|')>15
+
+def test_html_is_said_in_words():
+    from markdown_twins import Words
+    shown = ('<style>td {}</style><p>Two <b>rows</b></p><table><tr><th></th><th>a|b</th></tr><tr><th>name</th><th></th></tr>'
+             '<tr><th>x</th><td>1<br><small>0–2</small></td></tr></table><img alt="a figure" src="x.svg">')
+    assert Words(shown).parts==['Two rows', '| name | a\\|b |\n|---|---|\n| x | 1 (0–2) |', '*Figure: a figure*']
+
+def test_the_keyboard_gets_past_the_menus(site):
+    "The first stop leads to the text, and a section of the sidebar is one stop."
+    for page in pages(site):
+        if page.startswith('try/'): continue
+        text = (site/page).read_text(encoding='utf-8')
+        first = re.search(r'<body[^>]*>.*?<a\b[^>]*href="([^"]*)"', text, re.S)[1]
+        assert first=='#quarto-document-content' and 'id="quarto-document-content" tabindex="-1"' in text, page
+        assert not re.search(r'sidebar-item-toggle[^>]*tabindex="0"', text), page
+
 def test_no_entry_says_nothing(site):
     for page in pages(site):
         text = re.sub('<[^>]+>', '', (site/page).read_text(encoding='utf-8'))
@@ -381,6 +402,53 @@ def test_search_finds(site, serve, reader, where):
     page.wait_for_url('**/api/data.html#imagedatabunch')
     assert page.inner_text('#imagedatabunch').strip() and not page.heard
 
+SOUGHT = {'checkpoint': r'tutorials/resume|glossary', 'Colab': r'start.html#how-to-run', 'resume': r'tutorials/resume', 'confusion matrix': r'tutorials/',
+    'Ctrl-C': r'tutorials/resume|trouble', 'worst errors': r'tutorials/read_the_errors|howto/your_own_cells', 'threshold': r'tutorials/choose', 'tresholds': r'tutorials/choose',
+    'X-ray': r'tutorials/', 'test-time augmentation': r'tutorials/|glossary', 'out-of-distribution': r'tutorials/use|glossary', 'evaluate': r'api/evaluate', 'lr_find': r'api/learner'}
+
+@pytest.mark.browser
+def test_what_is_sought_is_found_first(site, serve, reader):
+    "Whole words, lessons and the glossary come before what only looks alike."
+    page,found = reader(),{}
+    page.goto(serve(site)+'index.html')
+    for word in SOUGHT:
+        page.fill('#quarto-search input', '')
+        page.wait_for_selector('#quarto-search .smalldocs-search-results:not(.show)', state='attached')
+        found[word] = search(page, word)[0]
+    assert not {word: first for word,first in found.items() if not re.search(SOUGHT[word], first)}
+
+@pytest.mark.browser
+def test_the_first_tab_leads_to_the_text(site, serve, reader):
+    page = reader()
+    page.goto(serve(site)+'tutorials/split_by_patient.html')
+    hidden = page.locator('.skip').bounding_box()
+    page.keyboard.press('Tab')
+    shown = page.locator('.skip').bounding_box()
+    assert hidden['y']+hidden['height']<=0 and shown['y']>=0
+    page.keyboard.press('Enter')
+    page.keyboard.press('Tab')
+    assert page.evaluate('document.activeElement.closest("main") !== null')
+
+def covered(page):
+    "Whether what stands in the margin lies on a table, wherever the page is scrolled to."
+    return page.evaluate("""() => {
+        const far = document.body.scrollHeight, box = o => o.getBoundingClientRect()
+        for (let y = 0; y < far; y += innerHeight/2) {
+            scrollTo(0, y)
+            const m = box(document.querySelector('#quarto-margin-sidebar'))
+            for (const t of [...document.querySelectorAll('main table')].map(box))
+                if (m.width && t.right > m.left && m.bottom > t.top && t.bottom > m.top && m.bottom > 60) return true
+        }
+        return false }""")
+
+@pytest.mark.browser
+def test_nothing_lies_on_the_tables_of_the_results(site, serve, reader):
+    page = reader()
+    page.goto(serve(site)+'results.html', wait_until='load')
+    assert not covered(page)
+    page.add_style_tag(content='.page-layout-full #quarto-margin-sidebar { position: sticky !important }') # as it was
+    assert covered(page)
+
 @pytest.mark.browser
 @pytest.mark.parametrize('old,new', [('ImageDataBunch', 'Bunch'), ('"href": "api/data.html#imagedatabunch"', '"href": "api/data.html"')])
 def test_search_that_finds_nothing_is_noticed(copy, plant, serve, reader, old, new):
@@ -430,6 +498,33 @@ def test_the_sidebar_opens_on_a_phone_and_what_scrolls_is_reached_by_keyboard(si
     assert page.locator('#quarto-sidebar a', has_text='How to cite').bounding_box()['x']>=0
     wide = page.eval_on_selector_all('main .sd-table', 'os => os.filter(o => o.scrollWidth > o.clientWidth).map(o => o.tabIndex)')
     assert wide and {*wide}=={0}
+
+# ---- what the pages show
+
+def undefined(notebook):
+    "Names that shown code reads, though only a hidden cell, or none, defines them."
+    import malaria_fastai.all
+    known,found = {*dir(builtins), 'display', 'get_ipython'},[]
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        code = ''.join(cell['source'])
+        if cell['cell_type']!='code' or re.match(r'#\|\s*(hide|exporti?\b|exec_doc\n#\|\s*echo: false)', code): continue
+        nodes = [*ast.walk(ast.parse(re.sub(r'^([ \t]*)[%!](?:[^\n]*\\\n)*[^\n]*$', r'\1pass', code, flags=re.M)))]
+        for o in nodes:
+            if isinstance(o, ast.ImportFrom) and o.names[0].name=='*': known |= {*malaria_fastai.all.__all__}
+            elif isinstance(o, (ast.Import, ast.ImportFrom)): known |= {(a.asname or a.name).split('.')[0] for a in o.names}
+            elif isinstance(o, (ast.FunctionDef, ast.ClassDef)): known.add(o.name)
+            elif isinstance(o, ast.arg): known.add(o.arg)
+            elif isinstance(o, ast.ExceptHandler) and o.name: known.add(o.name)
+            elif isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store): known.add(o.id)
+        found += [f'{notebook.name}: {o.id}' for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load) and o.id not in known]
+    return sorted({*found})
+
+def test_what_a_page_shows_runs_as_it_is_shown(tmp_path):
+    pages = [*LESSONS, *sorted((ROOT/'nbs/howto').glob('[0-9]*.ipynb')), *(ROOT/'nbs'/f'{o}.ipynb' for o in ('index', 'script', 'trouble'))]
+    assert len(pages)>15 and not sum(map(undefined, pages), [])
+    cells = [dict(cell_type='code', source='#| hide\nroot = 1'), dict(cell_type='code', source='print(root)')]
+    (tmp_path/'x.ipynb').write_text(json.dumps(dict(cells=cells)), encoding='utf-8')
+    assert undefined(tmp_path/'x.ipynb')==['x.ipynb: root']
 
 # ---- what the pages say of files
 

@@ -2,8 +2,9 @@
 
 smalldocs takes formulae, fonts and badges from the network, gives pictures no words, and lets menus call themselves
 what they are not. Each function here mends one of these in the text of a page."""
-import html,json,re,struct
+import html,json,re,shutil,struct
 from base64 import b64decode
+from pathlib import Path
 from latex2mathml.converter import convert
 
 FORMULA = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
@@ -59,6 +60,12 @@ def roles(text):
     text = text.replace('<nav id="quarto-sidebar"', '<nav aria-label="Pages" id="quarto-sidebar"').replace('<nav class="page-navigation"', '<nav aria-label="Previous and next" class="page-navigation"')
     return text.replace('<a class="quarto-color-scheme-toggle nav-link" href=""', '<a class="quarto-color-scheme-toggle nav-link" role="button" href="#" aria-label="Dark mode"')
 
+def stops(text):
+    "The first stop of the keyboard leads past the menus; a section of the sidebar is one stop, and its arrow, which does the same, none."
+    text = re.sub(r'(<body\b[^>]*>)', r'\1<a class="skip" href="#quarto-document-content">To the text</a>', text, count=1)
+    text = text.replace('<main class="content" id="quarto-document-content"', '<main class="content" id="quarto-document-content" tabindex="-1"')
+    return re.sub(r'(<a class="sidebar-item-toggle[^>]*?) role="button" tabindex="0"([^>]*?) aria-label="Toggle section"', r'\1\2 aria-hidden="true"', text)
+
 def signatures(text):
     "A signature names classes of its own module by their names alone; nbdev ran the notebook as `__main__`. That of an error says nothing."
     text = re.sub(r'__main__(<span class="op">)?\.(?(1)</span>)', '', text)
@@ -92,11 +99,13 @@ def finish(
     site, # Folder of the rendered site: its pages are changed in place
     moved, # dict, path of a notebook below nbs -> path under which it was staged
 ):
-    "Mend every page of `site`, drop fonts from elsewhere, and keep the search index as a script: a page on disk may not fetch."
+    """Mend every page of `site`, drop fonts from elsewhere, rank what search finds by `search.js`, and keep its index as a script:
+    a page on disk may not fetch."""
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        for mend in (formulae, distant_pictures, figures, roles, signatures, breaks, for_a_phone): text = mend(text)
+        for mend in (formulae, distant_pictures, figures, roles, stops, signatures, breaks, for_a_phone): text = mend(text)
         page.write_text(sources(text, moved), encoding='utf-8')
     for css in site.glob('site_libs/themes/*.css'): css.write_text(re.sub(r'@import url\([^)]*\);?', '', css.read_text(encoding='utf-8')), encoding='utf-8')
+    shutil.copyfile(Path(__file__).parent/'search.js', site/'site_libs/fuse/fuse.min.js')
     index = json.loads((site/'search.json').read_text(encoding='utf-8'))
     (site/'search.js').write_text(f'window.searchIndex = {json.dumps(index, ensure_ascii=False)}', encoding='utf-8')
