@@ -183,8 +183,8 @@ def test_training_without_validation_is_drawn_from(tmp_path):
     assert parts == [['Training'], ['Training']] and (len(data.train_ds), len(data.valid_ds)) == (16, 4)
 
 @pytest.mark.parametrize('folders,match,kw', [
-    (['train', 'Training'], 'Training and train may both be for train', dict(train='Training')),
-    (['train', 'valid', 'val'], 'val and valid may both be for valid', dict(valid='val')),
+    (['train', 'Training'], 'Training, train may all be for train', dict(train='Training')),
+    (['train', 'valid', 'val'], 'val, valid may all be for valid', dict(valid='val')),
     (['train', '.'], 'the classes may be a, b below it, or those in train', None),
     (['val', '.'], 'the classes may be a, b below it, or those in val', dict(train='.')),
     (['val', 'more'], 'a folder for validation, but none for training', dict(train='.'))])

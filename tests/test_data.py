@@ -197,7 +197,7 @@ def test_from_lists_and_names(root):
     assert same(flat, ImageDataBunch.from_name_func(root, files, lambda p: p.parent.name, .3, 3, **QUICK))
     assert same(flat, ImageDataBunch.from_name_re(root, files, rf'{root.name}/(\w+)/c\d+', .3, 3, **QUICK)) # the whole path is searched
     with pytest.raises(ValueError, match='no label'): ImageDataBunch.from_name_re(root, files, r'(\d+)\.jpg')
-    with pytest.raises(ValueError, match='60 names, but 59'): ImageDataBunch.from_lists(root, files, kinds[1:])
+    with pytest.raises(ValueError, match='same length'): ImageDataBunch.from_lists(root, files, kinds[1:])
     with pytest.raises(FileNotFoundError, match='1 of 61'): ImageDataBunch.from_lists(root, [*files, 'gone.png'], [*kinds, 'bad'])
     with pytest.raises(ValueError, match='listed twice'): ImageDataBunch.from_lists(root, [*files, files[0]], [*kinds, 'bad'])
     with pytest.raises(ValueError, match='item_cls'): ImageDataBunch.from_lists(root, files, kinds, item_cls=object)
@@ -509,8 +509,9 @@ def test_picture_file_round_trip(tmp_path_factory, sizes, seed):
     xs = [rng.randint(0, 256, (*s, 3)).astype(np.uint8) for s in sizes]
     file = tmp_path_factory.mktemp('store')/'a.pictures'
     D._PictureFile.write(file, np.arange(len(xs))*7, ((x, i) for i,x in enumerate(xs)))
-    stored,rows = D._opened_pictures(file, np.array([7*len(xs) - 7, 5], np.uint64))
-    assert stored.table['content'].tolist() == [*range(len(xs))] and all((stored[i] == x).all() for i,x in enumerate(xs)) and rows.tolist() == [len(xs)-1, -1]
+    stored,rows = D._opened_pictures(file, np.array([7*len(xs) - 7, 0], np.uint64))
+    assert stored.table['content'].tolist() == [*range(len(xs))] and all((stored[i] == x).all() for i,x in enumerate(xs)) and rows.tolist() == [len(xs)-1, 0]
+    assert D._opened_pictures(file, np.array([0, 5], np.uint64)) is None
 
 def cached(root, folder, **kw): return bunch(root, cache=folder, **kw).train_ds.pictures
 
@@ -529,36 +530,13 @@ def test_damaged_cache_is_made_again(root, tmp_path, capsys):
 
 def test_a_file_that_another_process_made_of_other_pictures_is_not_taken(root, tmp_path, monkeypatch, capsys):
     made = Pictures._decode_all
-    def overtaken(self, file, keys, store, rows):
-        made(self, file, keys, store, rows)
+    def overtaken(self, file, keys):
+        made(self, file, keys)
         D._PictureFile.write(file, keys[:-1], [(np.zeros((16, 16, 3), np.uint8), 0)]*(len(keys) - 1))
     monkeypatch.setattr(Pictures, '_decode_all', overtaken)
     pics = cached(root, tmp_path)
     assert pics.store is None and 'No picture cache: another process' in capsys.readouterr().out
     assert (pics.batch([0, 5]) == cached(root, False).batch([0, 5])).all()
-
-@pytest.mark.parametrize('how', ['a bit of the file', 'a source of the same size and time'])
-def test_verify_finds_what_keys_cannot(tmp_path, how, capsys):
-    for i in range(20): draw(tmp_path/'pics'/'ab'[i % 2]/f'{i:02d}.png', i)
-    pics = cached(tmp_path/'pics', tmp_path)
-    file,before = pics.store.file,np.stack([o.copy() for o in pics])
-    if how == 'a bit of the file':
-        b = bytearray(file.read_bytes())
-        b[-1000] ^= 4
-        file.write_bytes(b)
-    else:
-        p = tmp_path/'pics'/'a'/'06.png'
-        was = p.stat()
-        Image.effect_noise((9, 9), 99).convert('RGB').save(p)
-        with open(p, 'ab') as f: f.write(bytes(was.st_size - p.stat().st_size))
-        os.utime(p, ns=(was.st_atime_ns, was.st_mtime_ns))
-    stale = np.stack(list(cached(tmp_path/'pics', tmp_path)))
-    assert (stale == before).all() == (how != 'a bit of the file') and 'not what' not in capsys.readouterr().out
-    found = np.stack(list(cached(tmp_path/'pics', tmp_path, verify=True)))
-    assert '1 of 20 pictures are not what the picture file says' in capsys.readouterr().out
-    assert (found == np.stack(list(cached(tmp_path/'pics', False)))).all()
-    cached(tmp_path/'pics', tmp_path, verify=True)
-    assert 'not what' not in capsys.readouterr().out
 
 def decoded(monkeypatch):
     "The names of the pictures that are decoded from here on."
@@ -569,7 +547,7 @@ def decoded(monkeypatch):
     monkeypatch.setattr(Pictures, 'decode', watched)
     return names
 
-def test_only_what_changed_is_decoded(tmp_path, monkeypatch):
+def test_what_changed_is_noticed_and_a_part_is_served_from_the_whole(tmp_path, monkeypatch):
     for i in range(20): draw(tmp_path/'pics'/'ab'[i % 2]/f'{i:02d}.png', i)
     names,full = decoded(monkeypatch),lambda: [o.copy() for o in cached(tmp_path/'pics', tmp_path)]
     full()
@@ -582,7 +560,7 @@ def test_only_what_changed_is_decoded(tmp_path, monkeypatch):
     draw(tmp_path/'pics'/'b'/'99.png', 78)
     os.utime(tmp_path/'pics'/'b'/'03.png', ns=(5, 5))
     new = full()
-    assert sorted(names) == ['a/06.png', 'b/03.png', 'b/99.png'] and len(new) == 21
+    assert len(names) == len(new) == 21
     assert all((x == y).all() for x,y in zip(new, cached(tmp_path/'pics', False)))
     assert len(list(tmp_path.glob('*.pictures'))) == 1 # nothing stale stays
 
@@ -632,15 +610,14 @@ def test_a_disk_that_fills_up(root, tmp_path):
     assert [o.name for o in (tmp_path/'c').iterdir()] == ['go']
 
 @pytest.mark.parametrize('why', ['Permission denied', 'Is a directory'])
-@pytest.mark.parametrize('verify', [False, True])
-def test_a_picture_file_that_cannot_be_opened_is_told_and_left_alone(root, tmp_path, why, verify, capsys, monkeypatch):
+def test_a_picture_file_that_cannot_be_opened_is_told_and_left_alone(root, tmp_path, why, capsys, monkeypatch):
     def denied(self, file): raise PermissionError(13, 'Permission denied', str(file))
     name = cached(root, tmp_path).store.file.name
     if why == 'Permission denied': monkeypatch.setattr(D._PictureFile, '__init__', denied) # root may read anything
     else:
         (tmp_path/name).unlink()
         (tmp_path/name/'mine').mkdir(parents=True)
-    pics = cached(root, tmp_path, verify=verify)
+    pics = cached(root, tmp_path)
     assert pics.store is None and f'No picture cache: {why}' in capsys.readouterr().out and [o.name for o in tmp_path.iterdir()] == [name]
     assert (pics.batch([0, 5]) == cached(root, False).batch([0, 5])).all()
 
@@ -678,7 +655,7 @@ FACTORIES = dict(
 @pytest.mark.parametrize('name', FACTORIES)
 def test_every_factory_takes_a_cache(root, tmp_path, name):
     for cache,n in ((False, 0), (tmp_path, 1), (str(tmp_path), 1)):
-        pics = FACTORIES[name](root, **{**QUICK, 'cache': cache, 'verify': bool(n)}).train_ds.pictures
+        pics = FACTORIES[name](root, **{**QUICK, 'cache': cache}).train_ds.pictures
         assert (pics.store is not None) == bool(n) and len(list(tmp_path.glob('*.pictures'))) == n
 
 def test_nothing_half_written_is_left(tmp_path):
@@ -850,15 +827,6 @@ def test_stain_keeps_black_black_and_validation_as_it_is():
     assert Stain(.9, 1.)(TensorImage(torch.zeros(4, 3, 2, 2)), split_idx=0).max() < 1e-3
     assert torch.equal(Stain(.9, 1.)(TensorImage(x[None]), split_idx=1), x[None])
 
-@pytest.mark.parametrize('what', ['plain', 'flipped', 'cropped'])
-def test_random_numbers_are_named_only_where_something_is_drawn(root, what, monkeypatch):
-    data = bunch(root, ds_tfms=get_transforms(**(OFF if what == 'cropped' else {})) if what != 'plain' else None, **(dict(size=12, resize_method=ResizeMethod.CROP) if what == 'cropped' else {}))
-    named = []
-    monkeypatch.setattr('malaria_fastai.data.seeded', lambda *key: named.append(key) or seeded(*key))
-    list(data.valid)
-    before,_ = len(named),list(data.train)
-    assert not before and bool(named) == (what != 'plain')
-
 def test_transforms_are_for_training(root):
     data = bunch(root, ds_tfms=get_transforms(max_lighting=.9, p_lighting=1.))
     plain = bunch(root)
@@ -917,17 +885,22 @@ def test_load_with_other_sizes(root):
     assert load_data(root, cache=False).normalize(imagenet_stats).stats            # v1's line after loading
     assert load_data(root, no_check=True, cache=False).bs == load_data(root, cache=False).bs
 
-def test_load_refuses(root, tmp_path):
+def test_load_reads_or_refuses(root, tmp_path):
     file = bunch(root).save('saved.pkl')
     d = json.loads(file.read_text())
     d['cells']['split'][0] = 'valid' if d['cells']['split'][0] == 'train' else 'train'
     (root/'edited.pkl').write_text(json.dumps(d))
-    with pytest.raises(ValueError, match='edited.pkl.*changed by hand'): load_data(root, 'edited.pkl', cache=False)
+    assert load_data(root, 'edited.pkl', cache=False).fingerprint() != d['fingerprint'] # what a hand changed is read as it is
     for text in (b'[1, 2]', b'{}', b'\x80\x04pickle', b'{"format": "another"}'):
         (root/'other.pkl').write_bytes(text)
         with pytest.raises(ValueError, match='other.pkl: not a file that'): load_data(root, 'other.pkl')
     (tmp_path/'saved.pkl').write_text(file.read_text())
     with pytest.raises(FileNotFoundError, match='60 of 60'): load_data(tmp_path, 'saved.pkl')
+
+def test_a_folder_that_cannot_be_written_to_says_how_to_name_another(root):
+    data = bunch(root)
+    data.path = root/'bad'/'c00.png' # a file, where a folder is needed
+    with pytest.raises(OSError, match='cannot be written .*Name another folder with path='): data.save()
 
 def test_cells_by_name(root):
     data = bunch(root, ds_tfms=get_transforms())
@@ -935,7 +908,6 @@ def test_cells_by_name(root):
     x,y = data.cells_dl(some).one_batch()
     assert [data.classes[i] for i in y] == some.label.tolist()
     assert torch.equal(x, data.test_dl([root/o for o in some.path]).one_batch()[0])
-    assert torch.equal(data.test_dl(some, with_labels=True).one_batch()[1], y)
 
 # --- a million cells --------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from malaria_fastai.data import DatasetType,ImageDataBunch,get_files,get_image_files
 from malaria_fastai.datablock import Image,ImageList,ItemLists,open_image
+from malaria_fastai.split import Leak
 from malaria_fastai.transforms import get_transforms
 from malaria_fastai.v1 import Picture,v1_words
 from properties import cases
@@ -170,6 +171,21 @@ def test_missing_files_and_copies(root, tmp_path):
     try: data = items.split_by_idx([i for i,o in enumerate(items.items) if o.stem in ('100', '000')]).label_from_folder().databunch(bs=4)
     except ValueError: return
     assert not {'100', 'z'} <= {*stems(data.train_ds), *stems(data.valid_ds)}
+
+def test_of_copies_one_is_drawn(root, tmp_path, capsys):
+    "An archive that holds everything twice: one copy of each picture, as by the constructors. A split by hand is refused."
+    for place in ('', 'again'): shutil.copytree(root/'all', tmp_path/'cells'/place, dirs_exist_ok=True)
+    items = ImageList.from_folder(tmp_path/'cells')
+    data = items.split_by_rand_pct(.25, seed=1).label_from_folder().add_test_folder(root/'parts/test').databunch(tmp_path, 4, cache=False)
+    assert '40 of 86 pictures are copies of others' in capsys.readouterr().out and len(data.cells)==46 and len(data.test_ds)==6
+    assert not {*stems(data.train_ds)} & {*stems(data.valid_ds)} and 'drawn' not in data.cells
+    with pytest.raises(Leak, match='on two sides'): items.split_by_idx(range(40)).label_from_folder().databunch(bs=4, cache=False)
+    shutil.copytree(root/'all', tmp_path/'apart')
+    with pytest.raises(Leak, match='on two sides'): items.split_by_rand_pct(.25).label_from_folder().add_test_folder(tmp_path/'apart').databunch(bs=4, cache=False)
+
+def test_sizes_of_batches_may_be_named_by_place(root):
+    data = from_df(root).split_by_rand_pct().label_from_df('kind').databunch(root, 5, 3)
+    assert (data.train.bs, data.valid.bs, data.path)==(5, 3, root)
 
 def test_hints():
     items = ImageList(['a.png', 'b.png'])
