@@ -71,7 +71,8 @@ def _run_options(
     cache:bool=True, # keep decoded pictures; --no-cache decodes them in every epoch
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
-    resume:bool=False, # go on with the run in the folder of --out exactly where it was interrupted; start if there is none
+    # go on with the run in the folder of --out exactly where it was interrupted; start if there is none
+    resume:bool=False,
     every:when='epoch' # write the training state after so many batches, or after each epoch
 ):
     "The options that `train` and `crossval` share."
