@@ -154,7 +154,7 @@ def _curves(history):
     "What can be drawn of a history: what it shows, its columns, the label of the axis."
     losses = history.filter(['train_loss', 'valid_loss'])
     measured = history.select_dtypes('number').dropna(axis=1, how='all').drop(
-        columns=['epoch', 'seconds', 'lr', *losses], errors='ignore')
+        columns=['epoch', 'stage', 'seconds', 'lr', *losses], errors='ignore')
     curves = (('Loss by epoch', losses, 'loss'),
               ('Metrics on the validation part by epoch', measured, 'on the validation part'))
     return [curve for curve in curves if curve[1].size]
