@@ -371,7 +371,7 @@ def test_half_precision_goes_on_exactly(sample, cells, tmp_path, monkeypatch):
     def trained(folder, epochs, stop=None, resume=False):
         recipe = small(RECIPES['best_resnet18']).but(arch='squeezenet1_1', precision='half', epochs=epochs, finetune_epochs=0)
         learn = recipe_learner(recipe, recipe_data(recipe, sample, cells, cache=False), path=tmp_path/folder)
-        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[StopAfter(stop)] if stop else None)
+        with learn.no_bar(), learn.no_logging(): fit_recipe(learn, recipe, every='epoch', resume=resume, cbs=[StopAfter(stop)] if stop else ())
         return learn.model.state_dict()
     whole = trained('whole', 2)
     with pytest.raises(KeyboardInterrupt): trained('cut', 2, stop=1)
