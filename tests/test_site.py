@@ -404,7 +404,7 @@ def test_search_finds(site, serve, reader, where):
 
 SOUGHT = {'checkpoint': r'tutorials/resume|glossary', 'Colab': r'start.html#how-to-run', 'resume': r'tutorials/resume', 'confusion matrix': r'tutorials/',
     'Ctrl-C': r'tutorials/resume|trouble', 'worst errors': r'tutorials/read_the_errors|howto/your_own_cells', 'threshold': r'tutorials/choose', 'tresholds': r'tutorials/choose',
-    'X-ray': r'tutorials/', 'test-time augmentation': r'tutorials/|glossary', 'out-of-distribution': r'tutorials/use|glossary', 'evaluate': r'api/evaluate', 'lr_find': r'api/learner'}
+    'X-ray': r'tutorials/chest', 'test-time augmentation': r'tutorials/|glossary', 'out-of-distribution': r'tutorials/use|glossary', 'evaluate': r'api/evaluate', 'lr_find': r'api/learner'}
 
 @pytest.mark.browser
 def test_what_is_sought_is_found_first(site, serve, reader):

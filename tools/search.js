@@ -43,9 +43,10 @@ window.Fuse = class Fuse {
 
   score(entry, words, question) {
     const [title, section] = entry.said, page = section === ''
+    const short = Math.min(1, 6 / Fuse.words(section).length) // a long heading names many things
     const each = words.map(asked => {
       const [t, s, x] = entry.fields.map(field => Fuse.weight(field, asked))
-      return t * (page ? 10 : 2) + s * 8 + x * 2 / (1 + Math.log10(1 + entry.said[2].length / 500))
+      return t * (page ? 10 : 2) + s * 8 * short + x * 2 / (1 + Math.log10(1 + entry.said[2].length / 500))
     })
     if (each.some(o => o === 0)) return 0
     const name = section.split('.').at(-1)
