@@ -434,9 +434,9 @@ def test_help_is_quick_and_needs_no_torch():
 
 @pytest.fixture(scope='module')
 def few_real(nih_root, tmp_path_factory):
-    "Every tenth real cell, of all 90 patients."
+    "Every thirtieth real cell, of all 90 patients."
     few = tmp_path_factory.mktemp('few')/'cell_images'
-    for o in sorted(nih_root.rglob('*.png'))[::10]:
+    for o in sorted(nih_root.rglob('*.png'))[::30]:
         (few/o.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(o, few/o.parent.name)
     return few
@@ -444,14 +444,12 @@ def few_real(nih_root, tmp_path_factory):
 
 @pytest.mark.real
 def test_real_cells_in_one_command(few_real, place, record_property):
-    """A short training from random weights on a tenth of the cells, judged on patients it never saw. How well it ends is shown.
-
-    Measured once, on one thread: AUC .843 (.740 to .927), accuracy .798. Colour alone has .940 here: six short epochs do not beat it."""
-    words = '--size 32 --bs 16 --epochs 6 --finetune-epochs 0 --pretrained no --out runs/real'.split()
+    "A short training from random weights on a few of the cells, judged on patients it never saw. How well it ends is shown."
+    words = '--size 32 --bs 16 --epochs 3 --finetune-epochs 0 --pretrained no --out runs/real'.split()
     said = command('train', few_real, *words, cwd=place)
     assert said.returncode == 0, said.stderr
     found = json.loads((place/'runs'/'real'/'metrics.json').read_text('utf-8'))
     test,preds = found['test'],pd.read_csv(place/'runs'/'real'/'predictions.csv').query('split == "test"')
     assert found['leakage']['test']['patient'] == 0 and not found['data']['drawn']
     assert test['n'] == len(preds) and test['auc'] == pytest.approx(roc_auc_score(preds.label == 'Parasitized', preds.p))
-    record_property('shown', f"six short epochs on real cells: AUC {test['auc']:.3f}, accuracy {test['accuracy']:.3f} (nothing is asserted)")
+    record_property('shown', f"three short epochs on few real cells: AUC {test['auc']:.3f}, accuracy {test['accuracy']:.3f} (nothing is asserted)")
