@@ -434,7 +434,7 @@ def covered(page):
     return page.evaluate("""() => {
         const far = document.body.scrollHeight, box = o => o.getBoundingClientRect()
         for (let y = 0; y < far; y += innerHeight/2) {
-            scrollTo(0, y)
+            scrollTo({top: y, behavior: 'instant'})
             const m = box(document.querySelector('#quarto-margin-sidebar'))
             for (const t of [...document.querySelectorAll('main table')].map(box))
                 if (m.width && t.right > m.left && m.bottom > t.top && t.bottom > m.top && m.bottom > 60) return true
