@@ -472,28 +472,32 @@ def fit(self:CNNLearner, n_epoch=None, lr=None, wd=None, cbs=None, reset_opt=Fal
     for cb in cbs:
         if isinstance(cb, OneCycle): self.cycle = cb.config()
     with _session(self):
-        self.first_epoch,self.first_batch,self.fitting = start_epoch,0,True
+        self.first_epoch,self.first_batch,self.fitting,self.unseen = start_epoch,0,True,[]
         try: Learner.fit(self, n_epoch, self.rate(lr), wd, cbs, reset_opt)
         finally: self.dls.train.first_batch = 0
 
 # %% ../nbs/api/09_learner.ipynb #2987cb7c
 @patch
-def check_loss(self:CNNLearner, loss, place):
-    "Stop where the loss is no number."
-    if np.isfinite(loss): return
+def check_losses(self:CNNLearner):
+    "Stop at the first loss that is no number."
+    unseen,self.unseen = self.unseen,[]
+    if not unseen: return
+    finite = torch.stack([loss for _,loss in unseen]).isfinite().tolist()
+    if all(finite): return
     if hasattr(self, 'lr_finder'): raise CancelFitException() # it has seen enough
+    place,loss = unseen[finite.index(False)]
     raise FloatingPointError(
-        f"the loss is {loss} in {place}: the training has diverged, and was stopped. "
+        f"the loss is {float(loss)} in {place}: the training has diverged, and was stopped. "
         "Load weights of before with learn.load(name), or make a new learner, and train at a lower rate")
 
 
 @patch
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
-    if self.dls.device.type == 'cpu' or self.iter % 32 == 31: # a GPU would be waited for
-        self.check_loss(
-            float(self.loss),
-            f'epoch {self.epoch}, batch {self.iter}, at the rate {self.opt.hypers[-1]["lr"]:.2g}')
+    lr = self.opt.hypers[-1]['lr']
+    place = f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}'
+    self.unseen.append((place, self.loss.detach()))
+    if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
     if self.spec is None and self.train_iter == 0: # a head of one's own
         self._probabilities(self.pred.detach())
     Learner._do_grad_opt(self)
@@ -503,9 +507,11 @@ def _do_grad_opt(self:CNNLearner):
 def _do_epoch(self:CNNLearner):
     "Train and validate, as long as losses are numbers."
     self._do_epoch_train()
-    self.check_loss(float(self.recorder.smooth_loss.val), f'epoch {self.epoch}') # one that was none stays in the mean
+    self.check_losses()
     self._do_epoch_validate()
-    for loss in self.recorder.log[2:3]: self.check_loss(loss, f'the validation after epoch {self.epoch}')
+    place = f'the validation after epoch {self.epoch}'
+    self.unseen = [(place, torch.tensor(loss)) for loss in self.recorder.log[2:3]]
+    self.check_losses()
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
 @patch

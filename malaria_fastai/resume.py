@@ -345,7 +345,7 @@ def _save_weights(self:SaveModelCallback, name, with_opt=False):
 @patch
 def _save(self:SaveModelCallback, epoch, batch=_END, stopped=False):
     "Write the weights and the state after `epoch`, or after `batch` batches of it, and remove those of no use."
-    self.learn.check_loss(float(self.recorder.smooth_loss.val), f'epoch {self.epoch}')
+    self.learn.check_losses()
     place = epoch,batch
     if is_writer():
         name = self._name(place)
