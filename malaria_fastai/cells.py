@@ -503,8 +503,9 @@ def plot_sizes(
         axes.axvline(side, c='.4', lw=.8, ls='--')
         axes.text(side, .9, side, c='.3', size=8)
     axes.set(xlabel='longer side, pixels', ylabel='share of cells up to this size',
-             title=f'{title}\nLeft of a line: scaled up')
+             title='Left of a line: scaled up')
     axes.legend(loc='lower right')
+    figure.suptitle(title)
     return axes
 
 # %% ../nbs/api/03_cells.ipynb #64046e76
