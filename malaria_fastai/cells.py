@@ -106,6 +106,7 @@ def _check_png(data, name):
 # %% ../nbs/api/03_cells.ipynb #639b753c
 # More scans or EXIF blocks are refused: the largest picture takes five seconds then; cameras write ten
 _MAX_SCANS = 200
+_COSTLY = {b'\xff\xda': 'scans', b'Exif\0\0': 'EXIF blocks'} # Counted roughly, and at most too high
 
 # %% ../nbs/api/03_cells.ipynb #00c0596f
 # What a picture may be, whatever its extension says, and how files of these formats begin
@@ -177,11 +178,13 @@ def _decode(data, name):
         raise BadPicture(name, "Pillow is told to accept cut-off pictures",
                          "Set ImageFile.LOAD_TRUNCATED_IMAGES = False")
     if data.startswith(_SIGNED[0]): _check_png(data, name)
-    costly = max(data.count(b'\xff\xda'), data.count(b'Exif\0\0')) # roughly, and at most too high
-    if data.startswith(_SIGNED[1]) and costly > _MAX_SCANS:
-        raise BadPicture(name, f"more than {_MAX_SCANS} scans or more than {_MAX_SCANS} EXIF blocks, "
-                         "made to keep a program busy", "Save it again as a plain JPEG or PNG")
+    for mark,what in _COSTLY.items():
+        if data.startswith(_SIGNED[1]) and data.count(mark) > _MAX_SCANS:
+            raise BadPicture(name, f"more than {_MAX_SCANS} {what}, made to keep a program busy",
+                             "Save it again as a plain JPEG or PNG")
     try: return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadPicture(name, "far too many pixels", "Make it smaller") from error
     except (Image.UnidentifiedImageError, SyntaxError): pass
     reason = next(reason for start,reason in _KNOWN.items() if data.lstrip().startswith(start))
     raise BadPicture(name, f"{reason}; {_EXPECTED}")
@@ -367,6 +370,14 @@ def _look_at_all(root, found, max_pixels, progress):
     table['reason'] = table.reason.astype(object).fillna(table.sha256.map(twice))
     return table
 
+# %% ../nbs/api/03_cells.ipynb #9c031bbe
+def _check_classes(root, labels, left_out):
+    "Refuse a folder with fewer than two classes."
+    if len(labels) > 1: return
+    seen = f"only the class {[*labels][0]!r}" if labels else "no picture in any class folder"
+    raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of "
+                  "pictures per class, for example `Parasitized` and `Uninfected`.")
+
 # %% ../nbs/api/03_cells.ipynb #b94bb5bd
 def read_cells(
     root,           # Folder that holds the class folders, or train, valid and test folders above them
@@ -382,19 +393,17 @@ def read_cells(
         raise NoCells(f"{root}: no such folder. Check the path; `locate` also takes an archive, "
                       "an address or a data set's name.")
     found,left_out = _find(root)
+    _check_classes(root, {label for _,label,_ in found}, left_out)
     table = _look_at_all(root, found, max_pixels, progress)
     bad = table[['path', 'reason']].dropna()
-    lines = [*(bad.path + ': ' + bad.reason)[:10]]
+    lines = [*(bad.path + ': ' + bad.reason)]
+    if len(bad) > 10: lines[10:] = [f'and {len(bad)-10} more']
     if lines and on_bad == 'raise':
         raise BadPicture(
-            f"{len(bad)} bad pictures", '\n  '.join(['', *lines]),
+            f"{len(bad)} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
     cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True)
-    labels = [*cells.label.unique()]
-    if len(labels) < 2:
-        seen = f"only the class {labels[0]!r}" if labels else "no picture in any class folder"
-        raise NoCells(f"{root}: {seen} (left out: {counted(left_out)}). Give the folder that holds one folder of "
-                      "pictures per class, for example `Parasitized` and `Uninfected`.")
+    _check_classes(root, {*cells.label}, left_out)
     cells = cells.astype(dict(patient='string', slide='string', photo='string', folder_split='string',
                               width=int, height=int, bytes=int))
     cells['disputed'] = _disputed(cells)
@@ -405,7 +414,7 @@ def read_cells(
     patients = cells.patient.nunique()
     who = f" of {patients} patients"*(patients > 0)
     rest = counted(+Counter(left_out, bad=len(bad))) # without zeros
-    print("\n  bad: ".join([f"{len(cells):,} cells{who} in {len(labels)} classes; left out: {rest}", *lines]))
+    print("\n  bad: ".join([f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {rest}", *lines]))
     return cells
 
 # %% ../nbs/api/03_cells.ipynb #818728cb

@@ -25,17 +25,13 @@ from fastcore.script import anno_parser
 _NOTICE = 'For learning and research. Not for diagnosis: never use it to decide about a patient.'
 _SOURCE = "a folder with one folder per class, a zip, an http(s) address, or a data set's name: nih, cxr, sample"
 
-# %% ../nbs/api/18_cli.ipynb #6f9cd123
-def when(text): # A number of batches, or 'epoch'
-    "Read how often a state is written."
-    return text if text == 'epoch' else int(text)
-
 # %% ../nbs/api/18_cli.ipynb #f7641eaa
-def names(text): # Names with commas between them
-    "Read a list of names."
-    found = tuple(text.replace(',', ' ').split())
-    if found: return found
-    raise argparse.ArgumentTypeError('at least one name is needed')
+class names(tuple):
+    "Names, typed with commas between them."
+    def __new__(cls, text):
+        found = text.replace(',', ' ').split()
+        if found: return super().__new__(cls, found)
+        raise argparse.ArgumentTypeError('at least one name is needed')
 
 # %% ../nbs/api/18_cli.ipynb #b2474c60
 _Out = Annotated[str, dict(opt=True, required=True)]
@@ -68,12 +64,12 @@ def _run_options(
     pretrained:Annotated[str, dict(choices=('auto', 'yes', 'no'))]='auto', # ImageNet weights: auto tries and tells
     limit:int=None, # use at most N cells, for a quick try (all unless given)
     positive:_Class=None,
-    cache:bool=True, # keep decoded pictures; --no-cache decodes them in every epoch
+    cache:Annotated[bool, dict(help='decode pictures anew in every epoch; they are kept unless given')]=True,
     data_dir:_DataDir='data',
     on_bad:_OnBad='raise',
     # go on with the run in the folder of --out exactly where it was interrupted; start if there is none
     resume:bool=False,
-    every:when='epoch' # write the training state after so many batches, or after each epoch
+    every:int|str='epoch' # write the training state after so many batches, or after each epoch
 ):
     "The options that `train` and `crossval` share."
 
@@ -174,7 +170,8 @@ def compare(self:Command,
     _import_extras(*recipes)
     from malaria_fastai.extra import compare
     compare.compare(command=words.pop('self').typed, **words)
-    print((Path(out)/'results.md').read_text('utf-8'))
+    print((Path(out)/'results.md').read_text('utf-8').partition('\n## ')[0])
+    print(f'More columns: {out}/results.md, {out}/results.csv')
 
 # %% ../nbs/api/18_cli.ipynb #b414bf7b
 @patch
@@ -233,9 +230,14 @@ def data(self:Command,
 ):
     "Check a data set and describe it."
     from malaria_fastai.cells import describe, locate, read_cells, verify
+    from malaria_fastai.source import counted, record_for
     cells = read_cells(locate(source, folder=data_dir), on_bad=on_bad)
     print(describe(cells).to_string())
     print(verify(cells, strict=False))
+    record = record_for(cells.label)
+    print('Positive class:', record.positive if record else 'unknown, name it with --positive')
+    folders = cells.folder_split.value_counts()
+    if len(folders): print(f'Folders, for --split folder: {counted(folders)}')
 
 # %% ../nbs/api/18_cli.ipynb #9348bfb2
 @patch
@@ -278,7 +280,7 @@ def predict(self:Command,
     engine:Annotated[str, dict(choices=('torch', 'onnx', 'int8'))]=None,
     device:str=None,    # where torch computes: cpu, cuda or cuda:1 (a GPU where there is one unless given)
     # call a picture positive from this p on: raw:P, chosen on the predictions of a run, or calibrated:P, chosen on a
-    # table of this command (that of the model unless given)
+    # table of this command (that of the model unless given); the band of unsure moves along
     threshold:str=None,
     bs:int=32 # pictures in a batch
 ):

@@ -638,13 +638,13 @@ def operating_points(
     aims=AIMS, # Pairs of 'sensitivity' or 'specificity' and the wanted value
     draws=2000, # Number of bootstrap draws
     seed=42, # Same seed, same intervals
-)->list: # One dict per aim: aim, wanted, threshold, and on the test patients sensitivity, specificity and their `_ci`
+)->list: # One dict per aim: aim, wanted, threshold, p_is; on the test patients sensitivity, specificity and their `_ci`
     "Choose thresholds on `valid` and measure them on `test`."
     points = []
     for aim,wanted in aims:
         fitted = choose_threshold(valid, positive, **{aim: wanted})
         found = metrics(fitted.check(test), positive, fitted) | _intervals(test, positive, fitted, draws, seed)
-        points.append(dict(aim=aim, wanted=wanted, threshold=fitted.value) | {
+        points.append(dict(aim=aim, wanted=wanted, threshold=fitted.value, p_is=fitted.p_is) | {
             name: found[name] for name in _RATES})
     return points
 

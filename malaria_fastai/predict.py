@@ -433,7 +433,7 @@ class Predictor:
         threshold=None    # 'raw:P', 'calibrated:P' or what `choose_threshold` gave; None is that of the folder
     ):
         check_words(dict(bs=bs, engine=engine, device=device),
-                    bs=_FROM_1, engine='|'.join(_NETWORKS), device=r'cpu|cuda|cuda:\d+')
+                    bs=_FROM_1, engine='|'.join(_NETWORKS))
         store_attr('bs,threads')
         self.folder,facts = read_folder(folder or _own_network())
         self.facts,self.rule = _with_threshold(facts, threshold),_resizing(facts)

@@ -43,7 +43,11 @@ _ALLOWED = dict( # Argument -> range, or pattern of words
     pretrained='auto|yes|no',
     on_bad='raise|skip', resize='CROP|PAD|SQUISH', metrics=_COLUMNS,
     split=r'patient|random|folder|fold:[0-4]|(patient|random):\d+/\d+',
-    best=f'|train_loss|valid_loss|{_COLUMNS}')
+    best=f'|train_loss|valid_loss|{_COLUMNS}', device=r'cpu|cuda|cuda:\d+')
+_SAID = { # Pattern -> what it allows, for a person
+    _ALLOWED['every']: 'epoch, or a number of batches',
+    _ALLOWED['split']: 'patient, random, folder, fold:0 to fold:4, patient:K/N or random:K/N',
+    _ALLOWED['device']: 'cpu, cuda or cuda:N'}
 
 # %% ../nbs/api/14_recipes.ipynb #3e8d1b72
 def check_words(
@@ -54,15 +58,15 @@ def check_words(
     for name,rule in (_ALLOWED | allowed).items():
         for value in listify(words.get(name)):
             if isinstance(rule, str):
-                what = 'one of'
+                what = _SAID.get(rule, 'one of ' + rule)
                 fits = re.fullmatch(rule, str(value))
             else:
                 whole = isinstance(rule.left, int)
-                what = 'a whole number in' if whole else 'in'
+                what = f'a whole number in {rule}' if whole else f'in {rule}'
                 number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
                 fits = number and value in rule
             if not fits: raise ValueError(
-                f"{name} must be {what} {rule}, got {value!r} "
+                f"{name} must be {what}, got {value!r} "
                 f"(on the command line: --{name.replace('_', '-')})")
 
 # %% ../nbs/api/14_recipes.ipynb #c34a39dd

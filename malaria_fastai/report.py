@@ -469,6 +469,9 @@ def write_report(
         warnings=warnings_of(found), **_figures(draws, **run), **_trials(**run))
     if picture.is_file():
         contents['top_losses'] = base64.b64encode(picture.read_bytes()).decode()
+    reported = _reported(**run)
+    if reported and 'loss' in reported[1]:
+        contents['worst'] = reported[1].nlargest(9, 'loss').to_dict('records')
     page = folder/'report.html'
     write_atomically(page, _PAGES.get_template('report.html.jinja').render(contents))
     return page

@@ -630,6 +630,8 @@ def evaluate_run(
 )->Path: # The folder whose metrics.json and report.html tell more now
     "Look at a run from every side: patients, thresholds, calibration, eight views, and what `look` finds."
     alone('an evaluation')
+    if isinstance(run, (list, tuple)): raise ValueError(
+        'evaluate_run takes one run; for the mean of several: extra.crossval.mean_of_runs(runs, out)')
     made = read_run(run)
     run = made['folder']
     name = data and Path(_plain_name(data)).stem

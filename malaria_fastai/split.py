@@ -86,7 +86,7 @@ def _check_patients(cells):
     _check_table(cells, 'path', 'label', 'patient')
     _refuse(cells, cells.patient.isna(),
         "the patient of {} is unknown, for example of {}; a split by patient needs all of them. "
-        "Use the rule 'random' or 'folder', or leave these cells out", NoPatients)
+        "Use the rule 'random' or 'folder', or leave these cells out (on the command line: --split folder)", NoPatients)
 
 # %% ../nbs/api/04_split.ipynb #358e6c68
 def _linked(cells):

@@ -482,6 +482,8 @@ def test_what_a_comparison_writes(whole):
     assert (table.shortened.str.contains('32 of') | (table.recipe == 'colour_floor')).all()
     text = (folder/'results.md').read_text()
     assert 'accuracy, random | accuracy, patient' in text and 'drawn' in text.lower()
+    main,more = text.split('\n## More columns') # the command shows the first alone
+    assert 'sensitivity' not in main and 'accuracy minus that of' in main and 'sensitivity, random' in more and 'published' in more
     assert (folder/'results.svg').stat().st_size > 1000
 
 

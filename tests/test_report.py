@@ -138,6 +138,14 @@ def test_hostile_class_names_reach_the_figures_as_text(tmp_path):
     page = assert_asks_for_nothing(read(write_report(folder, draws=10)))
     assert any('<script>' in t for t in page.text)
 
+def test_the_largest_losses_are_named(tmp_path):
+    preds = simulate_predictions(patients=24, cells=20)
+    preds = preds.assign(loss=-np.log(np.where(preds.label==POS, preds.p, 1-preds.p).clip(1e-9)))
+    text = write_report(make_run(tmp_path/'run', preds), draws=20).read_text('utf-8')
+    test = preds[preds.split=='test'].sort_values('loss', ascending=False)
+    shown = re.findall('<tr><th>([^<]+)</th><td>[^<]+</td><td>[^<]+</td><td>[^<]+</td></tr>', text)
+    assert shown[-9:] == [*test.path[:9]]
+
 @pytest.mark.parametrize('missing', ['history.csv','predictions.csv','environment.json','figures/top_losses.png'])
 def test_what_is_missing_is_said_to_be_missing(tmp_path, missing):
     run = make_run(tmp_path/'run')

@@ -205,7 +205,7 @@ def _results_markdown(table, drawn):
         recipes=recipes, splits=[*table.split.unique()], metrics=_SHOWN, drawn=drawn)
 
 # %% ../../nbs/extra/04_compare.ipynb #6c18f10a
-_MARKS = ('o', '#D55E00', .12), ('s', '#0072B2', -.12), ('^', '#009E73', -.36) # of each split, and how far it is moved
+_MARKS = ('o', '#D55E00'), ('s', '#0072B2'), ('^', '#009E73') # of each split
 
 
 def plot_comparison(
@@ -218,16 +218,16 @@ def plot_comparison(
     size = 9, 1.74 + .34*len(names)
     fig,axes = plt.subplots(1, 2, figsize=size, sharey=True, layout='constrained')
     for ax,metric in zip(axes, ('accuracy', 'auc')):
-        for (split,rows),(mark,color,move) in zip(
-            done.groupby('split', sort=False), _MARKS):
-            y = rows.recipe.map(names.index) + move
+        splits = done.groupby('split', sort=False)
+        for i,((split,rows),(mark,color)) in enumerate(zip(splits, _MARKS)):
+            y = rows.recipe.map(names.index) + .24*((len(splits)-1)/2 - i)
             value,low,high = (
                 rows[f'{metric}{end}'].astype(float) for end in ('', '_lo', '_hi'))
             ax.plot(value, y, mark, ms=4, color=color, label=split)
             ax.hlines(y, low, high, lw=1, color=color)
         ax.set(xlabel=_SHOWN[metric], yticks=range(len(names)), yticklabels=names)
         ax.grid(axis='x', alpha=.25)
-    if names: axes[0].legend(fontsize=8, loc='lower left')
+    if names: ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1))
     fig.suptitle(textwrap.fill(_results_markdown(table, drawn).partition('\n')[0], 120),
                  fontsize=8)
     return leave_open(fig)
