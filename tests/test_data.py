@@ -234,13 +234,14 @@ def test_words_of_v1_that_would_change_something_say_what_to_write(root, name):
         make(**{name: None})
 
 def test_words_of_v1_without_a_meaning(root, capsys):
-    data = bunch(root, no_check=True, add_time=False)
+    data = bunch(root, no_check=True, add_time=False, mode='nearest', mult=32)
     data.show_batch(2, hide_axis=False)
     said = capsys.readouterr().out
+    assert all(f"argument {word} has no meaning" in said for word in ('mode', 'mult'))
     assert 'no_check' not in said and "a bunch: v1's argument add_time has no meaning here" in said and "show_batch: v1's argument hide_axis" in said
     assert data.resized(8).rule.size == (8, 8)
 
-UNKNOWN = 'sise ds_tfm mult mode valid_size'.split()
+UNKNOWN = 'sise ds_tfm valid_size'.split()
 
 @pytest.mark.parametrize('name', UNKNOWN)
 def test_unknown_arguments_are_errors(root, name):
