@@ -310,7 +310,7 @@ def _find(root):
     found = []
     left_out = Counter()
     for path in paths:
-        reason = _no_picture(path.name)
+        reason = _no_picture(path.relative_to(root).as_posix())
         if path.is_dir():
             if path.is_symlink() and not any(folder.is_relative_to(path) for folder in parts):
                 left_out[f'linked folder {path.name}'] += 1

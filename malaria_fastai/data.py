@@ -342,7 +342,8 @@ class ImageDataBunch(DataLoaders):
         if ds_type == DatasetType.Fix: return self.fixed_dl(DatasetType.Train)
         if ds_type < len(self): return self.loaders[ds_type]
         raise ValueError("this bunch has no test part: "
-                         "name its folder with test=, or give cells of the split 'test'; of a loaded learner set learn.data first")
+                         "name its folder with test=, or give cells of the split 'test'; "
+                         "of a loaded learner set learn.data first")
 
     def __getattr__(self, name):
         try: return super().__getattr__(name)

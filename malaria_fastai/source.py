@@ -53,8 +53,9 @@ class Record:
     page: str = ''    # Where a person can read about it, and fetch it
 
     def __repr__(self):
-        about = '{title} ({name})\n{n:,} pictures: {counts}\npatients: {known}\nlicence: {licence}\n{credit}'
-        return about.format(n=sum(self.counts.values()),
+        about = '{title} ({name})\n{n:,} pictures: {classes}\npatients: {known}\nlicence: {licence}\n{credit}'
+        classes = ', '.join(f'{label} {n:,}' for label,n in self.counts.items())
+        return about.format(n=sum(self.counts.values()), classes=classes,
                             known=self.patients or 'unknown', **vars(self))
 
 # %% ../nbs/api/01_source.ipynb #2035bcb4
