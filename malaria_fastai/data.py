@@ -332,7 +332,7 @@ class ImageDataBunch(DataLoaders):
     def views(self): # 1, 2, 4 or 8
         "How many views of a picture training shows: prediction may average these, and no other."
         shown = [*map(type, self.train.after_batch.fs)]
-        return n_views(self.rule.size or (0, 1)) if Dihedral in shown else 1 + (Flip in shown)
+        return n_views(self.rule.size) if Dihedral in shown else 1 + (Flip in shown)
 
     def dl(self,
         ds_type=DatasetType.Valid # Which part; `Fix` is that for training, untransformed; or a loader itself
@@ -373,8 +373,9 @@ def one_batch(self:ImageDataBunch,
 )->tuple: # (float32 (n, 3, h, w), int64 (n,)); zeros for unknown labels
     "The first batch of one part, to look at. `data.train_dl.one_batch()` is the same as the network sees it."
     x,*y = self.dl(ds_type).one_batch()
-    b = self.denorm(x, False) if denorm else x,*(y or [torch.zeros(len(x), dtype=torch.long)])
-    return to_cpu(b) if cpu else b
+    y = y or [torch.zeros(len(x), dtype=torch.long, device=x.device)] # pictures to predict have no labels
+    if denorm: x = self.denorm(x, False)
+    return to_cpu((x, *y)) if cpu else (x, *y)
 
 
 @patch

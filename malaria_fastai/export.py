@@ -23,8 +23,8 @@ from .evaluate import OneClass, _logit, fit_temperature, read_predictions
 from .files import ModelRefused, read_table, write_atomically
 from .learner import read_model
 from .predict import (
-    _AGAIN, _DARK, _LAYOUT, _MAX_BYTES, _SIDE, ContentCheck, _facts_of, _moved, _picture_net, _prepared, _resizing,
-    _seal, _with_threshold, appearance, read_folder)
+    _AGAIN, _DARK, _LAYOUT, _MAX_BYTES, _SIDE, ContentCheck, facts_of, _moved, _picture_net, _prepared, _resizing,
+    seal, _with_threshold, appearance, read_folder)
 from .recipes import check_words
 from .sample import draw_cell
 from .source import RECORDS, progress, record_for
@@ -208,7 +208,7 @@ def write_folder(
     facts:dict   # What model.json says, without its seal
 ):
     "Write model.json, sealed, and the card."
-    sealed = facts | dict(sha256=_seal(facts))
+    sealed = facts | dict(sha256=seal(facts))
     text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder/'model.json', text + '\n')
     write_atomically(folder/'MODEL_CARD.md', model_card(folder))
@@ -216,7 +216,7 @@ def write_folder(
 # %% ../nbs/api/17_export.ipynb #5c7f7c8c
 def _files_of(folder, old):
     "What model.json says of export.pkl, and of the ONNX files that were made from it; others are removed."
-    files = {'export.pkl': dict(file=_facts_of(folder/'export.pkl'))}
+    files = {'export.pkl': dict(file=facts_of(folder/'export.pkl'))}
     if old.get('export.pkl') != files['export.pkl']: old = {}
     for file in folder.glob('*.onnx'):
         if file.name in old: files[file.name] = old[file.name]

@@ -60,7 +60,7 @@ from .backbone import ModelSpec, arch_name, split_params
 from .cells import ResizeMethod, leave_open
 from .data import DatasetType, ImageDataBunch, Label, show_grid
 from .files import ModelRefused, digest, replacing, write_atomically
-from .source import record_for
+from .source import has_no_up, record_for
 from .transforms import derive_seed, n_views, seed_torch, seeded, view
 from .v1 import unmeant, v1_hint
 
@@ -251,6 +251,15 @@ def _of_class(func, k, y, pred, **words):
     return func(y == k, called, **words)
 
 # %% ../nbs/api/09_learner.ipynb #31bcdd7b
+def _asked_class(metric, words, data):
+    "The class that a score asks for: its `pos_label`, or the positive one of two; None: it asks for no one class."
+    positive = words.pop('pos_label', None)
+    if positive == 1 and not isinstance(metric, _Score): positive = None # what fastai's factories give
+    if positive is not None or data.c > 2: return positive
+    record = record_for(data.classes)
+    return data.classes.index(record.positive) if record else 1
+
+
 def _fitting_metric(metric, data):
     "A metric over a whole part; a score of one class is that of the positive one, or of all; its name says which."
     metric = mk_metric(metric)
@@ -260,20 +269,19 @@ def _fitting_metric(metric, data):
     words = {word: getattr(metric, word, value) for word,value in metric.kwargs.items()} # set later, as in v1
     metric.kwargs = words
     metric.fitted = True
-    ranks = metric.activation == ActivationType.BinarySoftmax
+    ranks = metric.activation == ActivationType.BinarySoftmax # it sees one number, the probability of the last class
     which = words.get('average')
     if ranks or which == 'binary':
-        record = record_for(data.classes)
-        positive = words.pop('pos_label', None)
-        if positive == 1 and not isinstance(metric, _Score): positive = None # fastai's default
-        if positive is None and data.c == 2: positive = data.classes.index(record.positive) if record else 1
-        if positive is not None:
+        positive = _asked_class(metric, words, data)
+        if ranks and data.c > 2: # all classes, each against the rest, or none
+            if positive is not None or 'multi_class' not in words:
+                raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
+            words['multi_class'] = 'ovr'
+            metric.activation,metric.flatten = ActivationType.Softmax,False
+        elif positive is None: which = words['average'] = 'macro'
+        else:
             metric.func = partial(_of_class, metric.func, positive)
             which = data.classes[positive]
-        elif not ranks: which = words['average'] = 'macro'
-        elif 'multi_class' not in words:
-            raise ValueError(f"{metric.name} is a score of two classes, not {data.c}")
-        else: metric.activation,metric.flatten,words['multi_class'] = ActivationType.Softmax,False,'ovr'
     if which is not None: metric.name = f'{metric.name}_{which}'
     return metric
 
@@ -297,8 +305,8 @@ class _Progress(Callback):
 
     def before_train(self):
         label = f'epoch {self.epoch}/{self.n_epoch-1}' if self.fitting else 'predict'
-        self.bar = tqdm(total=len(self.dl), desc=label,
-                        leave=False, mininterval=.5, disable=None)
+        self.bar = tqdm(total=len(self.dl), desc=label, leave=False,
+                        mininterval=.5, disable=None) # None: no bar where nobody sits at a terminal
 
     before_validate = before_train
     def after_batch(self): self.bar.update()
@@ -1230,9 +1238,7 @@ def TTA(self:CNNLearner,
     "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
     unmeant('TTA', v1)
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
-    record = record_for(self.dls.classes)
-    views = self.dls.views
-    if record and record.positive == 'Parasitized': views = n_views(self.dls.rule.size or (0, 1))
+    views = n_views(self.dls.rule.size) if has_no_up(self.dls.classes) else self.dls.views
     with self.no_bar():
         each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(views)]
     plain,targets = each[0]

@@ -129,7 +129,7 @@ def _platelet(cell, purple):
     place = cell.place(.3, .95)
     radius = cell.uniform(.12, .27)
     grain = clip(.55 + .35*cell.noise(3), 0, 1)
-    cover = grain*exp(-(abs(cell.places - place)/radius)**2)
+    cover = grain*exp(-(abs(cell.places - place)/radius)**2) # fades outwards: a patch without an edge
     cell.paint(cover, purple + 40, cell.uniform(.5, .95))
 
 # %% ../nbs/api/02_sample.ipynb #572aa30b

@@ -102,6 +102,13 @@ def record_for(
     for record in RECORDS.values():
         if {*record.labels} == {*labels}: return record
 
+# %% ../nbs/api/01_source.ipynb #cf93c0ec
+def has_no_up(
+    labels # Class names
+)->bool:
+    "Whether the record of these classes says that a picture may be turned: a cell may, an X-ray may not."
+    return getattr(record_for(labels), 'positive', '') == 'Parasitized'
+
 # %% ../nbs/api/01_source.ipynb #ece83e6d
 def facts(
     name:str # Name of a file

@@ -61,10 +61,10 @@ def seeded(
 
 # %% ../nbs/api/05_transforms.ipynb #4c88ab6d
 def n_views(
-    size # (height, width)
+    size # (height, width); None where pictures differ
 )->int:
     "How many views keep the shape of a picture: eight of a square, four of a rectangle."
-    return 8 if size[0] == size[1] else 4
+    return 8 if size and size[0] == size[1] else 4
 
 # %% ../nbs/api/05_transforms.ipynb #f5034c5c
 def view(

@@ -231,7 +231,7 @@ def test_a_threshold_that_is_no_record_is_refused(run, tmp_path):
     new = Path(shutil.copytree(run, tmp_path/'run'))
     for odd in (.3, dict(value=.3), dict(p_is='raw', value=.3, kind='temperature')):
         rewritten_facts = dict(read_folder(new)[1], threshold_from=odd)
-        (new/'model/model.json').write_text(json.dumps(rewritten_facts | dict(sha256=E._seal(rewritten_facts))), 'utf-8')
+        (new/'model/model.json').write_text(json.dumps(rewritten_facts | dict(sha256=E.seal(rewritten_facts))), 'utf-8')
         with pytest.raises(ValueError, match='belongs to one p'): pack(new)
         for use in (pack, Predictor):
             with pytest.raises(ValueError, match='belongs to one p'): use(new, threshold=odd)

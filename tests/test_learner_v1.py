@@ -110,7 +110,8 @@ def test_several_classes(three):
         auroc_macro=skm.roc_auc_score(y, probs, multi_class='ovr'), roc_auc_score_macro=skm.roc_auc_score(y, probs, multi_class='ovr'), kappa_score=skm.cohen_kappa_score(y, called, weights='quadratic'),
         recall_c=skm.recall_score(y == 2, called == 2, zero_division=0), recall_score_weighted=skm.recall_score(y, called, average='weighted'))
     assert {o: round(float(row[o]), 5) for o in right} == {k: round(float(v), 5) for k,v in right.items()}
-    with pytest.raises(ValueError, match='a score of two classes, not 3'): new(three, metrics=stock.APScoreBinary())
+    for words in (dict(), dict(pos_label=0), dict(pos_label=2)): # the last class is all that such a score sees
+        with pytest.raises(ValueError, match='a score of two classes, not 3'): new(three, metrics=stock.APScoreBinary(**words))
 
 def test_words_of_a_score_may_be_set_later(three):
     kappa = KappaScore()

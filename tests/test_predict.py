@@ -46,7 +46,7 @@ def test_a_description_that_somebody_crafted_is_refused(folder):
     for key,changes in crafted(said):
         if changes in (dict(refused_as='x'),dict(temperature=7)): continue # nothing is wrong with these
         new = {k: v for k,v in (json.loads(was)|changes).items() if v is not ...}
-        new['sha256'] = P._seal(new)
+        new['sha256'] = P.seal(new)
         (folder/'model.json').write_text(json.dumps(new), 'utf-8')
         with pytest.raises(ModelRefused, match=key): Predictor(folder, 'torch')
 
@@ -57,7 +57,7 @@ def test_a_network_for_something_else_is_refused(folder):
 @needs_onnx
 def test_a_network_that_onnxruntime_cannot_open_is_refused(folder):
     (folder/'model.onnx').write_bytes(b'no network')
-    files = read_folder(folder)[1]['files']|{'model.onnx': dict(file=P._facts_of(folder/'model.onnx'))}
+    files = read_folder(folder)[1]['files']|{'model.onnx': dict(file=P.facts_of(folder/'model.onnx'))}
     with pytest.raises(ModelRefused, match='model.onnx: it cannot be opened'): Predictor(rewritten(folder, files=files), 'onnx')
 
 def test_no_number_is_no_answer(run, files):

@@ -24,7 +24,7 @@ from ..export import _drawn, write_folder
 from ..files import read_table, replacing
 from ..learner import named_weights
 from ..predict import (
-    _checked_file, _facts_of, _onnx_network, _picture_net, _prepared, _resizing, _softmax, read_folder)
+    _checked_file, facts_of, _onnx_network, _picture_net, _prepared, _resizing, _softmax, read_folder)
 from ..source import needs
 
 # %% ../../nbs/extra/09_onnx.ipynb #1de1034e
@@ -110,7 +110,7 @@ def _prepared_cells(
 # %% ../../nbs/extra/09_onnx.ipynb #3b8918b1
 def _add_network(folder, facts, name, **measured):
     "Name a network that was written in model.json, and what was measured of it."
-    facts['files'][name] = about = dict(file=_facts_of(folder/name)) | measured
+    facts['files'][name] = about = dict(file=facts_of(folder/name)) | measured
     write_folder(folder, facts)
     return about
 
