@@ -151,7 +151,8 @@ def keys(self:Pictures)->np.ndarray: # uint64 (n,)
     "A key for each picture, of its name, size and time of change."
     def key(i):
         stat = os.stat(self.path(i))
-        return int(digest(str((self.files[i], stat.st_size, stat.st_mtime_ns)))[:16], 16)
+        return int(digest(str((self.files[i], stat.st_size, stat.st_mtime_ns)))[:16],
+                   16)
     return np.fromiter(map(key, range(len(self))), np.uint64)
 
 # %% ../nbs/api/06_data.ipynb #c2bb8d67
@@ -172,7 +173,8 @@ def _decode_all(self:Pictures, file, keys):
     for part in file.parent.glob(f'.{file.name}.*.tmp'): # of a killed process: one at work wrote within the hour
         if time.time() - part.stat().st_mtime > 3600: part.unlink(missing_ok=True)
     n = len(self)
-    decoded = _map_ahead(lambda i: (self.decode(i), self._content(i)), range(n), self.num_workers)
+    decoded = _map_ahead(lambda i: (self.decode(i), self._content(i)),
+                         range(n), self.num_workers)
     _PictureFile.write(file, keys, bar(decoded, 'decoding', n, quiet=n < 500))
     gigabytes = file.stat().st_size/1e9
     if gigabytes > .01: print(f"{n} pictures decoded once: {gigabytes:.2f} GB in the folder {file.parent}")
@@ -463,7 +465,8 @@ def _checked_classes(cells, classes):
         raise NoCells("a network tells at least two classes apart, and training has only "
                       f"{_spoken(trained or names)}: look at the folder, column or pattern of the labels")
     untrained = {*names} - found
-    _refuse_names(found - {*names}, "the label {names} is not in classes={classes}", classes=names)
+    _refuse_names(found - {*names},
+                  "the label {names} is not in classes={classes}", classes=names)
     _refuse_names(found - trained, "the label {names} is no label of a training cell, so it cannot be learned: "
                   "bring more of it, leave it out, or split in another way", SplitError)
     if found and untrained: print(f"no picture is of the class {_spoken(untrained)}: it will not be learned")
@@ -542,7 +545,8 @@ def from_cells(cls:ImageDataBunch,
         own = cells[cells.split == part]
         if part == 'test' and not len(own): continue
         train = part == 'train'
-        items = LabelList(pictures, own, classes, int(not train), random_crop=ds_tfms is not None)
+        items = LabelList(pictures, own, classes, int(not train),
+                          random_crop=ds_tfms is not None)
         tfms = ds_tfms[not train] if ds_tfms else []
         loaders.append(PictureLoader(items, n, seed, shuffle=train, drop_last=train, device=device,
                                      after_batch=[IntToFloatTensor(), *tfms]))

@@ -15,9 +15,9 @@ from .cells import NoPatients
 from .files import near, read_table
 
 # %% auto #0
-__all__ = ['METRICS', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'metrics', 'negative_of', 'confusion',
-           'bootstrap', 'interval', 'evaluate', 'curve_band', 'read_predictions', 'paired_difference', 'mean_of',
-           'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold', 'apply_threshold',
+__all__ = ['METRICS', 'BadPredictions', 'NotBinary', 'OneClass', 'check_predictions', 'number_of_patients', 'metrics',
+           'negative_of', 'confusion', 'bootstrap', 'interval', 'evaluate', 'read_predictions', 'paired_difference',
+           'mean_of', 'per_patient', 'detection_limit', 'patient_scores', 'choose_threshold', 'apply_threshold',
            'operating_points', 'reliability', 'ece', 'log_loss', 'fit_temperature', 'apply_temperature',
            'coverage_risk', 'patient_rule', 'examine']
 

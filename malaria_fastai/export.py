@@ -73,7 +73,8 @@ def fit_content(
         z = ((numbers[fold == k] - mean)/sd).to_numpy()
         squares += ((z @ inverse)*z).sum(1).tolist()
     spread = [part.round(6).tolist() for part in _spread_of(numbers)]
-    return ContentCheck([*numbers], *spread, _highest(np.sqrt(squares)), frame, dict(cells=len(numbers)))
+    return ContentCheck([*numbers], *spread, _highest(np.sqrt(squares)),
+                        frame, dict(cells=len(numbers)))
 
 # %% ../nbs/api/17_export.ipynb #4b2f2b03
 def numbers_of(
@@ -247,7 +248,8 @@ def pack(
     except ModelRefused:
         if data is None: raise # its content check would be lost
     if threshold is None: threshold = old.get('threshold_from')
-    decided = _calibration(read_predictions(run/'predictions.csv'), about['positive'], risk, threshold)
+    decided = _calibration(read_predictions(run/'predictions.csv'),
+                           about['positive'], risk, threshold)
     content = old.get('content')
     if data is not None:
         cells = read_table(run/'split.csv')

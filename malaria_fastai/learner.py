@@ -429,7 +429,8 @@ def rate(self:CNNLearner,
 @contextmanager
 def _session(learn):
     "A training or a prediction; however it ends, precision, network, loss, metrics and callbacks are as they were."
-    kept = attrdict(learn, 'model', 'loss_func', 'activation', 'logger', 'fitting', '_metrics')
+    kept = attrdict(learn, 'model', 'loss_func', 'activation',
+                    'logger', 'fitting', '_metrics')
     cbs = {*learn.cbs}
     halves = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
               for kind in ('cpu', 'cuda')]
@@ -762,7 +763,8 @@ def _draw_curves(rec, table, skip_start, skip_end, xlabel='Batches processed', *
     "Each column of a table on axes of its own, a dotted line where a stage began; it says when the cells are drawn."
     rows = table.iloc[skip_start:max(0, len(table)-skip_end)]
     n = table.shape[1]
-    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8), layout='constrained', squeeze=False)
+    fig,axes = plt.subplots(1, n, figsize=(4.5*n, 2.8),
+                            layout='constrained', squeeze=False)
     if note := rec.learn.dls.drawn_note: fig.supxlabel(note, fontsize=8, color='0.4')
     for ax,name in zip(axes[0], table):
         for start in rec.stages[1:]*('logx' not in style): ax.axvline(start, color='0.6', ls=':', lw=1)
@@ -1131,7 +1133,8 @@ def plot(self:Recorder,
     lrs,losses = self.found
     if len(lrs) - skip_start - skip_end < 4:
         raise ValueError("too few rates are left: let skip_start and skip_end leave out fewer")
-    fig = _draw_curves(self, pd.DataFrame({'Loss': losses}, lrs), skip_start, skip_end, 'Learning rate', logx=True)
+    fig = _draw_curves(self, pd.DataFrame({'Loss': losses}, lrs),
+                       skip_start, skip_end, 'Learning rate', logx=True)
     if suggestion:
         self.min_grad_lr,tenth = self.suggested()
         if tenth is None: print("No clear slope: the loss falls at none of these rates by more than chance")
@@ -1388,7 +1391,8 @@ def export(self:CNNLearner,
                            pretrained=self.pretrained, **(extra or {})))
     target = Path(self.path)/file
     with writing(target), replacing(target) as part:
-        save_file(tensors, part, dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors))))
+        save_file(tensors, part,
+                  dict(malaria_fastai=text, sha256=digest(text, *_named_bytes(tensors))))
     return target
 
 # %% ../nbs/api/09_learner.ipynb #cc0481f9

@@ -114,7 +114,8 @@ def _plot_curve(ax, kind, preds, positive, threshold, draws, metric, x, y):
     rates = pd.Series(found, dtype=float)
     rates['false alarms'] = 1-rates.specificity
     if threshold is not None:
-        ax.plot(rates[x], rates[y], 'o', color=_RED, ms=5, label=f'threshold {float(threshold):.3g}')
+        ax.plot(rates[x], rates[y], 'o', color=_RED, ms=5,
+                label=f'threshold {float(threshold):.3g}')
     return ax, int((preds.label==positive).sum())
 
 # %% ../nbs/api/13_report.ipynb #0b7a4440
@@ -127,7 +128,8 @@ def plot_roc(
     ax=None, # matplotlib axes; None makes a figure
 ): # The axes
     "Draw sensitivity against false positive rate with a 95 % band."
-    ax,n = _plot_curve(ax, 'roc', preds, positive, threshold, draws, 'auc', 'false alarms', 'sensitivity')
+    ax,n = _plot_curve(ax, 'roc', preds, positive, threshold,
+                       draws, 'auc', 'false alarms', 'sensitivity')
     unit = unit or _things(preds.label)
     _diagonal(ax, label='a coin')
     return _share_axes(ax, f'false positive rate (of {len(preds)-n:,} negative {unit})',
@@ -167,7 +169,8 @@ def _plot_epochs(history, columns, ylabel):
     ax.plot(columns.to_numpy(), ms=4, lw=1.5, label=[_figure_text(name) for name in columns])
     stage = history.reset_index().get('stage', pd.Series(dtype=str)).astype(str)
     for i,name in stage[stage!=stage.shift()][1:].items():
-        ax.axvline(i-.5, color=_GREY, ls='--', lw=1, label=f'here begins {_figure_text(name)}')
+        ax.axvline(i-.5, color=_GREY, ls='--', lw=1,
+                   label=f'here begins {_figure_text(name)}')
     ax.set(xlabel='epoch', ylabel=ylabel)
     if ylabel=='loss': ax.set_ylim(0)
     ax.locator_params('x', integer=True)

@@ -207,7 +207,8 @@ def draw_sample(
                 picture.save(part, 'png', compress_level=1) # a third of the time
             rows.append((path, label, *(np.round(where, 1) if where else ['']*3)))
     truth = pd.DataFrame(sorted(rows), columns=['path', 'label', 'x', 'y', 'radius'])
-    write_atomically(folder/'truth.csv', truth.to_csv(index=False, lineterminator='\r\n'))
+    write_atomically(folder/'truth.csv',
+                     truth.to_csv(index=False, lineterminator='\r\n'))
     for label in SAMPLE.labels: write_atomically(folder/label/'Thumbs.db', 'not a picture')
     write_atomically(mark, about)
     return folder

@@ -142,7 +142,8 @@ def download(
     record = next((record for record in RECORDS.values() if record.url == what), what)
     if isinstance(record, str): # an address that is not known: a file name of its own
         stem = PurePosixPath(urlsplit(what).path).stem or 'archive'
-        record = Record('', what, (), '', url=what, file=f'{stem}-{digest(what)[:8]}.zip')
+        record = Record('', what, (), '', url=what,
+                        file=f'{stem}-{digest(what)[:8]}.zip')
     file = Path(folder, record.file)
     sha256 = record.sha256
     if file.is_file():

@@ -248,7 +248,8 @@ def split_kfold(
         group = _linked(rows)
     n = group.nunique()
     if not 2 <= folds <= n: raise SplitError(f"{folds} folds by {by}: there are at least 2 and at most {n}")
-    parts = pd.Series(np.random.RandomState(seed).permutation(len(rows)) % folds, rows.index)
+    parts = pd.Series(np.random.RandomState(seed).permutation(len(rows)) % folds,
+                      rows.index)
     if by == 'random': parts = _together(parts, rows)
     else:
         drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -88,7 +88,8 @@ def _ported(cells):
     own = _own_names('\n'.join(sources))
     for cell,source in zip(cells, sources):
         if not re.match(r'\s*%%(?!time|capture)', source):
-            source = _IMPORT.sub(lambda match: _new_import(match, star, changes), source)
+            source = _IMPORT.sub(lambda match: _new_import(match, star, changes),
+                                 source)
             source = _with_hints(_LEFTOVER.sub('# ', source), own, changes)
         cell.update(source=source, outputs=[], execution_count=None)
     for cell in cells[:1]: cell['source'] = '\n'.join([*star, cell['source']])
