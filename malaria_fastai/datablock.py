@@ -98,7 +98,8 @@ def from_folder(cls:ImageList,
     include=None     # Of the folders in `path`, only those with these names
 )->ImageList:
     "All pictures in a folder, sorted by path."
-    return cls(get_files(path, extensions or image_extensions, recurse, include), path)
+    return cls(get_files(path, extensions or image_extensions, recurse, include),
+               path)
 
 # %% ../nbs/api/07_datablock.ipynb #de269704
 @patch(cls_method=True)
@@ -142,7 +143,8 @@ class ItemLists(_Step):
         train:ImageList, # To learn from
         valid:ImageList  # To measure with
     ):
-        store_attr('train,valid', path=Path(path), test=None, prepared={}, drawn=False)
+        store_attr('train,valid', path=Path(path),
+                   test=None, prepared={}, drawn=False)
 
     @property
     def classes(self): return list(self.train.classes or sorted({*self.train.labels}))
@@ -174,7 +176,8 @@ def split_by_idx(self:ImageList,
     valid_idx # Numbers of the validation pictures; the others are to learn from
 )->ItemLists:
     "Split by number."
-    return self.split_by_idxs(np.setdiff1d(np.arange(len(self)), valid_idx), valid_idx)
+    return self.split_by_idxs(np.setdiff1d(np.arange(len(self)), valid_idx),
+                              valid_idx)
 
 # %% ../nbs/api/07_datablock.ipynb #08edc1b8
 @patch

@@ -27,7 +27,7 @@ from .predict import (
     seal, _with_threshold, appearance, read_folder)
 from .recipes import check_words
 from .sample import draw_cell
-from .source import RECORDS, progress, record_for
+from .source import RECORDS, has_no_up, progress
 
 # %% ../nbs/api/17_export.ipynb #ef7b40bc
 def _spread_of(numbers):
@@ -254,7 +254,6 @@ def pack(
     if data is not None:
         cells = read_table(run/'split.csv')
         content = vars(_fitted_content(data, cells, _keeps_patients(metrics['split']), n))
-    record = record_for(described['classes'])
     facts = dict(
         format=_LAYOUT,
         notice='For learning and research. Not for diagnosis: never use it to decide about a patient.',
@@ -263,7 +262,7 @@ def pack(
         normalise=described['stats'], resize=dict(
             size=described['size'], method=described['resize_method'],
             padding_mode=described['padding_mode']),
-        refused_as='not a cell' if record and record.positive == 'Parasitized' else 'not such a picture',
+        refused_as='not a cell' if has_no_up(described['classes']) else 'not such a picture',
         **decided, content=content,
         limits=dict(max_bytes=_MAX_BYTES, max_pixels=MAX_PIXELS, side=_SIDE, dark=_DARK),
         data=metrics['data'], split=metrics['split'], pretrained=metrics['pretrained'],
@@ -271,8 +270,7 @@ def pack(
         command=environment['command'], commit=environment['commit'],
         versions=environment['versions'],
         files=_files_of(folder, old.get('files', {})))
-    facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'),
-                                        _resizing(facts))
+    facts['test_vector'] = _test_vector(_picture_net(folder/'export.pkl'), _resizing(facts))
     write_folder(folder, facts)
     return folder
 

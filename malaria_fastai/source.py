@@ -275,7 +275,8 @@ def _write_entries(archive, infos, root):
             os.utime(file, (when, when)) # its own time, so that caches know the picture again
         try: whole.rename(root)
         except OSError: # it is there: a gap is filled, or another process was faster
-            shutil.copytree(whole, root, copy_function=os.replace, dirs_exist_ok=True)
+            shutil.copytree(whole, root, copy_function=os.replace,
+                            dirs_exist_ok=True)
 
 # %% ../nbs/api/01_source.ipynb #0fa3b2a7
 # What `extract` did: the folder, how many pictures it has, and why entries were left out: reason -> how many

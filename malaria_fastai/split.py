@@ -256,7 +256,8 @@ def split_kfold(
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # of a label with fewer cells than folds
             for k,(_,some) in enumerate(drawn.split(rows, rows.label.astype(str), group)): parts.iloc[some] = k
-    return _with_test(cells, parts.reindex(cells.index), fold, valid, seed, _DRAWN[by])
+    return _with_test(cells, parts.reindex(cells.index),
+                      fold, valid, seed, _DRAWN[by])
 
 # %% ../nbs/api/04_split.ipynb #11164937
 def fold_rules(
