@@ -182,6 +182,7 @@ class OwnHead(nn.Module):
         n_out # Number of classes
     ):
         super().__init__()
+        # From the last map to the classes: pooling, say, then a classifier, whose last layer with weights is made anew
         *before,top = [part for name,part in net.named_children() if name in _TOP]
         layers = [*top.children()] or [top]
         i = max(i for i,layer in enumerate(layers) if hasattr(layer, 'weight'))

@@ -654,7 +654,7 @@ def get_image_files(
 
 # %% ../nbs/api/06_data.ipynb #c9a3691b
 def _pictures_in(folder, path):
-    "All pictures under a folder, by their names under `path`; they are opened when they are first needed."
+    "All pictures under a folder, by their names under `path`; none is opened yet."
     found = get_image_files(folder, recurse=True)
     if not found: raise FileNotFoundError(f"{folder}: no pictures in its folders")
     return [file.relative_to(path).as_posix() for file in found]

@@ -1241,6 +1241,7 @@ def TTA(self:CNNLearner,
     "Average the predictions over the dihedral views: all of a cell, of others those that training showed."
     unmeant('TTA', v1)
     dl = self.dls.fixed_dl(ds_type if dl is None else dl)
+    # A cell may be turned; of other pictures the network knows the views that training showed
     views = n_views(self.dls.rule.size) if has_no_up(self.dls.classes) else self.dls.views
     with self.no_bar():
         each = [self.get_preds(dl=dl.new(after_batch=[_View(k), *dl.after_batch.fs])) for k in range(views)]
