@@ -344,7 +344,7 @@ def test_what_is_left_out_is_counted(tmp_path, capsys):
         (tmp_path/o).write_bytes(b'x')
     cells = read(tmp_path)
     assert cells.path.tolist() == ['a/1.png','b/2.png']
-    assert cells.attrs['left_out'] == {'.DS_Store':1, '.txt':1, 'Thumbs.db':2, 'hidden file':2, 'no extension':1,
+    assert cells.attrs['left_out'] == {'.DS_Store':1, '.txt':1, 'Thumbs.db':2, 'hidden file':1, '__MACOSX':1, 'no extension':1,
                                        'picture outside a class folder':4}
     assert '2 Thumbs.db' in capsys.readouterr().out
 
