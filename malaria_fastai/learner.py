@@ -124,13 +124,13 @@ class Recorder(_Recorder):
     _stateattrs = () # what fastai leaves out of copies: nothing here
     def __init__(self):
         super().__init__()
-        self.loss = _WholeLoss(None)
+        self.loss,self.smooth_loss = _WholeLoss(None),_SmoothLoss()
         self.clear()
 
     def clear(self):
         "Forget everything."
         for name in self.kept: setattr(self, name, [])
-        self.smooth_loss = _SmoothLoss()
+        self.smooth_loss.reset()
 
     def before_fit(self):
         self.metric_names = L('epoch', 'train_loss', 'valid_loss', *self.learn.metrics.attrgot('name'), 'time')
@@ -1103,7 +1103,7 @@ def lr_find(self:CNNLearner,
     rec = self.recorder
     stage = self.stage
     weights,opt = deepcopy((self.model.state_dict(), self.opt and self.opt.state_dict()))
-    kept = {**vars(rec)}
+    kept = {**vars(rec), 'smooth_loss': copy(rec.smooth_loss)}
     away = self.ordered_cbs('jump_to_epoch') + self._grab_cbs((CSVLogger, ShowGraph))
     rec.clear()
     try:

@@ -492,3 +492,12 @@ def test_any_order_of_steps_leaves_what_a_fresh_learner_would_be(data, tmp_path_
         one.fit(1, 1e-2)
     assert weights_hash(learn.model) == weights_hash(fresh.model) and alike(averages(learn), averages(fresh))
     assert torch.equal(learn.get_preds()[0], fresh.get_preds()[0]) and learn.validate()[0] == fresh.validate()[0]
+
+def test_the_rate_finder_between_two_trainings_is_silent_and_leaves_the_curve(data, recwarn):
+    learn = tiny(data)
+    for _ in range(2): # the second one finds a recorder that has seen both
+        learn.fit(1, 1e-3)
+        before = float(learn.recorder.smooth_loss.val)
+        learn.lr_find(num_it=3)
+        assert float(learn.recorder.smooth_loss.val) == before
+    assert not [str(seen.message) for seen in recwarn if 'shadowing' in str(seen.message)]
