@@ -305,18 +305,19 @@ class NoPatients(ValueError):
 def _find(root):
     "The pictures as (relative path, label, part), sorted by path, and the count of what is left out."
     parts = _class_folders(root)
-    paths = {*root.rglob('*')} # without what lies behind links
-    for folder in parts: paths.update(folder.rglob('*'))
+    paths = {*root.rglob('*')} # it does not go into linked folders
+    for folder in parts: paths.update(folder.rglob('*')) # but a class folder may be a link
     found = []
     left_out = Counter()
     for path in paths:
-        reason = _no_picture(path.relative_to(root).as_posix())
+        name = path.relative_to(root).as_posix()
         if path.is_dir():
-            if path.is_symlink() and not any(folder.is_relative_to(path) for folder in parts):
+            leads_to_class = any(folder.is_relative_to(path) for folder in parts)
+            if path.is_symlink() and not leads_to_class:
                 left_out[f'linked folder {path.name}'] += 1
-        elif reason: left_out[reason] += 1
+        elif reason := _no_picture(name): left_out[reason] += 1
         elif path.parent not in parts: left_out['picture outside a class folder'] += 1
-        else: found.append((path.relative_to(root).as_posix(), path.parent.name, parts[path.parent]))
+        else: found.append((name, path.parent.name, parts[path.parent]))
     return sorted(found),dict(sorted(left_out.items()))
 
 # %% ../nbs/api/03_cells.ipynb #0fa18f33
@@ -403,7 +404,8 @@ def read_cells(
             f"{len(bad)} bad picture{'s'*(len(bad) > 1)}", '\n  '.join(['', *lines]),
             "\nGet these files again, remove them, or pass on_bad='skip' to go on without them")
     cells = table[_COLUMNS].drop(bad.index).reset_index(drop=True)
-    _check_classes(root, {*cells.label}, left_out)
+    without = +Counter(left_out, bad=len(bad)) # without zeros
+    _check_classes(root, {*cells.label}, without)
     cells = cells.astype(dict(patient='string', slide='string', photo='string', folder_split='string',
                               width=int, height=int, bytes=int))
     cells['disputed'] = _disputed(cells)
@@ -413,8 +415,8 @@ def read_cells(
         warnings.warn(f"{len(twice)} file names occur in more than one class: {', '.join(twice[:5])}", stacklevel=2)
     patients = cells.patient.nunique()
     who = f" of {patients} patients"*(patients > 0)
-    rest = counted(+Counter(left_out, bad=len(bad))) # without zeros
-    print("\n  bad: ".join([f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; left out: {rest}", *lines]))
+    print("\n  bad: ".join([f"{len(cells):,} cells{who} in {cells.label.nunique()} classes; "
+                           f"left out: {counted(without)}", *lines]))
     return cells
 
 # %% ../nbs/api/03_cells.ipynb #818728cb

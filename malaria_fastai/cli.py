@@ -166,11 +166,12 @@ def compare(self:Command,
     on_bad:_OnBad='raise'
 ):
     "Train recipes on the same cells and folds, and put them into one table."
-    words = dict(locals())
+    words = dict(locals()) # every option
+    del words['self']
     _import_extras(*recipes)
     from malaria_fastai.extra import compare
-    compare.compare(command=words.pop('self').typed, **words)
-    print((Path(out)/'results.md').read_text('utf-8').partition('\n## ')[0])
+    compare.compare(command=self.typed, **words)
+    print((Path(out)/'results.md').read_text('utf-8').partition('\n## ')[0]) # the first of its tables
     print(f'More columns: {out}/results.md, {out}/results.csv')
 
 # %% ../nbs/api/18_cli.ipynb #b414bf7b

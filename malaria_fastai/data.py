@@ -301,8 +301,8 @@ def load(self:PictureLoader,
         x = part.pictures.batch(part.positions[mine], places)
         b = TensorImage(sent(x, self.device).permute(0, 3, 1, 2)),
         if part.labelled:
-            y = part.targets[mine if self.shuffle else idxs]
-            b += TensorCategory(sent(y, self.device)),
+            labels = part.targets[mine if self.shuffle else idxs]
+            b += TensorCategory(sent(labels, self.device)),
         return transformed(b, self.after_batch)
 
 # %% ../nbs/api/06_data.ipynb #5e9ee6b6

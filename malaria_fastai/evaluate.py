@@ -223,7 +223,7 @@ def _truth_and_p(preds, positive):
     return (preds.label==positive).to_numpy(bool), preds.p.to_numpy(float)
 
 def _both_classes(preds, positive):
-    "The same, where a choice is to be made: a table that cannot decide it is refused."
+    "As `_truth_and_p`; a table that has cells of one class alone, and so cannot decide anything, is refused."
     found = _truth_and_p(preds, positive)
     if len({*found[0]})<2: raise OneClass("a choice needs cells of both classes")
     return found
@@ -287,9 +287,9 @@ def metrics(
     threshold=.5, # A cell with `p` at or above it is called positive; or what `choose_threshold` gave
 )->dict: # n, patients (None if unknown), and the ten of `METRICS`; None where a metric is not defined
     "Compute every metric of `preds`."
-    ones = np.ones((1, len(preds)))
-    found = DataFrame(_all_metrics(ones, _scores(preds, positive), _number(threshold, preds))).iloc[0]
-    return dict(n=len(preds), patients=number_of_patients(preds)) | _for_json(found)
+    n = len(preds)
+    found = DataFrame(_all_metrics(np.ones((1, n)), _scores(preds, positive), _number(threshold, preds)))
+    return dict(n=n, patients=number_of_patients(preds)) | _for_json(found.iloc[0])
 
 # %% ../nbs/api/12_evaluate.ipynb #a117a2e4
 def negative_of(
@@ -448,14 +448,16 @@ def _read_curve(kind, tp, fp, grid):
     return tp[at]/(tp[at]+fp[at])
 
 # %% ../nbs/api/12_evaluate.ipynb #b0080700
-def _band(s, kind, draws, seed):
+def _band(scores, kind, draws, seed):
     "Read a curve at 101 evenly spaced places with its 95 % band: x, y, lo, hi."
-    grid,lines = np.linspace(0, 1, 101),[]
-    for w in _weights(s.group, draws, seed):
-        tp,fp = _walk(w, s)
-        lines += [_read_curve(kind, *draw, grid) for draw in zip(tp.T, fp.T)]
-    return DataFrame(dict(x=grid, y=lines[0])).join(
-        _interval_ends(DataFrame(lines[1:]), s.group.max()+1))
+    grid = np.linspace(0, 1, 101)
+    curves = []
+    for weights in _weights(scores.group, draws, seed):
+        tp,fp = _walk(weights, scores)
+        curves += [_read_curve(kind, *rates, grid) for rates in zip(tp.T, fp.T)]
+    table,*drawn = curves # the first weights are 1: the table as it is
+    n_groups = scores.group.max()+1
+    return DataFrame(dict(x=grid, y=table)).join(_interval_ends(DataFrame(drawn), n_groups))
 
 # %% ../nbs/api/12_evaluate.ipynb #ed7dc60a
 def curve_band(

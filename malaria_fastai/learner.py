@@ -518,8 +518,8 @@ def _do_epoch(self:CNNLearner):
     self._do_epoch_train()
     self.check_losses()
     self._do_epoch_validate()
-    place = f'the validation after epoch {self.epoch}'
-    self.unseen = [(place, torch.tensor(loss)) for loss in self.recorder.log[2:3]]
+    self.unseen = [(f'the validation after epoch {self.epoch}', torch.tensor(loss))
+                   for loss in self.recorder.log[2:3]]
     self.check_losses()
 
 # %% ../nbs/api/09_learner.ipynb #6bc4e96d
@@ -806,11 +806,12 @@ def plot_metrics(self:Recorder,
     skip_end=0,     # Epochs to leave out at the end
     return_fig=True # A word of v1: the figure is always returned
 ):
-    "Plot each metric over the epochs."
+    "Plot each metric at the end of each epoch, over the batches."
     others = ['stage', 'epoch', 'train_loss', 'valid_loss', 'seconds']
-    table = self.to_frame().drop(columns=others, errors='ignore').set_axis(self.iters)
+    table = self.to_frame().drop(columns=others, errors='ignore') # before training there is no column
     if table.empty:
-        raise ValueError("no metrics were recorded: pass metrics= to cnn_learner")
+        raise ValueError("no metrics were recorded: pass metrics= to cnn_learner, and train")
+    table.index = self.iters # batches up to the end of each epoch
     return _draw_curves(self, table, skip_start, skip_end, marker='.')
 
 # %% ../nbs/api/09_learner.ipynb #01d337bd

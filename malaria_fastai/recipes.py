@@ -119,7 +119,7 @@ class Recipe:
 
     def __post_init__(self):
         try:
-            check_words(vars(self) | dict(pretrained=None))
+            check_words(vars(self) | dict(pretrained=None)) # the table has the command's word, here it is a bool
             if (self.activation == 'log_softmax') != (self.loss == 'nll'):
                 raise ValueError('the loss nll goes with log_softmax, and only with it')
             if self.average and self.best:

@@ -301,10 +301,9 @@ def _writing(self:SaveModelCallback, what):
     try: yield
     except OSError as error:
         last = f"The last good state is {self._name(self.done)}" if self.done else 'No state of this fit was written'
-        remedy = _REMEDIES.get(error.errno, _ELSEWHERE)
         raise StateNotWritten(
-            f"{what} could not be written ({error.strerror or error}). {last}. {remedy}, "
-            "and go on with start_epoch='last'") from error
+            f"{what} could not be written ({error.strerror or error}). {last}. "
+            f"{_REMEDIES.get(error.errno, _ELSEWHERE)}, and go on with start_epoch='last'") from error
 
 # %% ../nbs/api/10_resume.ipynb #dd63facb
 @patch

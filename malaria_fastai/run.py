@@ -584,8 +584,9 @@ def _unseen(learn, root, cells, known, name, positive):
         raise ValueError(f"every cell of {name} is of a patient, or is a picture, "
                          "that this network was trained on or tuned by")
     n = int(seen.sum())
-    print(f"{n:,} of {len(cells):,} cells are left out: the network was trained on, or "
-          "tuned by, their patient or their very picture.")
+    if n:
+        print(f"{n:,} of {len(cells):,} cells are left out: the network was trained on, or "
+              "tuned by, their patient or their very picture.")
     cells.attrs['left_out']['of patients or pictures in training or validation'] = n
     cells = cells[~seen].reset_index(drop=True)
     p = probabilities(learn, [root/path for path in cells.path], positive)

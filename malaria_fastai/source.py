@@ -23,7 +23,6 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-
 from unicodedata import normalize
 from urllib.parse import urlsplit
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock # torch brings it
 
-LONGEST = 'test_colab', 'test_site', 'test_export', 'test_resume'
+LONGEST = 'test_repo', 'test_colab', 'test_site', 'test_export', 'test_resume'
 
 def pytest_collection_modifyitems(items):
     """What uses the real cells is marked `real`; what is marked `real` is skipped, with the reason, where there are none. What

@@ -384,7 +384,7 @@ def test_skip_counts_and_names_them(tmp_path, capsys):
 def test_all_of_a_class_bad(tmp_path):
     tree(tmp_path, 'a/1.png', 'b/2.png')
     (tmp_path/'b/2.png').write_bytes(b'')
-    with pytest.raises(NoCells, match="only the class 'a'"): read(tmp_path, on_bad='skip')
+    with pytest.raises(NoCells, match=r"only the class 'a' \(left out: 1 bad\)"): read(tmp_path, on_bad='skip')
 
 def test_same_bytes_under_two_labels_are_bad_under_one_are_kept(tmp_path):
     tree(tmp_path, 'a/1.png', 'b/2.png')

@@ -459,7 +459,7 @@ def test_plot_metrics(learn, data):
     fig,df = learn.recorder.plot_metrics(),learn.recorder.to_frame()
     assert [o.get_ylabel() for o in fig.axes] == ['accuracy', 'error_rate'] and np.allclose(fig.axes[0].lines[-1].get_ydata(), df.accuracy)
     assert learn.recorder.plot_metrics(skip_start=1, skip_end=1).axes[0].lines[-1].get_xdata().tolist() == [6]
-    with pytest.raises(ValueError, match='no metrics'): new(data).recorder.plot_metrics()
+    with pytest.raises(ValueError, match='pass metrics= .* and train'): new(data).recorder.plot_metrics()
 
 def test_rate_finder(root, tmp_path, capsys):
     class Saver(Callback):

@@ -313,6 +313,14 @@ def test_another_set_has_a_block_of_its_own_without_known_patients(run, place, c
     assert examined == [Path('runs/a/on_sample')]
     assert {k: now[k] for k in then} == then
 
+def test_a_set_that_the_network_never_saw_is_judged_whole(run, place, capsys):
+    from malaria_fastai.cells import read_cells
+    root = place/'data'/'drawn-sample'
+    cells = read_cells(root, progress=False)
+    capsys.readouterr()
+    nothing_known = pd.read_csv(run/'split.csv').head(0)
+    judged = study._unseen(study.load_learner(run/'model'), root, cells.head(4), nothing_known, 'sample', 'Parasitized')
+    assert len(judged)==4 and 'left out' not in capsys.readouterr().out
 
 def test_another_set_of_other_classes_or_known_patients_is_refused(run, place, capsys, monkeypatch):
     from PIL import Image

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = [sys.executable, '-m', 'pytest']
 NBDEV_TEST = [shutil.which('nbdev-test', path=str(Path(sys.executable).parent)) or 'nbdev-test']
-PARALLEL = ['--ignore=tests/test_repo.py', '--numprocesses=2', '--dist=loadfile']
+PARALLEL = ['--numprocesses=2', '--dist=loadfile', '--no-loadscope-reorder'] # tests/conftest.py says what begins first
 LEFT_OUT = 'slow or real or browser'
 
 def slow_notebooks():
@@ -21,15 +21,14 @@ def slow_notebooks():
         if any(''.join(cell['source']).startswith('#| slow') for cell in cells): yield path
 
 def quick():
-    yield [*PYTEST, '-q', '-x', '--no-header', 'tests/test_repo.py']
+    yield [*PYTEST, '-m', f'not ({LEFT_OUT})', *PARALLEL]
     # tests/test_colab.py runs the tutorials; the home page trains for a minute, and so do two others
     yield [*NBDEV_TEST, 'nbs', '--n-workers', '2', '--timing', '--skip-folder-re', r'^([_.]|tutorials$)', '--skip-file-re', r'^(\.|_|index|trouble|01_your_own)']
-    yield [*PYTEST, '-m', f'not ({LEFT_OUT})', *PARALLEL]
 
 def rest():
     yield [*NBDEV_TEST, 'nbs', '--n-workers', '2', '--timing', '--skip-folder-re', r'^([_.]|api|extra|tutorials$)', '--file-re', r'^(index|trouble|01_your_own)']
     for path in slow_notebooks(): yield [*NBDEV_TEST, str(path), '--flags', 'slow', '--timing']
-    yield [*PYTEST, '-m', LEFT_OUT, *PARALLEL, '--no-loadscope-reorder'] # tests/conftest.py says what begins first
+    yield [*PYTEST, '-m', LEFT_OUT, *PARALLEL]
 
 def run(what):
     "The exit status of the first step that fails, or 0."
@@ -38,6 +37,7 @@ def run(what):
     # were three times slower so
     with tempfile.TemporaryDirectory(prefix='pictures-') as kept: # decoded pictures of tests do not stay in the user's cache
         environment = {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive', 'MALARIA_CACHE': kept, **os.environ, 'MALARIA_DATA': 'sample'}
+        environment.pop('PYTHONDONTWRITEBYTECODE', None) # hundreds of processes import the library: one compiles it
         for command in steps():
             status = subprocess.run(command, cwd=ROOT, env=environment).returncode
             if status: return status

@@ -215,8 +215,8 @@ def plot_comparison(
     "Accuracy and AUC of every recipe with 95 % intervals, the splits side by side."
     done = table[table.state == '']
     names = [*done.recipe.unique()][::-1]
-    size = 9, 1.74 + .34*len(names)
-    fig,axes = plt.subplots(1, 2, figsize=size, sharey=True, layout='constrained')
+    fig,axes = plt.subplots(1, 2, figsize=(9, 1.74 + .34*len(names)), sharey=True,
+                            layout='constrained')
     for ax,metric in zip(axes, ('accuracy', 'auc')):
         splits = done.groupby('split', sort=False)
         for i,((split,rows),(mark,color)) in enumerate(zip(splits, _MARKS)):
