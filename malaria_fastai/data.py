@@ -59,14 +59,26 @@ class _PictureFile:
         self.file = file
         with open(file, 'rb') as opened:
             self.table = np.load(opened)
-            self.pixels = np.asarray(np.memmap(opened, np.uint8, 'r', opened.tell()))
+            mapped = torch.from_file(str(file), size=os.path.getsize(file),
+                                     dtype=torch.uint8)
+            self.pixels = mapped[opened.tell():]
         self.ends = (3*self.table['height']*self.table['width']).cumsum()
         if self.ends[-1] != len(self.pixels):
             raise ValueError("not what was written")
 
     def __getitem__(self, i):
         *_,height,width = self.table[i].item()
-        return self.pixels[:self.ends[i]][-3*height*width:].reshape(height, width, 3)
+        # a copy: who paints in it does not paint in the file's
+        return self.pixels[:self.ends[i]][-3*height*width:].view(height, width, 3).clone().numpy()
+
+    def gather(self, rows):
+        "Pictures of one shape, each a row of bytes: copied by all cores, eight bytes at a time where that goes."
+        width = self.ends[0]
+        kind = torch.uint8 if width % 8 else torch.int64
+        to = torch.from_numpy(np.empty((len(rows), width), 'u1')) # large pages, unlike torch.empty
+        torch.index_select(self.pixels.view(-1, width).view(kind), 0,
+                           torch.from_numpy(rows), out=to.view(kind))
+        return to
 
     @staticmethod
     def write(file, keys, pictures):
@@ -130,8 +142,8 @@ class Pictures:
     )->torch.Tensor: # uint8 (n, height, width, 3)
         "Gather pictures of one shape into one tensor."
         if self.store and self.rule.one_shape:
-            return torch.from_numpy(self.store.pixels.reshape(-1, *self.rule.size, 3)[self.rows[idxs]])
-        pictures = map(self.__getitem__, idxs) if self.store else _map_ahead(self.decode, idxs, self.num_workers)
+            return self.store.gather(self.rows[idxs]).view(-1, *self.rule.size, 3)
+        pictures = _map_ahead(self.__getitem__, idxs, self.num_workers)
         if places is None: places = repeat((.5, .5))
         cut = [self.rule.crop(picture, *place) for picture,place in zip(pictures, places)]
         try: return torch.from_numpy(np.stack(cut))
@@ -301,8 +313,7 @@ def load(self:PictureLoader,
         x = part.pictures.batch(part.positions[mine], places)
         b = TensorImage(sent(x, self.device).permute(0, 3, 1, 2)),
         if part.labelled:
-            labels = part.targets[mine if self.shuffle else idxs]
-            b += TensorCategory(sent(labels, self.device)),
+            b += TensorCategory(sent(part.targets[mine if self.shuffle else idxs], self.device)),
         return transformed(b, self.after_batch)
 
 # %% ../nbs/api/06_data.ipynb #5e9ee6b6
@@ -426,8 +437,7 @@ def whole_numbers(labels):
 # %% ../nbs/api/06_data.ipynb #5b0b9f3d
 def _labelled(cells):
     "Cells sorted by path, a test part as it was given, each label the name of a class or None."
-    gone = {'path', 'label'} - {*cells}
-    _refuse_names(gone,
+    _refuse_names({'path', 'label'} - {*cells},
                   "the table of cells needs the columns path and label; {names} is missing")
     _refuse_names(cells.path[cells.path.duplicated()],
                   "{n} pictures are listed twice: {names}. Name each once")
@@ -445,8 +455,7 @@ def _with_parts(cells, valid_pct, seed):
         if not 0 < valid_pct < 1:
             raise ValueError(f"valid_pct is the share of validation pictures, in (0, 1), and not {valid_pct}")
         cells = cells.assign(split=cells.split.fillna(split_random(rest, valid_pct, seed=seed).split))
-    other = {*cells.split} - {'train', 'valid', 'test'}
-    _refuse_names(other,
+    _refuse_names({*cells.split} - {'train', 'valid', 'test'},
                   "split is 'train', 'valid' or 'test'; some cells have {names}")
     return cells
 
@@ -754,8 +763,8 @@ def from_lists(cls:ImageDataBunch,
     "Pictures from a list of names and a list of labels."
     cells = pictures_table(path, fnames, labels)
     if test is not None:
-        apart = _pictures_in(Path(path)/test, path)
-        cells = pd.concat([cells, pictures_table(path, apart, None, 'test')])
+        cells = pd.concat([
+            cells, pictures_table(path, _pictures_in(Path(path)/test, path), None, 'test')])
     return cls.from_cells(path, cells, valid_pct, seed, item_cls=item_cls, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #5f1e8f0d
@@ -876,9 +885,8 @@ def single_from_classes(cls:ImageDataBunch,
 def __repr__(self:ImageDataBunch):
     "v1's summary of the parts."
     path = f'\nPath: {self.path}'
-    test = '' if self.test_ds is None else path
     return (f'ImageDataBunch;\n\nTrain: {self.train_ds}{path};\n\nValid: {self.valid_ds}{path};\n\n'
-            f'Test: {self.test_ds}{test}')
+            f'Test: {self.test_ds}{path*(self.test_ds is not None)}')
 
 # %% ../nbs/api/06_data.ipynb #8f873897
 def show_grid(
@@ -921,8 +929,8 @@ def show_batch(self:ImageDataBunch,
     loader = self.dl(ds_type)
     idxs = loader.get_idxs()
     idxs = idxs[:1]*rows**2 if unique else idxs[:rows**2]
-    pictures = self.denormalize(loader.load(0, idxs)[0])
-    return show_grid(pictures, [*map(loader.dataset._label, idxs)],
+    return show_grid(self.denormalize(loader.load(0, idxs)[0]),
+                     [*map(loader.dataset._label, idxs)],
                      rows, figsize, self.drawn_note)
 
 # %% ../nbs/api/06_data.ipynb #f35b5e07

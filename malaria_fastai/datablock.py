@@ -223,8 +223,8 @@ def split_by_files(self:ImageList,
 )->ItemLists:
     "Split by file name."
     valid = {*valid_names}
-    names = map(os.path.basename, self.items)
-    _refuse_names(valid - {*names}, "{n} validation pictures are not in the list, for example {names}")
+    _refuse_names(valid - {*map(os.path.basename, self.items)},
+                  "{n} validation pictures are not in the list, for example {names}")
     return self.split_by_valid_func(lambda item: os.path.basename(item) in valid)
 
 # %% ../nbs/api/07_datablock.ipynb #79017d40

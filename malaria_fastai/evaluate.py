@@ -187,7 +187,7 @@ def _sorted_scores(y, p, group):
     """Whether each cell is truly positive (bool), its `p`, and the number of the patient (or cell) that a draw takes as
     a whole (-1 is never drawn), highest `p` first; and how many cells come before each new `p`, and all."""
     order = np.argsort(-p, kind='stable')
-    starts = np.unique(-p[order], return_index=True)[1]
+    _,starts = np.unique(-p[order], return_index=True)
     return _Scores(y[order], p[order], group[order], np.append(starts, len(p)))
 
 # %% ../nbs/api/12_evaluate.ipynb #5e3dc6d7

@@ -252,8 +252,8 @@ def pack(
                            about['positive'], risk, threshold)
     content = old.get('content')
     if data is not None:
-        cells = read_table(run/'split.csv')
-        content = vars(_fitted_content(data, cells, _keeps_patients(metrics['split']), n))
+        content = vars(_fitted_content(
+            data, read_table(run/'split.csv'), _keeps_patients(metrics['split']), n))
     facts = dict(
         format=_LAYOUT,
         notice='For learning and research. Not for diagnosis: never use it to decide about a patient.',

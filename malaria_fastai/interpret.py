@@ -183,9 +183,9 @@ def plot_top_losses(self:ClassificationInterpretation,
     if heatmap: note += f'\nheat map: what speaks for the {of} class'
     cols = math.ceil(len(table)**.5)
     size = figsize or (max(4.2, 2.3*cols), 2.6*math.ceil(len(table)/cols) + .6)
-    font = np.clip(4*size[0]/cols, 6, 12) # points: a title is about as wide as its picture
     fig = show_grid(self.learn.dls.denormalize(self._pictures(table.index)), titles, cols, size,
-                    f'{note}\n{self.learn.dls.drawn_note}'.strip(), font)
+                    f'{note}\n{self.learn.dls.drawn_note}'.strip(),
+                    np.clip(4*size[0]/cols, 6, 12)) # points: a title is about as wide as its picture
     fig.get_layout_engine().set(h_pad=.12) # inches
     if heatmap:
         for ax,cam in zip(fig.axes, self.grad_cam(table.index, of, min_map, views)):

@@ -503,8 +503,7 @@ def check_losses(self:CNNLearner):
 @patch
 def _do_grad_opt(self:CNNLearner):
     "As fastai's, where the loss is a number and the outputs can be read as probabilities."
-    lr = self.opt.hypers[-1]['lr']
-    place = f'epoch {self.epoch}, batch {self.iter}, at the rate {lr:.2g}'
+    place = f"epoch {self.epoch}, batch {self.iter}, at the rate {self.opt.hypers[-1]['lr']:.2g}"
     self.unseen.append((place, self.loss.detach()))
     if self.dls.device.type == 'cpu' or len(self.unseen) == 32: self.check_losses()
     if self.spec is None and self.train_iter == 0: # a head of one's own
@@ -1079,7 +1078,8 @@ def _suggested(lrs, losses, beta):
     smooth = np.convolve(each, np.ones(width)/width, 'valid')[first:] # each mean begins at its batch
     end = smooth[width:].argmin() + 1 # behind the lowest
     falls = smooth[:end] - smooth[width:width+end] # from one mean to the next, which shares no batch
-    noise = np.median(np.abs(np.diff(each[:first+end+2*width-1])))/.954*(2/width)**.5 # deviation of such a difference
+    # deviation of such a difference
+    noise = np.median(np.abs(np.diff(each[:first+end+2*width-1])))/.954*(2/width)**.5
     if falls.max() < 4*noise: return None
     begin = first + falls.argmax() # the running loss follows later
     steep = begin + (losses[begin:-width] - losses[begin+width:]).argmax() + width//2
@@ -1109,7 +1109,8 @@ def lr_find(self:CNNLearner,
     rec.clear()
     try:
         with self.no_bar(), self.no_logging(), self.removed_cbs(away), seeded(self.seed, 0):
-            self.fit(num_it, wd=wd, cbs=_Finder(start_lr, end_lr, num_it, stop_div)) # which ends after so many batches
+            # which ends after so many batches
+            self.fit(num_it, wd=wd, cbs=_Finder(start_lr, end_lr, num_it, stop_div))
         kept['found'] = rec.lrs,[*map(float, rec.losses)]
     finally: # weights, optimizer, stage and history are what they were before
         self.model.load_state_dict(weights)
@@ -1287,8 +1288,8 @@ class HalfPrecision(MixedPrecision):
         # tensor cores want channels last; an optimizer that has begun keeps its layout, and so do the weights
         if not getattr(self.opt, 'opt', self.opt).state: self.model.to(memory_format=torch.channels_last)
         # what the scaler asks of an optimizer: callbacks before the step, such as clipping, read unscaled gradients
-        last = self.ordered_cbs('before_step')[-1]
-        self._step_supports_amp_scaling = isinstance(self.opt, _FusedAdam) and last is self
+        is_last = self is self.ordered_cbs('before_step')[-1]
+        self._step_supports_amp_scaling = is_last and isinstance(self.opt, _FusedAdam)
 
     def before_step(self):
         self.skipped = True

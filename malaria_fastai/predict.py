@@ -410,8 +410,8 @@ def _own_network():
 def _over_views(ask):
     "The same, by the eight views: the logarithm of the mean probability stands for a logit."
     def answer(pixels):
-        sides = pixels,pixels[:, ::-1]
-        views = [np.rot90(side, k, (1, 2)).copy() for side in sides for k in range(4)]
+        views = [np.rot90(side, k, (1, 2)).copy()
+                 for side in (pixels, pixels[:, ::-1]) for k in range(4)]
         logits = np.stack([*map(ask, views)]).astype(float)
         return np.log(_softmax(logits).mean(0))
     return answer

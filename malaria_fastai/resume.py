@@ -79,7 +79,8 @@ def _read_state(file):
 # %% ../nbs/api/10_resume.ipynb #132c5a28
 def _plain(value, other=None):
     "The same in plain tensors, numbers, lists and dicts; what is none of these is refused, or given to `other`."
-    if isinstance(value, np.generic) or other and hasattr(value, 'tolist'): return value.tolist() # a setting is small
+    # a setting is small
+    if isinstance(value, np.generic) or other and hasattr(value, 'tolist'): return value.tolist()
     if isinstance(value, torch.Tensor):
         return value.detach().as_subclass(torch.Tensor).cpu()
     if isinstance(value, dict):
@@ -218,7 +219,8 @@ class SaveModelCallback(TrackerCallback):
         super().__init__(monitor, _by_name(mode, _BETTER, 'mode'))
         self.expected,self.every,self.stem,self.keep = learn,every,str(name),keep
         self.saves_state = self.looks_on = every != 'improvement'
-        self.order = 1000 if self.saves_state else 61 # the state comes last; the best model before an early stop (63)
+        # the state comes last; the best model before an early stop (63)
+        self.order = 1000 if self.saves_state else 61
 
     def __call__(self, event):
         "In a prediction and in the rate finder there is nothing to save."
@@ -373,7 +375,8 @@ def _state(self:SaveModelCallback, sha, stopped):
         stopped=stopped,
         stage=learn.stage, optimizer=learn.opt.state_dict(),
         scaler=scaler and scaler.state_dict(),
-        gradients=[p.grad if p.grad is None or p.grad.any() else torch.zeros(()) for p in params], # may wait for a step
+        # may wait for a step
+        gradients=[p.grad if p.grad is None or p.grad.any() else torch.zeros(()) for p in params],
         requires_grad=[p.requires_grad for p in params],
         recorder=attrdict(rec, *rec.kept) | dict(losses=[*map(float, rec.losses)]),
         smooth=attrdict(rec.smooth_loss, 'val', 'count'),

@@ -114,9 +114,9 @@ def recipe_data(
     cache=True         # As in `ImageDataBunch.from_cells`
 )->ImageDataBunch:
     "The batches of a recipe."
-    bs = min(recipe.bs, sum(cells.split == 'train'))
     return ImageDataBunch.from_cells(
-        root, cells, seed=seed, cache=cache, bs=bs, val_bs=128, size=recipe.size,
+        root, cells, seed=seed, cache=cache, size=recipe.size,
+        bs=min(recipe.bs, sum(cells.split == 'train')), val_bs=128,
         resize_method=ResizeMethod[recipe.resize],
         ds_tfms=get_transforms(**recipe.tfms),
         normalize=_NORMALIZE[recipe.stats])
@@ -407,8 +407,8 @@ def environment(
 def _both_ways(learn, dl, positive):
     "The p of the positive class of pictures as they are, and its mean over the eight views."
     with learn.no_bar(): *both,_ = learn.TTA(beta=None, dl=dl)
-    column = learn.dls.classes.index(positive)
-    return [probs[:, column].double().numpy() for probs in both]
+    return [probs[:, learn.dls.classes.index(positive)].double().numpy()
+            for probs in both]
 
 
 def _all_views(learn, preds, positive):
@@ -503,8 +503,8 @@ def train(
         with writer_first():
             learn,recipe = _ready(recipe, root, cells, seed, cache, pretrained, out)
         what |= dict(weights='ImageNet' if learn.pretrained else 'random')
-    pictures = Path(os.path.relpath(root, out)).as_posix()
-    run = _begin(out/'run.json', what, command=command, pictures=pictures)
+    run = _begin(out/'run.json', what, command=command,
+                 pictures=Path(os.path.relpath(root, out)).as_posix())
     if recipe.arch:
         with learn.distributed(): fit_recipe(learn, recipe, every, resume)
     if is_writer(): # the first of several processes judges and writes
@@ -643,8 +643,8 @@ def evaluate_run(
         with suppress(FileNotFoundError, shutil.SameFileError):
             shutil.copy(run/kept, folder)
     if name:
-        about = about_data(data, root, cells, positive)
-        _write_other(made, folder, name, about, cells, draws, command)
+        _write_other(made, folder, name, about_data(data, root, cells, positive),
+                     cells, draws, command)
     if root: _look_again(folder, learn, root, cells, positive, draws, look)
     examine_run(folder, draws)
     return folder
@@ -698,6 +698,5 @@ def start_notebook(
         n += 1
         folder = folder.with_name(f'{name}-{n}')
     folder.mkdir(parents=True, exist_ok=True)
-    lost = colab and not on_drive
-    print(f'Runs: {Path(runs, folder.name).as_posix()}{_LOST*lost}')
+    print(f'Runs: {Path(runs, folder.name).as_posix()}{_LOST*(colab and not on_drive)}')
     return source, full, folder

@@ -187,8 +187,7 @@ def draw_sample(
     mark = folder/_MARK
     about = json.dumps(dict(drawing=_DRAWING, seed=seed, note=DRAWN_NOTE))
     if mark.is_file():
-        whole = len([*folder.glob('*/*.png')]) >= 720
-        if whole and mark.read_text() == about: return folder
+        if len([*folder.glob('*/*.png')]) >= 720 and mark.read_text() == about: return folder
     elif any(folder.glob('[!.]*')):
         raise DataNotFound(f"{folder}: it holds other files. "
                            "Name an empty or a new folder for the drawn sample")

@@ -112,14 +112,13 @@ def _pools(cells, group, counts, parts):
     control = _is_control(cells.patient).groupby(group).all()
     has = (counts > 0).set_axis(counts.columns.astype(str), axis=1).sort_index(axis=1)
     kinds = control.map({True: 'control ', False: 'infected '}) + has.dot(has.columns + ' ')
-    few = kinds.map(kinds.value_counts()) < parts
-    return kinds.groupby(kinds.mask(few, 'few')).indices.values()
+    together = kinds.mask(kinds.map(kinds.value_counts()) < parts, 'few')
+    return kinds.groupby(together).indices.values()
 
 # %% ../nbs/api/04_split.ipynb #56044ccc
 def _part_sizes(n, shares):
     "Divide `n` groups by shares (train first); every part gets one if there are enough."
-    least = int(n >= len(shares))
-    sizes = [max(least, round(n*share)) for share in shares[1:]]
+    sizes = [max(int(n >= len(shares)), round(n*share)) for share in shares[1:]]
     while sum(sizes) >= n and max(sizes) > 1: sizes[sizes.index(max(sizes))] -= 1
     return [n-sum(sizes), *sizes]
 
@@ -128,7 +127,8 @@ def _best_draw(pools, shares, counts, seed):
     "Draw parts for groups many times; give the best draw: the part of each group, and how many labels are missing."
     rng = np.random.RandomState(seed)
     parts = np.arange(len(shares))
-    draws = np.zeros((500, len(counts)), dtype=int) # shares of cells come within a point of those wanted on the NIH set
+    # shares of cells come within a point of those wanted on the NIH set
+    draws = np.zeros((500, len(counts)), dtype=int)
     dealt = [np.repeat(parts, _part_sizes(len(pool), shares)) for pool in pools]
     for draw in draws:
         for pool,some in zip(pools, dealt): draw[rng.permutation(pool)] = some
@@ -155,15 +155,15 @@ def split_patient(
     shares = shares[shares > 0]
     group = _linked(cells)
     counts = pd.crosstab(group, cells.label)
-    pools = _pools(cells, group, counts, len(shares))
-    drawn,missing = _best_draw(pools, shares.to_numpy(), counts.to_numpy(), seed)
+    drawn,missing = _best_draw(_pools(cells, group, counts, len(shares)),
+                               shares.to_numpy(), counts.to_numpy(), seed)
     if len(counts) < len(shares) or missing:
         have = [f"{n} with {label}" for label,n in (counts > 0).sum().items()]
         raise SplitError(
             f"{len(counts)} patients ({', '.join(have)}) are too few to give every part cells of every label. "
             "Ask for fewer parts, or bring more patients")
-    part_of = dict(zip(counts.index, shares.index[drawn]))
-    return cells.assign(split=group.map(part_of).astype(object))
+    part_of = pd.Series(shares.index[drawn], counts.index, object)
+    return cells.assign(split=group.map(part_of))
 
 # %% ../nbs/api/04_split.ipynb #cd14ab96
 def _with_rest(cells, some, rest):

@@ -605,6 +605,18 @@ def test_two_processes_make_one_good_file(root, tmp_path):
     assert file.read_bytes() == alone.store.file.read_bytes()
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='limits the size of files as Linux does')
+@pytest.mark.parametrize('rule', [Resizing.of(16, ResizeMethod.SQUISH), Resizing.of((15, 17), ResizeMethod.PAD), Resizing.of(17), Resizing.of(None, ResizeMethod.NO)], ids=str)
+def test_decoded_once_or_anew_they_are_the_same(root, tmp_path, rule):
+    "Whatever the number of bytes of a picture; and who paints in one does not paint in the file, nor in the next batch."
+    files = sorted(root.rglob('*.png'))[:20]
+    anew,once = Pictures(files, rule),Pictures(files, rule, tmp_path)
+    idxs = [7] if rule.method == ResizeMethod.NO else [3, 19, 0, 3]
+    assert torch.equal(anew.batch(idxs), once.batch(idxs))
+    for i in range(20): assert np.array_equal(anew[i], once[i])
+    once[7][:] = 0
+    once.batch([7]).zero_()
+    assert np.array_equal(anew[7], once[7]) and np.array_equal(anew[7], Pictures(files, rule, tmp_path)[7])
+
 def test_a_disk_that_fills_up(root, tmp_path):
     said, = building(root, tmp_path/'c', 1, limit=200_000) # the file would have 740 kB
     assert 'No picture cache: File too large' in said and said.endswith('decoded 2\n')
