@@ -25,13 +25,13 @@ def _span(low, high, closed='both'):
     return pd.Interval(low, high, closed)
 
 
-_FROM_0,_FROM_1,_SHARE,_RATE = _span(0, math.inf), _span(1, math.inf), _span(0., 1.), _span(0., 10., 'right')
+_FROM_0,_FROM_1,_SHARE = _span(0, math.inf), _span(1, math.inf), _span(0., 1.)
 _FROZEN,_COLUMNS = 'nothing|early|body', 'accuracy|error_rate'
 _ALLOWED = dict( # Argument -> range, or pattern of words
     size=_span(8, 4096), size_first=_FROM_0, bs=_span(2, 65536), epochs=_FROM_0,
     finetune_epochs=_FROM_0,
-    patience=_FROM_0, cut=_FROM_1, lr=_RATE, finetune_lr=_RATE, wd=_SHARE,
-    average=_SHARE, parts=_SHARE,
+    patience=_FROM_0, cut=_FROM_1, wd=_SHARE, average=_SHARE, parts=_SHARE,
+    lr=_span(1e-8, 10.), finetune_lr=_span(0., 10., 'right'), # a hundredth of an allowed rate
     ps=_span(0., 1., 'left'), risk=_span(0., 1., 'neither'), threshold=_SHARE,
     seed=_span(0, 2**32 - 1),
     seeds=_FROM_1, limit=_span(10, math.inf), folds=_span(2, 1000), draws=_FROM_1,

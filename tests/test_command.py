@@ -100,7 +100,7 @@ def test_other_words_refuse_too(words, run, tmp_path, monkeypatch, capsys, nothi
 
 
 # What each argument allows, in words of this test: a value is refused exactly if it is outside
-INSIDE = dict(lr=lambda x: 0 < x <= 10, bs=lambda x: 2 <= x <= 65536, size=lambda x: 8 <= x <= 4096, epochs=lambda x: x >= 0, finetune_epochs=lambda x: x >= 0, seed=lambda x: 0 <= x < 2**32,
+INSIDE = dict(lr=lambda x: 1e-8 <= x <= 10, bs=lambda x: 2 <= x <= 65536, size=lambda x: 8 <= x <= 4096, epochs=lambda x: x >= 0, finetune_epochs=lambda x: x >= 0, seed=lambda x: 0 <= x < 2**32,
               limit=lambda x: x >= 10, draws=lambda x: x >= 1)
 
 
