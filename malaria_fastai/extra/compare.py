@@ -100,9 +100,9 @@ def _train_one(job, root, positive, until):
     if not recipe.arch: return colour_floor(root, cells, positive, seed=job.seed),{}
     data = recipe_data(recipe, root, cells, job.seed)
     learn = recipe_learner(recipe, data, path=folder, model_dir='states')
-    begun = (folder/'states').exists()
+    begun = (folder/'states').exists() # by a training that was cut off
     with learn.no_bar(), learn.no_logging():
-        fit_recipe(learn, recipe, 'epoch', begun, [_Budget(until)])
+        fit_recipe(learn, recipe, every='epoch', resume=begun, cbs=[_Budget(until)])
         preds = learn.predict_cells(cells[cells.split != 'train'], positive)
     seconds = learn.recorder.to_frame().seconds.median()
     return preds,dict(parameters=total_params(learn.model)[0], seconds_epoch=round(seconds, 1))
