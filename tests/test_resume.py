@@ -572,13 +572,13 @@ class Dice(Callback):
         self.learn.scaler.scale(torch.ones(1)) # it begins with its first use
     def state_dict(self): return dict(drawn=self.drawn)
     def load_state_dict(self, state): self.drawn = [tuple(draw) for draw in state['drawn']]
-    def before_train(self): self.drawn.append((random.random(), np.random.rand()))
+    def before_train(self): self.drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
     def after_epoch(self): self.learn.scaler.update(self.learn.scaler.get_scale()*3)
 
 def test_streams_and_the_gradient_scale_go_on(tmp_path, new):
     def seeded(folder):
         learn = new(folder)
-        random.seed(1), np.random.seed(1)
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
         return learn
     a,whole_run = seeded(tmp_path/'a'),Dice()
     fit(a, 0, whole_run)
