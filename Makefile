@@ -15,7 +15,7 @@ demo: .venv/ready ## train on drawn cells and write a report to runs/demo (no da
 	rm -rf runs/demo
 	$(BIN)/malaria-fastai train sample --arch resnet18 --size 64 --bs 16 --epochs 8 --finetune-epochs 0 --split patient --pretrained no --out runs/demo
 
-test: .venv/ready ## rules, api notebooks, quick tests and lesson 1 (under eight minutes)
+test: .venv/ready ## rules, api notebooks, quick tests and lesson 1 (seven to nine minutes)
 	@$(BIN)/python tools/run_tests.py quick
 
 test-rest: .venv/ready ## what make test leaves out: slow tests, every lesson, real cells, a browser
